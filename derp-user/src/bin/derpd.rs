@@ -1,0 +1,2 @@
+//! derpd.
+fn main() {}
