@@ -1,1 +1,3 @@
-//! derpd library.
+//! derpd: a DERP relay with an XDP data plane.
+
+pub mod proto;

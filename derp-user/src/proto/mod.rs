@@ -1,0 +1,3 @@
+//! The DERP wire protocol without I/O: bytes in, bytes out.
+
+pub mod keys;
