@@ -1,3 +1,4 @@
 //! derpd: a DERP relay with an XDP data plane.
 
 pub mod proto;
+pub mod relay;
