@@ -2,3 +2,4 @@
 
 pub mod metrics;
 pub mod proto;
+pub mod relay;
