@@ -1,7 +1,7 @@
 //! Reading and creating the small files that hold keys and certificates.
 
 use std::{
-    fs::{self, File, Permissions},
+    fs::{File, Permissions},
     io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
@@ -39,6 +39,8 @@ pub(crate) fn create_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
