@@ -1,6 +1,7 @@
 //! derpd: a DERP relay with an XDP data plane.
 
 mod files;
+pub mod http;
 pub mod metrics;
 pub mod proto;
 pub mod relay;
