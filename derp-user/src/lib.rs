@@ -5,4 +5,5 @@ pub mod http;
 pub mod metrics;
 pub mod proto;
 pub mod relay;
+pub mod server;
 pub mod tls;
