@@ -1,1 +1,3 @@
 //! derpd library.
+
+pub mod dataplane;
