@@ -33,9 +33,10 @@ impl Family {
 
 /// An IPv6 address, or an IPv4 address in its v4-mapped form (`::ffff:a.b.c.d`).
 ///
-/// Four words as they lie in memory, so that comparing, summing and XORing need no byte swap.
+/// Four words as they lie in memory, so that comparing, summing and XORing need no byte swap. Aligned
+/// because the compiler copies it eight bytes at a time, which a BPF stack only takes aligned.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-#[repr(transparent)]
+#[repr(C, align(8))]
 pub struct Address(pub [u32; 4]);
 
 /// The third word of a v4-mapped address.

@@ -25,5 +25,5 @@ no_padding!(Counter: u64, u64);
 unsafe impl Pod for Counter {}
 
 no_padding!(Address: [u32; 4]);
-// SAFETY: transparent over an array of integers; every bit pattern is valid.
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Address {}
