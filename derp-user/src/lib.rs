@@ -1,5 +1,6 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod dataplane;
 mod files;
 pub mod http;
 pub mod metrics;
