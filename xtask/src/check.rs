@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    ebpf,
+    ebpf, go,
     process::{self, CommandExt as _},
+    test,
     workspace::{self, HOST_PACKAGES},
 };
 
@@ -18,6 +19,7 @@ pub(crate) fn command() -> Result<()> {
     report.step("format", format);
     report.step("lints", host_lints);
     report.step("lints of the kernel program", kernel_lints);
+    report.step("lints of the Go tests", go_lints);
     report.step("licences and sources", licences);
     report.step("advisories", advisories);
     report.step("documentation", documentation);
@@ -91,6 +93,22 @@ fn kernel_lints() -> Result<Outcome> {
     }
 }
 
+fn go_lints() -> Result<Outcome> {
+    let module = workspace::interop_module();
+    if !module.exists() {
+        return Ok(Outcome::Skipped("no Go tests in this checkout".to_owned()));
+    }
+    if let Err(reason) = go::check_version() {
+        return Ok(Outcome::Skipped(format!("{reason:#}")));
+    }
+    let unformatted = process::command("gofmt").arg("-l").arg(&module).read()?;
+    if !unformatted.is_empty() {
+        bail!("not formatted by gofmt:\n{unformatted}");
+    }
+    go::command().current_dir(module).args(["vet", "./..."]).run()?;
+    Ok(Outcome::Done)
+}
+
 fn licences() -> Result<Outcome> {
     deny(&["bans", "licenses", "sources"])
 }
@@ -130,7 +148,8 @@ fn documentation() -> Result<Outcome> {
 }
 
 fn tests() -> Result<Outcome> {
-    cargo(&["test", "--locked"])
+    test::command(&[])?;
+    Ok(Outcome::Done)
 }
 
 fn cargo(arguments: &[&str]) -> Result<Outcome> {

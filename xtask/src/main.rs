@@ -2,7 +2,9 @@
 
 mod check;
 mod ebpf;
+mod go;
 mod process;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -14,6 +16,12 @@ use clap::Parser;
 enum Task {
     /// Build the kernel program, installing its toolchain first where that is missing
     BuildEbpf,
+    /// Run every test that this machine can run, and name each one skipped and why
+    Test {
+        /// Arguments of `cargo test`, such as `--package derp-common`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
     /// Everything that CI runs: format, lints, licences, documentation, tests
     Check,
 }
@@ -21,6 +29,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Task::parse() {
         Task::BuildEbpf => ebpf::command(),
+        Task::Test { arguments } => test::command(&arguments),
         Task::Check => check::command(),
     };
     match result {

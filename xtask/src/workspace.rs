@@ -32,6 +32,11 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(metadata.target_directory)
 }
 
+/// Returns the directory of the Go module that holds the tests with Tailscale's own clients.
+pub(crate) fn interop_module() -> PathBuf {
+    root().join("derp-user").join("tests").join("interop")
+}
+
 /// Returns the directory that pinned tools are installed into, kept across checkouts.
 pub(crate) fn tools_dir() -> Result<PathBuf> {
     let absolute = |name| {

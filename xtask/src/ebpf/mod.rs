@@ -1,6 +1,7 @@
 //! The kernel program: its toolchain and its build.
 
 mod apt;
+mod privilege;
 mod toolchain;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+pub(crate) use privilege::may_load;
 pub(crate) use toolchain::Toolchain;
 
 use crate::{process::CommandExt as _, workspace};
