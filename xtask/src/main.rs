@@ -1,5 +1,6 @@
 //! Developer tasks of derpd: `cargo xtask <command>`.
 
+mod bench;
 mod check;
 mod derp_map;
 mod ebpf;
@@ -30,6 +31,8 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Compare derpd with Tailscale's derper under the same load
+    Bench(bench::Options),
     /// Everything that CI runs: format, lints, licences, documentation, tests
     Check,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Run { flags } => run::command(&flags),
         Task::BuildEbpf => ebpf::command(),
         Task::Test { arguments } => test::command(&arguments),
+        Task::Bench(options) => bench::command(&options),
         Task::Check => check::command(),
     };
     match result {
