@@ -1,0 +1,7 @@
+package interop
+
+import (
+	_ "tailscale.com/derp/derphttp"
+	_ "tailscale.com/net/netcheck"
+	_ "tailscale.com/net/netmon"
+)
