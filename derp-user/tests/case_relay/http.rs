@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     peer::{Peer, Wire},
-    server::{Kind, Response, Server, kind, wait_until},
+    server::{Kind, Response, Server, kind, skip, wait_until},
 };
 
 fn https(server: &Server, method: &str, path: &str) -> Response {
@@ -90,11 +90,10 @@ fn case_62_the_plain_port_sends_browsers_to_https_and_refuses_the_rest() {
 #[test]
 fn case_73_connections_beyond_the_limit_are_closed_at_once() {
     if kind() == Kind::Derper {
-        println!("skipped: case 73: derper exits when it reaches this limit");
+        skip("case 73", "derper exits when it reaches this limit");
         return;
     }
-    let server =
-        Server::start_with(&["-accept-connection-limit=1", "-accept-connection-burst=2"]);
+    let server = Server::start_with(&["-accept-connection-limit=1", "-accept-connection-burst=2"]);
     let rejected = (0..10).filter(|_| try_connect(&server).is_none()).count();
     assert!(rejected > 0, "ten connections at once were all accepted");
     assert!(server.metric("tls_listener_rejected_connections") > 0.0);

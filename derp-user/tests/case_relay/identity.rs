@@ -1,10 +1,6 @@
 //! Certificates and keys (cases 66 to 68).
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    sync::Arc,
-};
+use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
 
 use rustls_pki_types::ServerName;
 

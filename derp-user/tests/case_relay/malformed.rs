@@ -138,9 +138,8 @@ fn random_frames() {
         let bytes = if round % 2 == 0 {
             random.bytes(3000)
         } else {
-            let mut frames: Vec<u8> = (0..5)
-                .flat_map(|_| send_packet(&bystander.key(), &random.bytes(200)))
-                .collect();
+            let mut frames: Vec<u8> =
+                (0..5).flat_map(|_| send_packet(&bystander.key(), &random.bytes(200))).collect();
             random.damage(&mut frames);
             frames
         };

@@ -8,10 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crypto_box::{
-    Nonce, PublicKey, SalsaBox, SecretKey,
-    aead::Aead,
-};
+use crypto_box::{Nonce, PublicKey, SalsaBox, SecretKey, aead::Aead};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
     SupportedProtocolVersion,
@@ -130,8 +127,8 @@ impl Wire {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
             .with_no_client_auth();
-        let connection = ClientConnection::new(Arc::new(config), name)
-            .expect("the configuration is complete");
+        let connection =
+            ClientConnection::new(Arc::new(config), name).expect("the configuration is complete");
         let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;

@@ -5,7 +5,7 @@
 
 use std::{
     env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -21,11 +21,6 @@ use tempfile::TempDir;
 
 /// How long a test waits for something that should happen at once, on a machine that may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Below the range the kernel takes client ports from.
-const TLS_PORT: u16 = 20443;
-const HTTP_PORT: u16 = 20080;
-const STUN_PORT: u16 = 23478;
 
 /// Whose behaviour to expect where derpd differs on purpose.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,7 +46,7 @@ pub(crate) fn kind() -> Kind {
 /// A running relay; killed when dropped.
 pub(crate) struct Server {
     process: Child,
-    address: Ipv4Addr,
+    place: Place,
     directory: Arc<TempDir>,
     log: Arc<Mutex<String>>,
 }
@@ -70,24 +65,33 @@ impl Server {
 
     /// Starts a relay on the files an earlier one left in `directory`.
     pub(crate) fn start_in(directory: Arc<TempDir>, flags: &[&str]) -> Self {
+        Self::start_at(Place::own_address, directory, flags)
+    }
+
+    /// Starts a relay at a place that `choose` finds; it is asked again if that place is taken.
+    pub(crate) fn start_at(
+        choose: impl Fn() -> Place,
+        directory: Arc<TempDir>,
+        flags: &[&str],
+    ) -> Self {
         for _ in 0..5 {
-            let mut server = Self::spawn(next_address(), Arc::clone(&directory), flags);
+            let mut server = Self::spawn(choose(), Arc::clone(&directory), flags);
             match server.wait_until_ready() {
                 Ok(()) => return server,
-                Err(reason) if reason.contains("address already in use") => {}
+                Err(reason) if reason.to_lowercase().contains("address already in use") => {}
                 Err(reason) => panic!("the relay did not start: {reason}"),
             }
         }
-        panic!("five loopback addresses in a row are in use");
+        panic!("five places in a row are taken");
     }
 
-    fn spawn(address: Ipv4Addr, directory: Arc<TempDir>, flags: &[&str]) -> Self {
+    fn spawn(place: Place, directory: Arc<TempDir>, flags: &[&str]) -> Self {
         let path = directory.path();
         let mut process = Command::new(binary())
-            .arg(format!("-a={address}:{TLS_PORT}"))
-            .arg(format!("-http-port={HTTP_PORT}"))
-            .arg(format!("-stun-port={STUN_PORT}"))
-            .arg(format!("-hostname={address}"))
+            .arg(format!("-a={}:{}", place.address, place.tls_port))
+            .arg(format!("-http-port={}", place.http_port))
+            .arg(format!("-stun-port={}", place.stun_port))
+            .arg(format!("-hostname={}", place.address))
             .arg("-certmode=manual")
             .arg(format!("-certdir={}", path.join("certs").display()))
             .arg(format!("-c={}", path.join("derper.key").display()))
@@ -109,7 +113,7 @@ impl Server {
                 }
             }
         });
-        Self { process, address, directory, log }
+        Self { process, place, directory, log }
     }
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
@@ -130,20 +134,20 @@ impl Server {
     }
 
     pub(crate) fn tls_address(&self) -> SocketAddr {
-        (self.address, TLS_PORT).into()
+        (self.place.address, self.place.tls_port).into()
     }
 
     pub(crate) fn http_address(&self) -> SocketAddr {
-        (self.address, HTTP_PORT).into()
+        (self.place.address, self.place.http_port).into()
     }
 
     pub(crate) fn stun_address(&self) -> SocketAddr {
-        (self.address, STUN_PORT).into()
+        (self.place.address, self.place.stun_port).into()
     }
 
     /// The address the certificate is made out to.
     pub(crate) fn ip(&self) -> IpAddr {
-        self.address.into()
+        self.place.address.into()
     }
 
     pub(crate) fn directory(&self) -> &Arc<TempDir> {
@@ -156,7 +160,7 @@ impl Server {
 
     /// The certificate file the relay made for itself.
     pub(crate) fn certificate_file(&self) -> PathBuf {
-        self.directory.path().join("certs").join(format!("{}.crt", self.address))
+        self.directory.path().join("certs").join(format!("{}.crt", self.place.address))
     }
 
     /// Everything logged so far.
@@ -220,8 +224,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.process.kill());
-        drop(self.process.wait());
+        self.process.kill().ok();
+        self.process.wait().ok();
         if thread::panicking() {
             eprintln!("log of the relay:\n{}", self.log());
         }
@@ -275,6 +279,11 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Says that a test did nothing, past the harness, which hides what a passing test prints.
+pub(crate) fn skip(what: &str, reason: &str) {
+    writeln!(io::stderr(), "skipped: {what}: {reason}").ok();
+}
+
 /// Writes a file the relay under test reads and returns its path as a flag value.
 pub(crate) fn write_file(directory: &Path, name: &str, text: &str) -> String {
     let path = directory.join(name);
@@ -282,10 +291,34 @@ pub(crate) fn write_file(directory: &Path, name: &str, text: &str) -> String {
     path.display().to_string()
 }
 
-/// A loopback address nobody else uses: made of this process's id and a counter, so that fixed
-/// ports can be used without a race between finding a free port and binding it.
-fn next_address() -> Ipv4Addr {
-    static COUNTER: AtomicU8 = AtomicU8::new(1);
-    let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, high | 0x80, low, COUNTER.fetch_add(1, Ordering::Relaxed))
+/// Where a relay listens.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    address: Ipv4Addr,
+    tls_port: u16,
+    http_port: u16,
+    stun_port: u16,
+}
+
+impl Place {
+    /// A loopback address nobody else uses, made of this process's id and a counter: with it fixed
+    /// ports can be used, without a race between finding free ones and binding them.
+    pub(crate) fn own_address() -> Self {
+        static COUNTER: AtomicU8 = AtomicU8::new(1);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, high | 0x80, low, COUNTER.fetch_add(1, Ordering::Relaxed));
+        Self::with_ports_from(address, 20_000)
+    }
+
+    /// The address that the name `localhost` stands for, with ports by chance.
+    pub(crate) fn localhost() -> Self {
+        let mut bytes = [0; 2];
+        getrandom::fill(&mut bytes).expect("the system has randomness");
+        Self::with_ports_from(Ipv4Addr::LOCALHOST, 10_000 + u16::from_ne_bytes(bytes) % 20_000)
+    }
+
+    /// Ports stay below the range the kernel takes client ports from.
+    fn with_ports_from(address: Ipv4Addr, first: u16) -> Self {
+        Self { address, tls_port: first, http_port: first + 1, stun_port: first + 2 }
+    }
 }
