@@ -2,6 +2,7 @@
 
 mod check;
 mod derp_map;
+mod e2e;
 mod ebpf;
 mod go;
 mod process;
@@ -30,6 +31,8 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Copy a file between two real Tailscale clients through the relay, in network namespaces
+    E2e(e2e::Options),
     /// Everything that CI runs: format, lints, licences, documentation, tests
     Check,
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Run { flags } => run::command(&flags),
         Task::BuildEbpf => ebpf::command(),
         Task::Test { arguments } => test::command(&arguments),
+        Task::E2e(options) => e2e::command(&options),
         Task::Check => check::command(),
     };
     match result {
