@@ -15,10 +15,10 @@ pub use arguments::{Invocation, parse};
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
-pub use options::{CertificateMode, Options, XdpMode};
+pub use options::{CertificateMode, Options};
 pub use resolve::{
-    AcceptLimit, Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshKeySource,
-    TcpSettings, TlsSettings,
+    Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshKeySource, TcpSettings,
+    TlsSettings,
 };
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use clap::{Parser, ValueEnum, builder::ValueParser};
 
 use super::GoDuration;
+use crate::dataplane::Mode;
 
 /// Where certificates come from; the words are derper's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -16,21 +17,6 @@ pub enum CertificateMode {
     LetsEncrypt,
     /// Google's ACME; only accepted where no certificate is needed.
     Gcp,
-}
-
-/// What `-xdp-mode` asks for.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
-#[value(rename_all = "lowercase")]
-pub enum XdpMode {
-    /// In the driver, or fail.
-    Native,
-    /// In the network stack, or fail.
-    Generic,
-    /// The best that works.
-    #[default]
-    Auto,
-    /// Not at all.
-    Off,
 }
 
 /// A DERP relay server for Tailscale and Headscale networks, with STUN answered in the kernel where it can be.
@@ -113,8 +99,8 @@ pub struct Options {
     pub xdp_interface: Vec<String>,
     /// How: `native` (in the driver) or `generic`, which fail where they are impossible; `auto` takes the best that
     /// works; `off` leaves STUN to userspace
-    #[arg(id = "xdp-mode", long, value_name = "MODE", value_enum, default_value = "auto", hide_possible_values = true, help_heading = KERNEL)]
-    pub xdp_mode: XdpMode,
+    #[arg(id = "xdp-mode", long, value_name = "MODE", default_value_t = Mode::Auto, help_heading = KERNEL)]
+    pub xdp_mode: Mode,
 
     /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
     #[arg(id = "log", long, value_name = "FILTER", help_heading = OTHER)]

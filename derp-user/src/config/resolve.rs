@@ -9,8 +9,12 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-use super::{CertificateMode, ConfigError, GoDuration, Options, XdpMode};
-use crate::http::Home;
+use super::{CertificateMode, ConfigError, GoDuration, Options};
+use crate::{
+    dataplane::Mode,
+    http::Home,
+    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH},
+};
 
 /// What the process finds around it; given, so that tests need no real environment.
 pub struct Environment<'a> {
@@ -54,7 +58,7 @@ pub struct Config {
     /// Interfaces on which the kernel answers STUN.
     pub xdp_interfaces: Vec<String>,
     /// How it should.
-    pub xdp_mode: XdpMode,
+    pub xdp_mode: Mode,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
@@ -148,15 +152,6 @@ pub struct TcpSettings {
     pub write_timeout: Option<Duration>,
 }
 
-/// A token bucket for new connections.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AcceptLimit {
-    /// Tokens per second.
-    pub per_second: f64,
-    /// Tokens at most.
-    pub burst: u64,
-}
-
 /// The texts of the debug access rule; the key is in a file of its own.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct DebugAccessSettings {
@@ -172,7 +167,6 @@ const TLS_PORT: u16 = 443;
 const DEV_LISTEN: ListenAddress = ListenAddress { ip: None, port: 3340 };
 const ROOT_KEY_PATH: &str = "/var/lib/derper/derper.key";
 const QUEUE_DEPTH_VARIABLE: &str = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH";
-const DEFAULT_QUEUE_DEPTH: usize = 32;
 const MAX_QUEUE_DEPTH: usize = 65536;
 /// Longest idle time that Linux accepts, in seconds (MAX_TCP_KEEPIDLE).
 const MAX_KEEPALIVE_SECONDS: u64 = 32767;

@@ -5,7 +5,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{key_file::*, *};
-use crate::http::Home;
+use crate::{http::Home, server::AcceptLimit};
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
     match parse(arguments.iter().map(OsString::from))? {
@@ -119,7 +119,10 @@ fn faults_are_one_sentence_that_names_the_flag() {
             "-accept-connection-limit \"NaN\": must be a number of connections per second, or +Inf",
         ),
         (&["-workers=0"], "-workers \"0\": must be a number from 1 to 1024"),
-        (&["-xdp-mode=fast"], "-xdp-mode \"fast\": must be one of native, generic, auto, off"),
+        (
+            &["-xdp-mode=fast"],
+            "-xdp-mode \"fast\": unknown XDP mode \"fast\": expected native, generic, auto or off",
+        ),
         (&["-certmode=none"], "-certmode \"none\": must be one of manual, letsencrypt, gcp"),
         (
             &["-verify-clients"],

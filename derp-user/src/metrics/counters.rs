@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::relay::packet::{DropReason, PacketKind};
+
 /// A number that only grows, with a single writer.
 ///
 /// The writer does a plain load and store instead of an atomic addition, which would cost a locked
@@ -23,81 +25,6 @@ impl Counter {
     /// The value now.
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What a relayed packet looks like from outside.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum PacketKind {
-    /// Starts like a Tailscale discovery message.
-    Disco,
-    /// Anything else: the clients' encrypted traffic.
-    Other,
-}
-
-impl PacketKind {
-    /// Every kind, in label order.
-    pub const ALL: [Self; 2] = [Self::Disco, Self::Other];
-
-    /// Value of the metric label `kind`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Disco => "disco",
-            Self::Other => "other",
-        }
-    }
-
-    const fn index(self) -> usize {
-        self as usize
-    }
-}
-
-/// Why a packet was not delivered.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum DropReason {
-    /// Nobody here or in the mesh has the destination key.
-    UnknownDestination,
-    /// A mesh peer forwarded it, but the destination is not connected here.
-    UnknownDestinationOnForward,
-    /// The destination disconnected before the packet could be written.
-    GoneDisconnected,
-    /// The oldest packet of a full queue made room for a newer one.
-    QueueHead,
-    /// The queue stayed full, so the new packet itself was dropped.
-    QueueTail,
-    /// Writing to the destination's socket failed.
-    WriteError,
-    /// The destination has several connections and none is active.
-    DuplicateClient,
-}
-
-impl DropReason {
-    /// Every reason, in label order.
-    pub const ALL: [Self; 7] = [
-        Self::UnknownDestination,
-        Self::UnknownDestinationOnForward,
-        Self::GoneDisconnected,
-        Self::QueueHead,
-        Self::QueueTail,
-        Self::WriteError,
-        Self::DuplicateClient,
-    ];
-
-    /// Value of the metric label `reason`, as derper spells it.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::UnknownDestination => "unknown_dest",
-            Self::UnknownDestinationOnForward => "unknown_dest_on_fwd",
-            Self::GoneDisconnected => "gone_disconnected",
-            Self::QueueHead => "queue_head",
-            Self::QueueTail => "queue_tail",
-            Self::WriteError => "write_error",
-            Self::DuplicateClient => "dup_client",
-        }
-    }
-
-    const fn index(self) -> usize {
-        self as usize
     }
 }
 

@@ -9,7 +9,7 @@ pub mod export;
 mod families;
 mod process;
 
-pub use counters::{
-    Counter, DropReason, FramesPerWrite, Gauges, PacketKind, Totals, WorkerCounters,
-};
+pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
 pub use export::{AttachedInterface, KernelCount, Report, StunTotals};
+
+pub use crate::relay::packet::{DropReason, PacketKind};

@@ -89,6 +89,31 @@ pub fn parse_header(bytes: &[u8]) -> Option<(u8, u32)> {
     Some((frame_type, u32::from_be_bytes([a, b, c, d])))
 }
 
+/// The whole frames, header included, that lie one behind the other in some bytes.
+#[derive(Clone, Debug)]
+pub struct Frames<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Frames<'a> {
+    /// The frames at the beginning of `bytes`; an incomplete one ends them.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (_, length) = parse_header(self.rest)?;
+        let end = HEADER_LENGTH.checked_add(usize::try_from(length).ok()?)?;
+        let (frame, rest) = self.rest.split_at_checked(end)?;
+        self.rest = rest;
+        Some(frame)
+    }
+}
+
 /// What a logged-in client did that ends its session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Violation {
@@ -231,6 +256,15 @@ mod tests {
         for byte in known {
             assert_eq!(FrameType::from_byte(byte).unwrap() as u8, byte);
         }
+    }
+
+    #[test]
+    fn frames_are_told_apart() {
+        let (ping, keep_alive) =
+            (frame(FrameType::Ping, &[b"12345678"]), frame(FrameType::KeepAlive, &[]));
+        let bytes = [&ping[..], &keep_alive, &ping[..12]].concat();
+        assert_eq!(Frames::of(&bytes).collect::<Vec<_>>(), [&ping[..], &keep_alive]);
+        assert_eq!(Frames::of(&[4, 0xff, 0xff, 0xff, 0xff]).next(), None);
     }
 
     #[test]

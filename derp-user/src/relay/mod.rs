@@ -5,6 +5,7 @@
 //! "key to active connection", fed by [`Effect::Route`].
 
 pub mod limit;
+pub mod packet;
 pub mod queue;
 mod roster;
 

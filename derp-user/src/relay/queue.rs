@@ -2,29 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::proto::{disco::looks_like_disco, frame::HEADER_LENGTH, keys::KEY_LENGTH};
-
-/// Which of the two queues a packet belongs to.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Kind {
-    /// Looks like path discovery.
-    Disco,
-    /// Anything else.
-    Other,
-}
-
-impl Kind {
-    /// Classifies a relayed packet.
-    pub fn of(packet: &[u8]) -> Self {
-        if looks_like_disco(packet) { Self::Disco } else { Self::Other }
-    }
-
-    /// Classifies the packet in a whole RecvPacket frame, and returns it.
-    pub fn of_frame(frame: &[u8]) -> (Self, &[u8]) {
-        let packet = frame.get(HEADER_LENGTH + KEY_LENGTH..).unwrap_or_default();
-        (Self::of(packet), packet)
-    }
-}
+use super::packet::{PacketKind, packet_of};
 
 /// RecvPacket frames that wait for one client. Disco has a queue of its own, so that bulk traffic
 /// never pushes it out. Order is kept within each.
@@ -43,9 +21,9 @@ impl SendQueue {
 
     /// Appends a copy of a frame and returns the frame that it pushed out, if its queue was full.
     pub fn push(&mut self, frame: &[u8]) -> Option<Box<[u8]>> {
-        let queue = match Kind::of_frame(frame).0 {
-            Kind::Disco => &mut self.disco,
-            Kind::Other => &mut self.other,
+        let queue = match packet_of(frame).0 {
+            PacketKind::Disco => &mut self.disco,
+            PacketKind::Other => &mut self.other,
         };
         let pushed_out = if queue.len() >= self.depth { queue.pop_front() } else { None };
         queue.push_back(frame.into());
@@ -61,6 +39,7 @@ impl SendQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::{frame::HEADER_LENGTH, keys::KEY_LENGTH};
 
     fn frame(number: u8, disco: bool) -> Vec<u8> {
         let mut frame = vec![number; HEADER_LENGTH + KEY_LENGTH + 70];

@@ -1,0 +1,102 @@
+//! `cargo xtask test`: every test that this machine can run, and why it could not run the others.
+
+mod tally;
+
+use std::{
+    io::{BufRead as _, BufReader, Read},
+    process::Stdio,
+    sync::mpsc,
+    thread,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    ebpf, go,
+    process::{self, CommandExt as _},
+    workspace,
+};
+use tally::Tally;
+
+/// Runs the tests; `arguments` go to `cargo test`.
+pub(crate) fn command(arguments: &[String]) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut tests = process::cargo();
+    tests.current_dir(workspace::root());
+    tests.args(["test", "--locked", "--no-fail-fast"]).args(arguments);
+    // Shows what passing tests print, which is where a test says that it skipped itself.
+    tests.args(["--", "--show-output"]);
+    match kernel_program()? {
+        // With everything there, a kernel test that skips itself would hide a fault.
+        Ok(()) => drop(tests.env("DERPD_REQUIRE_XDP", "1")),
+        Err(reason) => tally.skip(&format!("tests on the loaded kernel program: {reason}")),
+    }
+    compile_interop_tests()?;
+
+    let succeeded = stream(&mut tests, &mut tally)?;
+    print!("{tally}");
+    if !succeeded && tally.failed() == 0 {
+        bail!("`{}` failed before or between tests: see above", tests.describe());
+    }
+    if !succeeded {
+        bail!("{} of the tests failed", tally.failed());
+    }
+    Ok(())
+}
+
+/// Builds the kernel program for the tests; the inner error is why they cannot use it here.
+fn kernel_program() -> Result<Result<(), String>> {
+    let toolchain = match ebpf::Toolchain::find_or_install() {
+        Ok(toolchain) => toolchain,
+        Err(reason) => return Ok(Err(format!("{reason:#}"))),
+    };
+    ebpf::build(&toolchain)?;
+    Ok(ebpf::may_load())
+}
+
+/// The Rust tests start the Go ones. Compiling them first keeps those minutes out of a test.
+fn compile_interop_tests() -> Result<()> {
+    let module = workspace::interop_module();
+    if !module.join("go.mod").exists() || go::check_version().is_err() {
+        return Ok(());
+    }
+    go::command().current_dir(module).args(["test", "-count=1", "-run=^$", "./..."]).run()
+}
+
+/// Runs `tests`, showing and counting its output line by line. Returns whether it succeeded.
+fn stream(tests: &mut std::process::Command, tally: &mut Tally) -> Result<bool> {
+    eprintln!("+ {}", tests.describe());
+    let mut child = tests
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    let (sender, lines) = mpsc::channel();
+    let stdout = child.stdout.take().context("stdout was piped")?;
+    let stderr = child.stderr.take().context("stderr was piped")?;
+    let readers = [read_lines(stdout, sender.clone()), read_lines(stderr, sender)];
+    for line in lines {
+        if tally.line(&line) {
+            println!("{line}");
+        }
+    }
+    for reader in readers {
+        drop(reader.join());
+    }
+    Ok(child.wait().context("waiting for cargo")?.success())
+}
+
+fn read_lines(
+    from: impl Read + Send + 'static,
+    to: mpsc::Sender<String>,
+) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
+            let text = String::from_utf8_lossy(&line);
+            if to.send(text.trim_end_matches('\r').to_owned()).is_err() {
+                return;
+            }
+        }
+    })
+}
