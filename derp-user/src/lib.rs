@@ -1,3 +1,4 @@
 //! derpd library.
 
 pub mod dataplane;
+pub mod stun;
