@@ -8,4 +8,5 @@ pub mod metrics;
 pub mod proto;
 pub mod relay;
 pub mod server;
+pub mod stun;
 pub mod tls;
