@@ -175,7 +175,9 @@ impl Forger {
         let (algorithm, key, iv) = match &secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => panic!("a cipher suite that the test does not know"),
+            ConnectionTrafficSecrets::Chacha20Poly1305 { .. } | _ => {
+                panic!("a cipher suite that the test does not know")
+            }
         };
         let key = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).unwrap());
         Self { key, iv: iv.as_ref().try_into().unwrap(), sequence }
