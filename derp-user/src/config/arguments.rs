@@ -19,7 +19,7 @@ pub enum Invocation {
 }
 
 /// How similar an unknown flag must be to a known one to be suggested.
-const SIMILAR: f64 = 0.75;
+const SIMILAR: f64 = 0.6;
 
 /// Parses the arguments after the program's name.
 ///
@@ -29,11 +29,16 @@ const SIMILAR: f64 = 0.75;
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, UsageError> {
     let command = Options::command();
     let Some(normalised) = normalise(&command, arguments)? else {
-        return Ok(Invocation::Help(Options::command().render_help().to_string()));
+        return Ok(Invocation::Help(help()));
     };
     let matches = command.try_get_matches_from(normalised).map_err(|error| describe(&error))?;
     let options = Options::from_arg_matches(&matches).map_err(|error| describe(&error))?;
     Ok(Invocation::Run(Box::new(options)))
+}
+
+/// The help text, with flags as operators know them from derper: with one dash.
+fn help() -> String {
+    Options::command().render_help().to_string().replace("      --", "       -")
 }
 
 /// The arguments in the one form `--flag=value`, program name first; `None` if help is asked for.
@@ -109,7 +114,7 @@ fn nearest(command: &Command, name: &str) -> Option<String> {
     command
         .get_arguments()
         .map(|flag| flag.get_id().as_str())
-        .map(|candidate| (strsim::jaro_winkler(candidate, name), candidate))
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(candidate, name), candidate))
         .filter(|(similarity, _)| *similarity >= SIMILAR)
         .max_by(|(left, _), (right, _)| left.total_cmp(right))
         .map(|(_, candidate)| candidate.to_owned())

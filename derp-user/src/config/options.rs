@@ -20,17 +20,14 @@ pub enum CertificateMode {
 }
 
 /// A DERP relay server for Tailscale and Headscale networks, with STUN answered in the kernel where it can be.
-///
-/// Flags may be written with one dash or two, as `-flag value` or `-flag=value`; boolean flags need the `=` to be
-/// switched off (`-stun=false`). The names and meanings of derper's flags are kept.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd",
     disable_help_flag = true,
     disable_version_flag = true,
     args_override_self = true,
-    override_usage = "derpd [flags]",
-    max_term_width = 100,
+    override_usage = USAGE,
+    term_width = 100,
     after_help = ENVIRONMENT_HELP
 )]
 pub struct Options {
@@ -45,7 +42,7 @@ pub struct Options {
     #[arg(id = "stun", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
     pub stun: bool,
     /// UDP port of STUN
-    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", value_parser = clap::value_parser!(u16).range(1..), help_heading = LISTENING)]
+    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", help_heading = LISTENING)]
     pub stun_port: u16,
     /// Relay packets; if not, `/derp` answers that the server is disabled
     #[arg(id = "derp", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
@@ -115,6 +112,11 @@ const IDENTITY: &str = "Keys and certificates";
 const LIMITS: &str = "Limits";
 const KERNEL: &str = "Kernel data plane";
 const OTHER: &str = "Other";
+
+const USAGE: &str = "derpd [flags]
+
+Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
+with `=`. Names and meanings are derper's, where derper has the flag.";
 
 const ENVIRONMENT_HELP: &str = "\
 Environment:

@@ -185,6 +185,16 @@ impl Config {
         let listen = if options.dev { DEV_LISTEN } else { parse_listen(&options.a)? };
         let tls = tls_settings(&options, listen, environment)?;
         let key = key_source(&options, environment)?;
+        if let Some(interface) = options.xdp_interface.first()
+            && !options.stun
+            && options.xdp_mode != Mode::Off
+        {
+            return Err(ConfigError::Flag {
+                flag: "xdp-interface",
+                value: interface.clone(),
+                reason: "the kernel answers only STUN, which -stun=false switches off".to_owned(),
+            });
+        }
         Ok(Self {
             dev: options.dev,
             listen,

@@ -102,6 +102,7 @@ fn faults_are_one_sentence_that_names_the_flag() {
             ["-htp-port", "1"].as_slice(),
             "unknown flag -htp-port; did you mean -http-port? (derpd -help lists all flags)",
         ),
+        (&["-dve"], "unknown flag -dve; did you mean -dev? (derpd -help lists all flags)"),
         (&["-zzz"], "unknown flag -zzz (derpd -help lists all flags)"),
         (&["-a"], "-a needs a value"),
         (&["serve"], "unexpected argument \"serve\""),
@@ -109,7 +110,7 @@ fn faults_are_one_sentence_that_names_the_flag() {
         (&["--"], "unexpected argument \"--\""),
         (&["-http-port", "x"], "-http-port \"x\": invalid digit found in string"),
         (&["-http-port=70000"], "-http-port \"70000\": 70000 is not in -1..=65535"),
-        (&["-stun-port=0"], "-stun-port \"0\": 0 is not in 1..=65535"),
+        (&["-stun-port=65536"], "-stun-port \"65536\": 65536 is not in 0..=65535"),
         (
             &["-tcp-write-timeout", "5"],
             "-tcp-write-timeout \"5\": a duration needs a unit, as in 15s, 1h30m or 100ms",
@@ -157,14 +158,9 @@ fn help_lists_every_flag_and_variable() {
         let Invocation::Help(help) = parse([OsString::from(spelling)]).unwrap() else {
             panic!("no help")
         };
-        for word in [
-            "--a <",
-            "--c <",
-            "--xdp-interface <",
-            "--tcp-write-timeout <",
-            "2s",
-            "TS_ALLOW_DEBUG_IP",
-        ] {
+        for word in
+            ["-a <", "-c <", "-xdp-interface <", "-tcp-write-timeout <", "2s", "TS_ALLOW_DEBUG_IP"]
+        {
             assert!(help.contains(word), "{word} is missing from\n{help}");
         }
     }
@@ -305,6 +301,13 @@ fn environment_variables() {
     assert!(matches!(resolve(&["-a=:1", "-log", "a=b=c"]), Err(ConfigError::Flag { .. })));
     assert_eq!(resolve(&["-a=:1", "-log=warn"]).unwrap().log, "warn");
     assert_eq!(with("HOME", "/").unwrap().workers.get(), 3);
+}
+
+#[test]
+fn the_kernel_answers_nothing_but_stun() {
+    let without_stun = ["-a=:1", "-stun=false", "-xdp-interface=eth0"];
+    assert!(matches!(resolve(&without_stun), Err(ConfigError::Flag { flag: "xdp-interface", .. })));
+    assert!(resolve(&["-a=:1", "-stun=false", "-xdp-interface=eth0", "-xdp-mode=off"]).is_ok());
 }
 
 #[test]
