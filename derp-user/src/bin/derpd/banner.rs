@@ -28,14 +28,15 @@ pub(crate) fn log(facts: &Facts<'_>) {
         tracing::info!("derper: plain HTTP on port {} for probes and redirects", address.port());
     }
     if let Some(address) = facts.stun.first() {
-        tracing::info!("STUN server listening on port {}, {}", address.port(), data_plane(facts));
+        let address = listen.with_port(address.port());
+        tracing::info!("STUN server listening on {address}, {}", data_plane(facts));
     }
     if !config.derp_enabled {
         tracing::info!("derper: relaying is disabled (-derp=false)");
     }
-    tracing::info!("derper: {} workers; try: {}", config.workers, try_line(facts));
     let tls = if config.tls.is_some() { " with TLS" } else { "" };
     tracing::info!("derper: serving on {listen}{tls}");
+    tracing::info!("derper: {} workers; try: {}", config.workers, try_line(facts));
 }
 
 fn data_plane(facts: &Facts<'_>) -> String {

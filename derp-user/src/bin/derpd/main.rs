@@ -6,6 +6,7 @@ mod metrics;
 
 use std::{
     env, fs,
+    io::IsTerminal as _,
     net::TcpListener,
     num::NonZeroUsize,
     process::ExitCode,
@@ -72,6 +73,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(&config.log)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     tracing::info!("{}", version());
@@ -99,7 +101,11 @@ fn run(options: Options) -> anyhow::Result<()> {
     let mut xdp = attach_xdp(&config, stun_addresses.first().map(|address| address.port()))?;
     let watcher = xdp.as_mut().and_then(Xdp::take_watcher);
 
-    let statistics = Arc::new(Statistics::new(private_key.public(), config.workers));
+    let attachments = xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
+    let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
+
+    let public_key = private_key.public();
+    let statistics = Arc::new(Statistics::new(public_key, config.workers));
     let sources = Sources {
         statistics: Arc::clone(&statistics),
         stun: stun.as_ref().map(StunServer::counters),
@@ -107,19 +113,19 @@ fn run(options: Options) -> anyhow::Result<()> {
         tls: tls.is_some(),
         started: (SystemTime::now(), started),
     };
-    banner::log(&banner::Facts {
-        config: &config,
-        listen,
-        port80: port80.as_ref().and_then(|listener| listener.local_addr().ok()),
-        stun: &stun_addresses,
-        attachments: sources.xdp.as_ref().map(Xdp::attachments).unwrap_or_default(),
-        public_key: private_key.public(),
-    });
     let site = Arc::new(site(&config, mesh_key.is_some(), access, sources));
     let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site));
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
 
+    banner::log(&banner::Facts {
+        config: &config,
+        listen,
+        port80: port80_address,
+        stun: &stun_addresses,
+        attachments: &attachments,
+        public_key,
+    });
     runtime.block_on(control(port80, site, stun, watcher))?;
     // The process ends either way; a worker's failure at this point helps nobody.
     if let Err(error) = server.stop() {
