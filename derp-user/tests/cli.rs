@@ -1,6 +1,7 @@
 //! The binary from outside: what it says and how it exits when something is wrong, and what it leaves on disk.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead, BufReader, Read},
     net::{Ipv4Addr, TcpListener, UdpSocket},
@@ -23,7 +24,7 @@ const PUBLIC: &str = "nodekey:de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dad
 const HANG: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
 
-fn derpd(arguments: &[&str]) -> Command {
+fn derpd<T: AsRef<OsStr>>(arguments: &[T]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
     command.args(arguments).env_clear().stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -87,28 +88,19 @@ impl Place {
         text(&self.directory.path().join(name)).to_owned()
     }
 
-    fn arguments<'a>(&'a self, extra: &[&'a str]) -> Vec<&'a str> {
-        let key: &str = Box::leak(self.path("derper.key").into_boxed_str());
-        let mut arguments = vec!["-a", "127.0.0.1:0", "-stun-port", "0", "-c", key];
-        arguments.extend(extra);
-        arguments
+    fn arguments(&self, extra: &[&str]) -> Vec<String> {
+        let key = self.path("derper.key");
+        let basic = ["-a", "127.0.0.1:0", "-stun-port", "0", "-c", &key];
+        basic.iter().chain(extra).map(|argument| (*argument).to_owned()).collect()
     }
 
     /// The same over TLS for the host name 127.0.0.1, without a second listener.
-    fn tls_arguments<'a>(&'a self, extra: &[&'a str]) -> Vec<&'a str> {
-        let certificates: &str = Box::leak(self.path("certs").into_boxed_str());
-        let mut arguments = self.arguments(&[
-            "-certmode",
-            "manual",
-            "-certdir",
-            certificates,
-            "-hostname",
-            "127.0.0.1",
-            "-http-port",
-            "-1",
-        ]);
-        arguments.extend(extra);
-        arguments
+    fn tls_arguments(&self, extra: &[&str]) -> Vec<String> {
+        let directory = self.path("certs");
+        let tls =
+            ["-certmode=manual", "-certdir", &directory, "-hostname=127.0.0.1", "-http-port=-1"];
+        let extra: Vec<&str> = tls.iter().chain(extra).copied().collect();
+        self.arguments(&extra)
     }
 }
 
@@ -127,16 +119,17 @@ impl Relay {
         loop {
             let mut line = String::new();
             if log.read_line(&mut line).expect("text") == 0 {
-                panic!("derpd ended: {lines:?}");
+                panic!("derpd ended with {}: {lines:?}", wait(&mut child));
             }
             let serves = line.contains("derper: serving on ");
             lines.push(line.trim_end().to_owned());
             if serves {
-                // Whatever else it logs must not block it.
-                std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-                return Self { child, lines };
+                break;
             }
         }
+        // Whatever else it logs must not block it.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Self { child, lines }
     }
 
     fn has_line(&self, part: &str) -> bool {
@@ -356,10 +349,11 @@ fn an_interface_that_does_not_exist_is_named() {
 }
 
 /// A command that runs without privileges, if this machine lets us.
-fn unprivileged(place: &Place, arguments: &[&str]) -> Option<Command> {
+fn unprivileged<T: AsRef<OsStr>>(place: &Place, arguments: &[T]) -> Option<Command> {
     let mut command = derpd(arguments);
     if geteuid().is_root() {
-        fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o755))
+            .expect("our own directory");
         command.uid(NOBODY).gid(NOBODY);
         let started = derpd(&["-version"]).uid(NOBODY).gid(NOBODY).spawn();
         let Ok(mut probe) = started else {
