@@ -62,6 +62,7 @@ fn get(line: &str) -> (u16, HeaderMap, String) {
 }
 
 fn assert_browser_headers(headers: &HeaderMap) {
+    assert_eq!(headers.len(), headers.keys().count(), "no header appears twice");
     assert_eq!(headers["strict-transport-security"], "max-age=63072000; includeSubDomains");
     assert_eq!(headers["x-frame-options"], "DENY");
     assert_eq!(headers["x-content-type-options"], "nosniff");
@@ -245,7 +246,7 @@ fn debug_pages() {
     let (status, headers, _) = local("GET /debug");
     assert_eq!((status, headers["location"].to_str().unwrap()), (307, "/debug/"));
 
-    assert_eq!(local("GET /debug/check").2, "derp.Server ConsistencyCheck okay\n");
+    assert_eq!(local("GET /debug/check").2, "derp.Server ConsistencyCheck okay");
     let broken = Settings { check: Box::new(|| Err("1 key too many".to_owned())), ..settings() };
     let (status, _, body) = ask(broken, "GET /debug/check", &[], main_from(LOOPBACK));
     assert_eq!((status, body.as_str()), (500, "1 key too many\n"));
