@@ -1,5 +1,7 @@
 //! The attached program between two network namespaces, with real sockets on both sides.
 
+#[path = "support/client.rs"]
+mod client;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/kernel.rs"]
@@ -10,125 +12,19 @@ mod netns;
 mod packets;
 
 use std::{
-    io::ErrorKind,
-    net::{IpAddr, SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
 
 use derp_common::Family;
-use derp_user::dataplane::{AttachedMode, DataplaneError, Kernel, Mode, Xdp};
-use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use derp_user::dataplane::{AttachedMode, DataplaneError, Mode, Xdp};
 
 use crate::{
+    client::{BOTH, PATIENCE, ask, connect, environment, load},
     daemon::{Daemon, options},
-    netns::{
-        CLIENT_INTERFACE, CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, run_in,
-    },
-    packets::{STUN_PORT, attribute, message, success, tailscale_request, with_fingerprint},
+    netns::{CLIENT4, CLIENT6, SERVER_INTERFACE, SERVER4, SERVER6, run_in},
+    packets::{attribute, message, tailscale_request},
 };
-
-/// How long a test waits for what must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Two joined namespaces with a program on the client's end, which native XDP on veth needs to have its
-/// frames received. A program that nobody has configured passes everything.
-fn environment(test: &str) -> Option<(Namespaces, Kernel)> {
-    let mut client_end = kernel::load(test)?;
-    let namespaces = match Namespaces::create() {
-        Ok(namespaces) => namespaces,
-        Err(reason) => {
-            kernel::skip(test, &reason);
-            return None;
-        }
-    };
-    let client_end = run_in(&namespaces.client, move || {
-        client_end.attach(CLIENT_INTERFACE, AttachedMode::Native).expect("client's end");
-        client_end
-    });
-    Some((namespaces, client_end))
-}
-
-/// A client's socket, connected to the server.
-fn connect(from: &str, to: &str) -> UdpSocket {
-    let address = |ip: &str, port| SocketAddr::new(ip.parse::<IpAddr>().expect("address"), port);
-    let socket = UdpSocket::bind(address(from, 0)).expect("client socket");
-    socket.connect(address(to, STUN_PORT)).expect("connect");
-    socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    socket
-}
-
-fn transaction(number: u64) -> [u8; 12] {
-    let mut transaction = [0x5a; 12];
-    transaction[..8].copy_from_slice(&number.to_be_bytes());
-    transaction
-}
-
-/// The request of a Tailscale client with this transaction. (A bare one has to grow by 12 bytes, for
-/// which veth's frames often have no room; userspace then answers it.)
-fn request(number: u64) -> Vec<u8> {
-    let mut bare = message(0x0001, &[attribute(0x8022, b"tailnode")]);
-    bare[8..20].copy_from_slice(&transaction(number));
-    with_fingerprint(bare)
-}
-
-/// Sends one request and checks its answer.
-fn ask(socket: &UdpSocket, number: u64) {
-    socket.send(&request(number)).expect("send");
-    let mut buffer = [0; 100];
-    let length = socket.recv(&mut buffer).expect("an answer");
-    check(socket, &buffer[..length], number);
-}
-
-fn check(socket: &UdpSocket, answer: &[u8], number: u64) {
-    let local = socket.local_addr().expect("local address");
-    assert_eq!(answer, success(&transaction(number), local.ip(), local.port()));
-}
-
-/// Sends at a rate, both families in turn, and checks that every request is answered, in order.
-fn load(rate: u64, duration: Duration) -> u64 {
-    // More would overflow the 256 places of a veth queue when the machine is busy elsewhere.
-    const IN_FLIGHT: u64 = 128;
-    let sockets = [connect(CLIENT4, SERVER4), connect(CLIENT6, SERVER6)];
-    for socket in &sockets {
-        socket.set_nonblocking(true).expect("nonblocking");
-        setsockopt(socket, RcvBufForce, &(8 << 20)).expect("receive buffer");
-    }
-    let total = rate * duration.as_secs();
-    let start = Instant::now();
-    let (mut sent, mut answered, mut last_answer) = (0, [0, 0], Instant::now());
-    let mut buffer = [0; 100];
-    while answered.iter().sum::<u64>() < total {
-        let due = (start.elapsed().as_nanos() * u128::from(rate) / 1_000_000_000) as u64;
-        let received: u64 = answered.iter().sum();
-        while sent < due.min(total) && sent - received < IN_FLIGHT {
-            sockets[(sent % 2) as usize].send(&request(sent)).expect("send");
-            sent += 1;
-        }
-        for (index, socket) in sockets.iter().enumerate() {
-            loop {
-                match socket.recv(&mut buffer) {
-                    Ok(length) => {
-                        check(socket, &buffer[..length], answered[index] * 2 + index as u64);
-                        answered[index] += 1;
-                        last_answer = Instant::now();
-                    }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(error) => panic!("receive: {error}"),
-                }
-            }
-        }
-        assert!(
-            last_answer.elapsed() < PATIENCE,
-            "{sent} requests sent, {answered:?} answered, then nothing"
-        );
-        if sent >= due {
-            thread::sleep(Duration::from_micros(200));
-        }
-    }
-    println!("{total} requests in {:?}", start.elapsed());
-    total
-}
 
 fn every_request_is_answered_in_the_kernel(mode: Mode, expected: AttachedMode) {
     let test = format!("20,000 requests/s over veth, {mode}");
@@ -145,7 +41,7 @@ fn every_request_is_answered_in_the_kernel(mode: Mode, expected: AttachedMode) {
     let families = [Family::Ipv4, Family::Ipv6];
     let before = families.map(|family| daemon.answered_in_kernel(family));
     let (userspace, cpu) = (daemon.seen_in_userspace(), daemon.cpu_nanoseconds());
-    let total = run_in(&namespaces.client, || load(20_000, Duration::from_secs(5)));
+    let total = run_in(&namespaces.client, || load(20_000, Duration::from_secs(5), &BOTH));
     let after = families.map(|family| daemon.answered_in_kernel(family));
     let answered = [after[0] - before[0], after[1] - before[1]];
     assert_eq!(answered, [total / 2, total / 2], "each was answered in the kernel");
