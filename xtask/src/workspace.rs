@@ -64,7 +64,7 @@ pub(crate) fn pinned_tool(
     eprintln!("installing {name} {version} into {} ({why}); this takes minutes", tools.display());
     let mut install = process::cargo();
     install
-        .args(["install", "--quiet", "--locked", "--force", name, "--version", version, "--root"])
+        .args(["install", "--locked", "--force", name, "--version", version, "--root"])
         .arg(&tools);
     prepare(&mut install);
     install.run().with_context(|| {
