@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod derp_map;
+mod e2e;
 mod ebpf;
 mod go;
 mod process;
@@ -33,6 +34,8 @@ enum Task {
     },
     /// Compare derpd with Tailscale's derper under the same load
     Bench(bench::Options),
+    /// Copy a file between two real Tailscale clients through the relay, in network namespaces
+    E2e(e2e::Options),
     /// Everything that CI runs: format, lints, licences, documentation, tests
     Check,
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf => ebpf::command(),
         Task::Test { arguments } => test::command(&arguments),
         Task::Bench(options) => bench::command(&options),
+        Task::E2e(options) => e2e::command(&options),
         Task::Check => check::command(),
     };
     match result {
