@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     ebpf, go,
@@ -79,11 +79,18 @@ fn format() -> Result<Outcome> {
 
 /// Lints each package by itself: built together, one package's features hide another's mistakes.
 fn host_lints() -> Result<Outcome> {
-    for package in HOST_PACKAGES {
-        cargo(&["clippy", "--locked", "--package", package, "--all-targets", "--", "-Dwarnings"])?;
-    }
-    let user = ["--package", "derp-common", "--all-features", "--all-targets"];
-    cargo(&[&["clippy", "--locked"], &user[..], &["--", "-Dwarnings"]].concat())
+    let selections = HOST_PACKAGES
+        .map(|package| vec!["--package", package])
+        .into_iter()
+        .chain([vec!["--package", "derp-common", "--all-features"]]);
+    let results: Vec<_> = selections
+        .map(|selection| {
+            let clippy = [&["clippy", "--locked", "--all-targets"], &*selection];
+            cargo(&[&clippy.concat(), &["--", "-Dwarnings"][..]].concat())
+        })
+        .collect();
+    results.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(Outcome::Done)
 }
 
 fn kernel_lints() -> Result<Outcome> {
@@ -153,6 +160,6 @@ fn tests() -> Result<Outcome> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<Outcome> {
-    process::cargo().current_dir(workspace::root()).args(arguments).run().context("see above")?;
+    process::cargo().current_dir(workspace::root()).args(arguments).run()?;
     Ok(Outcome::Done)
 }

@@ -3,10 +3,8 @@
 mod tally;
 
 use std::{
-    io::{BufRead as _, BufReader, Read},
-    process::Stdio,
-    sync::mpsc,
-    thread,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -64,39 +62,20 @@ fn compile_interop_tests() -> Result<()> {
 }
 
 /// Runs `tests`, showing and counting its output line by line. Returns whether it succeeded.
-fn stream(tests: &mut std::process::Command, tally: &mut Tally) -> Result<bool> {
+fn stream(tests: &mut Command, tally: &mut Tally) -> Result<bool> {
     eprintln!("+ {}", tests.describe());
-    let mut child = tests
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("starting cargo")?;
-    let (sender, lines) = mpsc::channel();
-    let stdout = child.stdout.take().context("stdout was piped")?;
-    let stderr = child.stderr.take().context("stderr was piped")?;
-    let readers = [read_lines(stdout, sender.clone()), read_lines(stderr, sender)];
-    for line in lines {
-        if tally.line(&line) {
-            println!("{line}");
+    // One pipe for both streams keeps their lines in order.
+    let (output, writer) = std::io::pipe().context("making a pipe")?;
+    tests.stdin(Stdio::null()).stdout(writer.try_clone().context("sharing a pipe")?).stderr(writer);
+    let mut child = tests.spawn().context("starting cargo")?;
+    // The command still holds the writing end, and would keep the reading one from ending.
+    tests.stdout(Stdio::null()).stderr(Stdio::null());
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("reading the output of the tests")?;
+        let text = String::from_utf8_lossy(&line);
+        if tally.line(&text) {
+            println!("{text}");
         }
-    }
-    for reader in readers {
-        drop(reader.join());
     }
     Ok(child.wait().context("waiting for cargo")?.success())
-}
-
-fn read_lines(
-    from: impl Read + Send + 'static,
-    to: mpsc::Sender<String>,
-) -> thread::JoinHandle<()> {
-    thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&line);
-            if to.send(text.trim_end_matches('\r').to_owned()).is_err() {
-                return;
-            }
-        }
-    })
 }
