@@ -1,6 +1,8 @@
 //! Frame types, their legal lengths, and the rules by which a server reads them
 //! (reference sections 1.1 to 1.3).
 
+use std::ops::Range;
+
 use super::keys::{KEY_LENGTH, NodePublic};
 
 /// Bytes before every payload: type and length.
@@ -132,7 +134,7 @@ pub enum Violation {
 
 /// How a server goes on after a frame header from a logged-in client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Reading {
+enum Reading {
     /// Wait for the whole payload of this many bytes, then handle it.
     Whole(Expected, usize),
     /// Read and drop this many bytes: nothing that this server acts on.
@@ -157,11 +159,7 @@ pub enum Expected {
 }
 
 /// Judges a header from a client that has logged in, `trusted` if with the mesh key.
-///
-/// # Errors
-///
-/// The [`Violation`] that must close the connection.
-pub fn judge(type_byte: u8, length: u32, trusted: bool) -> Result<Reading, Violation> {
+fn judge(type_byte: u8, length: u32, trusted: bool) -> Result<Reading, Violation> {
     use FrameType as T;
     let Some(frame_type) = T::from_byte(type_byte) else { return Ok(Reading::Skip(length)) };
     let (expected, shortest, longest) = match frame_type {
@@ -190,6 +188,61 @@ pub fn judge(type_byte: u8, length: u32, trusted: bool) -> Result<Reading, Viola
     match usize::try_from(length) {
         Ok(whole) if (shortest..=longest).contains(&whole) => Ok(Reading::Whole(expected, whole)),
         Ok(_) | Err(_) => Err(Violation::Length { frame_type, length }),
+    }
+}
+
+/// Finds the frames in the bytes that a logged-in client sends, however they are cut into reads.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameReader {
+    trusted: bool,
+    /// Bytes still to come of a frame that nobody wants.
+    skip: u32,
+}
+
+/// What [`FrameReader::next`] found.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Found {
+    /// A whole frame; the range includes its header.
+    Frame(Expected, Range<usize>),
+    /// The header of a frame that the server does not act on. The next search begins here.
+    Unwanted(usize),
+    /// Nothing more: bytes from here on must be there again, with more behind them.
+    Incomplete(usize),
+}
+
+impl FrameReader {
+    /// A reader at the beginning of a frame; `trusted` if the client proved the mesh key.
+    pub fn new(trusted: bool) -> Self {
+        Self { trusted, skip: 0 }
+    }
+
+    /// Finds the next frame in `bytes` at or after `at`.
+    ///
+    /// # Errors
+    ///
+    /// The [`Violation`] that must close the connection.
+    pub fn next(&mut self, bytes: &[u8], at: usize) -> Result<Found, Violation> {
+        let available = u32::try_from(bytes.len().saturating_sub(at)).unwrap_or(u32::MAX);
+        let skipped = self.skip.min(available);
+        self.skip -= skipped;
+        let start = at + skipped as usize;
+        let Some((type_byte, length)) = bytes.get(start..).and_then(parse_header) else {
+            return Ok(Found::Incomplete(start));
+        };
+        Ok(match judge(type_byte, length, self.trusted)? {
+            Reading::Skip(length) => {
+                self.skip = length;
+                Found::Unwanted(start + HEADER_LENGTH)
+            }
+            Reading::Whole(expected, length) => {
+                let end = start + HEADER_LENGTH + length;
+                if bytes.len() < end {
+                    Found::Incomplete(start)
+                } else {
+                    Found::Frame(expected, start..end)
+                }
+            }
+        })
     }
 }
 
@@ -324,6 +377,53 @@ mod tests {
             if let Ok(Reading::Whole(_, whole)) = judge(type_byte, length, trusted) {
                 prop_assert!(whole <= MAX_FRAME_LENGTH);
             }
+        }
+
+        /// Frames are the same however the stream is cut, and little is ever kept.
+        #[test]
+        fn cuts_do_not_matter(
+            frames in proptest::collection::vec((0..24u8, 0..90u32), 0..20),
+            tail in proptest::collection::vec(any::<u8>(), 0..20),
+            cuts in proptest::collection::vec(1..50usize, 1..30),
+        ) {
+            let mut stream = Vec::new();
+            for (type_byte, length) in frames {
+                stream.push(type_byte);
+                stream.extend(length.to_be_bytes());
+                stream.extend(std::iter::repeat_n(type_byte, length as usize));
+            }
+            stream.extend(tail);
+            let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+                let (mut reader, mut kept, mut found) = (FrameReader::new(true), Vec::new(), Vec::new());
+                for piece in pieces {
+                    kept.extend_from_slice(piece);
+                    let mut at = 0;
+                    loop {
+                        match reader.next(&kept, at) {
+                            Ok(Found::Frame(_, range)) => {
+                                found.push(kept[range.clone()].to_vec());
+                                at = range.end;
+                            }
+                            Ok(Found::Unwanted(resume)) => at = resume,
+                            Ok(Found::Incomplete(from)) => {
+                                kept.drain(..from);
+                                break;
+                            }
+                            Err(violation) => return (found, Some(violation)),
+                        }
+                    }
+                    assert!(kept.len() < HEADER_LENGTH + MAX_FRAME_LENGTH);
+                }
+                (found, None)
+            };
+            let mut rest = &stream[..];
+            let mut sizes = cuts.iter().cycle();
+            let mut pieces = std::iter::from_fn(|| {
+                let (piece, others) = rest.split_at(rest.len().min(*sizes.next()?));
+                rest = others;
+                (!piece.is_empty()).then_some(piece)
+            });
+            prop_assert_eq!(read(&mut pieces), read(&mut std::iter::once(&stream[..])));
         }
 
         #[test]

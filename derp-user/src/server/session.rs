@@ -26,7 +26,7 @@ use super::{
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
     proto::{
-        frame::{self, Expected, HEADER_LENGTH, PING_DATA_LENGTH, Reading, Violation},
+        frame::{self, Expected, Found, FrameReader, HEADER_LENGTH, PING_DATA_LENGTH, Violation},
         keys::{KEY_LENGTH, NodePublic},
         message::{self, GoneReason},
     },
@@ -87,10 +87,9 @@ pub(super) struct Run {
 pub(super) struct Session {
     connection: Arc<Connection>,
     trusted: bool,
+    reader: FrameReader,
     /// Plaintext of an incomplete frame.
     partial: Vec<u8>,
-    /// Bytes still to come of a frame that nobody wants.
-    skip: u32,
     not_here: TokenBucket,
     /// Who has been introduced to whom: sender and receiving connection.
     introduced: HashSet<(NodePublic, ConnectionId)>,
@@ -102,8 +101,8 @@ impl Session {
         Self {
             connection,
             trusted,
+            reader: FrameReader::new(trusted),
             partial: early,
-            skip: 0,
             not_here: TokenBucket::new(NOT_HERE_PER_SECOND, NOT_HERE_BURST, Instant::now()),
             introduced: HashSet::new(),
         }
@@ -253,28 +252,18 @@ impl Quantum<'_> {
     fn handle_frames(&mut self, plain: &mut [u8]) -> Result<usize, Violation> {
         let mut at = 0;
         loop {
-            let available = plain.len() - at;
-            let skipped = usize::try_from(self.session.skip).unwrap_or(available).min(available);
-            self.session.skip -= skipped as u32;
-            at += skipped;
-            let Some((type_byte, length)) = frame::parse_header(&plain[at..]) else {
-                return Ok(at);
-            };
-            self.note_activity();
-            match frame::judge(type_byte, length, self.session.trusted)? {
-                Reading::Skip(length) => {
+            match self.session.reader.next(plain, at)? {
+                Found::Frame(expected, range) => {
+                    self.note_activity();
+                    at = range.end;
+                    self.handle(expected, plain, range);
+                }
+                Found::Unwanted(resume) => {
+                    self.note_activity();
                     self.counters().unknown_frames.increment();
-                    self.session.skip = length;
-                    at += HEADER_LENGTH;
+                    at = resume;
                 }
-                Reading::Whole(expected, length) => {
-                    let end = at + HEADER_LENGTH + length;
-                    if plain.len() < end {
-                        return Ok(at);
-                    }
-                    self.handle(expected, plain, at..end);
-                    at = end;
-                }
+                Found::Incomplete(from) => return Ok(from),
             }
         }
     }

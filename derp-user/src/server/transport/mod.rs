@@ -96,13 +96,20 @@ pub(super) struct Tls {
     /// while a handshake message is split over records: every call must see these bytes.
     incomplete: Vec<u8>,
     peer_closed: bool,
+    /// After an error the session is left alone: it may remember positions in bytes that are gone.
+    failed: bool,
 }
 
 impl Transport {
     /// A transport that waits for a TLS ClientHello.
     pub(super) fn tls(config: Arc<ServerConfig>) -> Result<Self, TransportError> {
         let session = UnbufferedServerConnection::new(config)?;
-        Ok(Self::Tls(Box::new(Tls { session, incomplete: Vec::new(), peer_closed: false })))
+        Ok(Self::Tls(Box::new(Tls {
+            session,
+            incomplete: Vec::new(),
+            peer_closed: false,
+            failed: false,
+        })))
     }
 
     /// Ciphertext bytes kept from earlier reads. They must stand before the new ones in
@@ -150,6 +157,9 @@ impl Transport {
     /// Appends the farewell that tells the peer that this end of stream is no accident.
     pub(super) fn close(&mut self, outgoing: &mut Outgoing) {
         let Self::Tls(tls) = self else { return };
+        if tls.failed {
+            return;
+        }
         let status = tls.session.process_tls_records(&mut tls.incomplete);
         if let Ok(ConnectionState::WriteTraffic(mut traffic)) = status.state
             && let Ok(written) = traffic.queue_close_notify(outgoing.room(RECORD_OVERHEAD))
@@ -166,6 +176,9 @@ impl Tls {
         plain: &mut Vec<u8>,
         outgoing: &mut Outgoing,
     ) -> Result<Phase, TransportError> {
+        if self.failed {
+            return Err(TransportError::NotEstablished);
+        }
         let mut consumed = 0;
         let phase = loop {
             let UnbufferedStatus { discard, state } =
@@ -195,6 +208,7 @@ impl Tls {
                 Ok(ConnectionState::WriteTraffic(_)) => Some(Phase::Established),
                 Ok(_) => Some(Phase::Ended),
                 Err(error) => {
+                    self.failed = true;
                     self.take_alert(&mut received[consumed + discard..], outgoing);
                     return Err(error.into());
                 }
@@ -209,6 +223,9 @@ impl Tls {
     }
 
     fn send(&mut self, plain: &[u8], outgoing: &mut Outgoing) -> Result<(), TransportError> {
+        if self.failed {
+            return Err(TransportError::NotEstablished);
+        }
         loop {
             match self.session.process_tls_records(&mut self.incomplete).state? {
                 ConnectionState::WriteTraffic(mut traffic) => {
@@ -245,6 +262,7 @@ impl Tls {
     /// Keeps the bytes that are no whole record; an idle connection keeps no memory for them.
     fn keep(&mut self, rest: &[u8]) -> Result<(), TransportError> {
         if rest.len() > MAX_INCOMPLETE {
+            self.failed = true;
             return Err(TransportError::TooLong);
         }
         if rest.is_empty() {
@@ -256,3 +274,6 @@ impl Tls {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
