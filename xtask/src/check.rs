@@ -74,7 +74,10 @@ fn clock(elapsed: Duration) -> String {
 }
 
 fn format() -> Result<Outcome> {
-    cargo(&["fmt", "--all", "--check"])
+    cargo(&["fmt", "--all", "--check"])?;
+    let mut fmt = process::cargo();
+    fmt.current_dir(workspace::ts_derp_client()).args(["fmt", "--check"]).run()?;
+    Ok(Outcome::Done)
 }
 
 /// Lints each package by itself: built together, one package's features hide another's mistakes.

@@ -30,6 +30,7 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
         Err(reason) => tally.skip(&format!("tests on the loaded kernel program: {reason}")),
     }
     compile_interop_tests()?;
+    compile_ts_derp_client()?;
 
     let succeeded = stream(&mut tests, &mut tally)?;
     print!("{tally}");
@@ -60,6 +61,22 @@ fn compile_interop_tests() -> Result<()> {
         return Ok(());
     }
     go::command().current_dir(module).args(["test", "-count=1", "-run=^$", "./..."]).run()
+}
+
+/// Likewise the client made of another project's crates, a workspace of its own.
+fn compile_ts_derp_client() -> Result<()> {
+    let directory = workspace::ts_derp_client();
+    let cargo = |subcommand: &[&str]| {
+        let mut command = process::cargo();
+        command.current_dir(&directory).args(subcommand).arg("--locked");
+        command
+    };
+    if cargo(&["fetch"]).read().is_err() {
+        return Ok(());
+    }
+    // The directory that cargo gives to integration tests (`CARGO_TARGET_TMPDIR`).
+    let target = workspace::target_dir()?.join("tmp").join("ts_derp_client");
+    cargo(&["build"]).arg("--target-dir").arg(target).run()
 }
 
 /// Runs `tests`, showing and counting its output line by line. Returns whether it succeeded.

@@ -81,8 +81,12 @@ impl Tally {
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f)?;
-        for skip in &self.skips {
-            writeln!(f, "{skip}")?;
+        let mut shown = HashSet::new();
+        for skip in self.skips.iter().filter(|skip| shown.insert(*skip)) {
+            match self.skips.iter().filter(|other| *other == skip).count() {
+                1 => writeln!(f, "{skip}")?,
+                times => writeln!(f, "{skip} ({times} times)")?,
+            }
         }
         let skipped_tests = self.skipped_tests.len() + self.nameless_skips;
         let passed = self.reported_passed.saturating_sub(skipped_tests as u64);
@@ -155,8 +159,13 @@ mod tests {
             "running 2 tests\ntest a ... skipped: a: printed past the harness\nok\ntest b ... ok\n\n\
              test result: ok. 2 passed; 0 failed; 0 ignored\n",
         );
-        tally.skip("kernel tests: no toolchain");
-        assert!(tally.to_string().ends_with("1 passed, 0 failed, 2 skipped\n"), "{tally}");
+        for _ in 0..2 {
+            tally.skip("kernel tests: no toolchain");
+        }
+        let expected = "\nskipped: a: printed past the harness\n\
+                        skipped: kernel tests: no toolchain (2 times)\n\
+                        1 passed, 0 failed, 3 skipped\n";
+        assert_eq!(tally.to_string(), expected);
     }
 
     #[test]
