@@ -39,15 +39,18 @@ pub(crate) fn command(given: &[String]) -> Result<()> {
     let target = workspace::target_dir()?;
     let directory = target.join("dev-relay");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    let wanted = !given.iter().any(|flag| name_of(flag) == "stun" && flag.ends_with("=false"));
+    let stun = wanted && (is_given(given, "stun-port") || stun_port_is_free());
+    if wanted && !stun {
+        println!("no STUN: UDP port {STUN_PORT} is in use; `-- -stun-port=3479` takes another");
+    }
     let relay = Relay {
         address: own_address(),
         directory,
-        stun: stun_port_is_free() || is_given(given, "stun-port"),
-        interface: default_interface().filter(|_| kernel),
+        stun,
+        // The kernel program answers STUN only.
+        interface: default_interface().filter(|_| kernel && stun),
     };
-    if !relay.stun {
-        println!("no STUN: UDP port {STUN_PORT} is in use; `-- -stun-port=3479` takes another");
-    }
     let mut daemon = process::command(target.join("release").join("derpd"));
     daemon.args(relay.flags(given)).args(given);
     relay.run(&mut daemon, given)
