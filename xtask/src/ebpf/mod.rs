@@ -12,7 +12,6 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use privilege::may_load;
 pub(crate) use toolchain::Toolchain;
 
 use crate::{process::CommandExt as _, workspace};
@@ -38,6 +37,15 @@ pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let object = target.join("ebpf").join("derp-ebpf.o");
     copy_if_changed(&build.join(TARGET).join("release").join(PACKAGE), &object)?;
     Ok(object)
+}
+
+/// Builds the kernel program where that is possible; the inner error is why this process could not
+/// use it. A program that does not compile is an outer error.
+pub(crate) fn build_if_possible() -> Result<Result<(), String>> {
+    match Toolchain::find_or_install() {
+        Ok(toolchain) => build(&toolchain).map(|_| privilege::may_load()),
+        Err(reason) => Ok(Err(format!("{reason:#}"))),
+    }
 }
 
 /// Lints the kernel program for its own target. Needs the toolchain's clippy.

@@ -24,7 +24,7 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
     tests.args(["test", "--locked", "--no-fail-fast"]).args(arguments);
     // Shows what passing tests print, which is where a test says that it skipped itself.
     tests.args(["--", "--show-output"]);
-    match kernel_program()? {
+    match ebpf::build_if_possible()? {
         // With everything there, a kernel test that skips itself would hide a fault.
         Ok(()) => drop(tests.env("DERPD_REQUIRE_XDP", "1")),
         Err(reason) => tally.skip(&format!("tests on the loaded kernel program: {reason}")),
@@ -41,16 +41,6 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
         bail!("{} of the tests failed", tally.failed());
     }
     Ok(())
-}
-
-/// Builds the kernel program for the tests; the inner error is why they cannot use it here.
-fn kernel_program() -> Result<Result<(), String>> {
-    let toolchain = match ebpf::Toolchain::find_or_install() {
-        Ok(toolchain) => toolchain,
-        Err(reason) => return Ok(Err(format!("{reason:#}"))),
-    };
-    ebpf::build(&toolchain)?;
-    Ok(ebpf::may_load())
 }
 
 /// The Rust tests start the Go ones. Compiling them first keeps those minutes out of a test.
