@@ -1,2 +1,32 @@
 //! Packet code and map layouts shared by the kernel program and the daemon.
+//!
+//! Everything that decides about a packet lives here, generic over [`Packet`] and [`Host`], so that the
+//! XDP program, the userspace data plane, the unit tests and the fuzzer run the same lines. The crate
+//! allocates nothing, has no clock and reads a packet only in small words: copies of whole headers
+//! would overrun the 512 bytes of stack a kernel program has.
+//!
+//! [`answer`] is the entry point: one frame in, one [`Decision`] out. Everything is validated before
+//! anything is written, so a frame that is passed up the stack is passed up untouched.
 #![cfg_attr(not(test), no_std)]
+
+pub mod address;
+pub mod answer;
+pub mod checksum;
+pub mod eth;
+pub mod ip;
+pub mod maps;
+pub mod packet;
+#[cfg(feature = "user")]
+mod pod;
+pub mod reason;
+pub mod settings;
+pub mod stun;
+pub mod udp;
+
+pub use crate::{
+    address::{Address, AddressKind, Family},
+    answer::{Decision, Host, answer},
+    packet::{Packet, SlicePacket},
+    reason::{Reason, Verdict},
+    settings::{Interface, Settings},
+};

@@ -1,1 +1,36 @@
-fn main() {}
+//! The XDP program of derpd: gives `derp_common::answer` a packet and the maps, counts, and turns the
+//! verdict into an XDP action. No protocol decision is taken here.
+#![no_std]
+#![no_main]
+
+mod context;
+mod maps;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use derp_common::{Packet as _, Verdict, answer};
+
+use crate::{context::XdpPacket, maps::KernelHost};
+
+/// Answers STUN requests to this host; everything else goes up the stack untouched.
+#[xdp]
+fn derpd_xdp(context: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(&context);
+    let decision = answer(&mut packet, &KernelHost::new(&context));
+    maps::count(decision, packet.len());
+    match decision.reason.verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Transmit => xdp_action::XDP_TX,
+        Verdict::Aborted => xdp_action::XDP_ABORTED,
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Helpers under the GPL are only lent to programs that declare a compatible licence.
+#[expect(unsafe_code, reason = "the kernel looks for this symbol in this section")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

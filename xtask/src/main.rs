@@ -1,5 +1,6 @@
 //! Developer tasks of derpd: `cargo xtask <command>`.
 
+mod bench;
 mod check;
 mod derp_map;
 mod e2e;
@@ -31,6 +32,8 @@ enum Task {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Compare derpd with Tailscale's derper under the same load
+    Bench(bench::Options),
     /// Copy a file between two real Tailscale clients through the relay, in network namespaces
     E2e(e2e::Options),
     /// Everything that CI runs: format, lints, licences, documentation, tests
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Run { flags } => run::command(&flags),
         Task::BuildEbpf => ebpf::command(),
         Task::Test { arguments } => test::command(&arguments),
+        Task::Bench(options) => bench::command(&options),
         Task::E2e(options) => e2e::command(&options),
         Task::Check => check::command(),
     };

@@ -1,0 +1,72 @@
+//! IPv6 (RFC 8200).
+
+use super::{HOP_LIMIT, Ip};
+use crate::{
+    address::{Address, Family},
+    eth,
+    packet::Packet,
+    reason::Reason,
+    udp,
+};
+
+/// An IPv6 header without extension headers.
+#[derive(Clone, Copy, Debug)]
+pub struct Ipv6;
+
+const VERSION: usize = eth::LEN;
+const PAYLOAD_LENGTH: usize = eth::LEN + 4;
+const NEXT_HEADER: usize = eth::LEN + 6;
+const SOURCE: usize = eth::LEN + 8;
+const DESTINATION: usize = eth::LEN + 24;
+
+#[inline(always)]
+fn address<P: Packet>(packet: &P, at: usize) -> Option<Address> {
+    Some(Address([
+        packet.word(at)?,
+        packet.word(at + 4)?,
+        packet.word(at + 8)?,
+        packet.word(at + 12)?,
+    ]))
+}
+
+impl Ip for Ipv6 {
+    const FAMILY: Family = Family::Ipv6;
+    const LEN: usize = 40;
+
+    #[inline(always)]
+    fn udp_length<P: Packet>(packet: &P) -> Result<usize, Reason> {
+        let [version] = packet.read(VERSION).ok_or(Reason::Malformed)?;
+        let [next_header] = packet.read(NEXT_HEADER).ok_or(Reason::Malformed)?;
+        if version >> 4 != 6 {
+            return Err(Reason::Malformed);
+        }
+        if next_header != udp::PROTOCOL {
+            return Err(Reason::NotUdp);
+        }
+        packet.number(PAYLOAD_LENGTH).map(usize::from).ok_or(Reason::Malformed)
+    }
+
+    #[inline(always)]
+    fn check<P: Packet>(_: &P) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn addresses<P: Packet>(packet: &P) -> Option<(Address, Address)> {
+        Some((address(packet, SOURCE)?, address(packet, DESTINATION)?))
+    }
+
+    #[inline(always)]
+    fn write_reply<P: Packet>(packet: &mut P, udp_length: u16) -> Option<()> {
+        let [high, low] = udp_length.to_be_bytes();
+        packet.write(VERSION, [0x60, 0, 0, 0])?;
+        packet.write(PAYLOAD_LENGTH, [high, low, udp::PROTOCOL, HOP_LIMIT])?;
+        for offset in [0, 4, 8, 12] {
+            let (source, destination) =
+                (packet.word(SOURCE + offset)?, packet.word(DESTINATION + offset)?);
+            packet.set_word(SOURCE + offset, destination)?;
+            packet.set_word(DESTINATION + offset, source)?;
+        }
+        Some(())
+    }
+}

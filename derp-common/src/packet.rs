@@ -1,0 +1,129 @@
+//! Bounded access to the bytes of one packet.
+
+/// A packet that can be read, written and resized, every access checked.
+///
+/// Bytes are copied in and out in pieces of a few bytes, so there is no aliasing and no lifetime, and
+/// the kernel's verifier sees each access beside its bounds check. Implementations mark every method
+/// `#[inline(always)]`: a BPF function call would lose what the verifier knows about the packet.
+pub trait Packet {
+    /// Returns the `N` bytes at `at`, or `None` when they are not all inside the packet.
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+
+    /// Replaces the `N` bytes at `at`, or changes nothing when they are not all inside the packet.
+    fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()>;
+
+    /// Returns the number of bytes in the packet.
+    fn len(&self) -> usize;
+
+    /// Cuts or grows the packet at its end to `len` bytes; new bytes have any value.
+    ///
+    /// Returns `None`, with the packet unchanged, when there is no room.
+    fn resize(&mut self, len: usize) -> Option<()>;
+
+    /// Tells whether the packet has no bytes.
+    #[inline(always)]
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns four bytes as they lie in memory, which is what [`Sum`](crate::checksum::Sum) adds.
+    #[inline(always)]
+    fn word(&self, at: usize) -> Option<u32> {
+        self.read::<4>(at).map(u32::from_ne_bytes)
+    }
+
+    /// Writes four bytes given as they lie in memory.
+    #[inline(always)]
+    fn set_word(&mut self, at: usize, word: u32) -> Option<()> {
+        self.write::<4>(at, word.to_ne_bytes())
+    }
+
+    /// Returns two bytes as they lie in memory.
+    #[inline(always)]
+    fn half(&self, at: usize) -> Option<u16> {
+        self.read::<2>(at).map(u16::from_ne_bytes)
+    }
+
+    /// Writes two bytes given as they lie in memory.
+    #[inline(always)]
+    fn set_half(&mut self, at: usize, half: u16) -> Option<()> {
+        self.write::<2>(at, half.to_ne_bytes())
+    }
+
+    /// Returns the big-endian number in the two bytes at `at`.
+    #[inline(always)]
+    fn number(&self, at: usize) -> Option<u16> {
+        self.read::<2>(at).map(u16::from_be_bytes)
+    }
+}
+
+/// A packet at the start of a buffer on the host; it may grow to the size of the buffer.
+#[derive(Debug)]
+pub struct SlicePacket<'a> {
+    buffer: &'a mut [u8],
+    len: usize,
+}
+
+impl<'a> SlicePacket<'a> {
+    /// Takes the first `len` bytes of `buffer` as the packet; at most the whole buffer.
+    pub fn new(buffer: &'a mut [u8], len: usize) -> Self {
+        let len = len.min(buffer.len());
+        Self { buffer, len }
+    }
+
+    /// Returns the packet's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Packet for SlicePacket<'_> {
+    #[inline(always)]
+    fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.bytes().get(at..at.checked_add(N)?)?.try_into().ok()
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
+        let packet = self.buffer.get_mut(..self.len)?;
+        packet.get_mut(at..at.checked_add(N)?)?.copy_from_slice(&bytes);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: usize) -> Option<()> {
+        (len <= self.buffer.len()).then(|| self.len = len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accesses_outside_the_packet_are_refused_and_change_nothing() {
+        let mut buffer = [1, 2, 3, 4, 5, 6, 7, 8];
+        let mut packet = SlicePacket::new(&mut buffer, 6);
+        assert_eq!(packet.read::<2>(4), Some([5, 6]));
+        assert_eq!(packet.read::<2>(5), None);
+        assert_eq!(packet.read::<2>(usize::MAX), None);
+        assert_eq!(packet.write::<4>(3, [0; 4]), None);
+        assert_eq!(packet.bytes(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(packet.resize(9), None);
+        assert_eq!(packet.len(), 6);
+        assert_eq!(packet.resize(8), Some(()));
+        assert_eq!(packet.write::<4>(4, [0; 4]), Some(()));
+        assert_eq!(packet.bytes(), [1, 2, 3, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_length_beyond_the_buffer_is_cut() {
+        assert_eq!(SlicePacket::new(&mut [0; 4], 9).len(), 4);
+    }
+}

@@ -1,0 +1,29 @@
+//! Leave for aya to copy the map types to and from the kernel as bytes.
+#![expect(unsafe_code, reason = "Pod is an unsafe trait; each use is justified beside it")]
+
+use aya::Pod;
+
+use crate::{Address, Interface, Settings, maps::Counter};
+
+/// Fails to compile unless the fields fill the struct.
+macro_rules! no_padding {
+    ($type:ty: $($field:ty),+) => {
+        const _: () = assert!(size_of::<$type>() == 0 $(+ size_of::<$field>())+);
+    };
+}
+
+no_padding!(Settings: u32, [u8; 2], [u8; 10]);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Settings {}
+
+no_padding!(Interface: [u16; 3], u16);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Interface {}
+
+no_padding!(Counter: u64, u64);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Counter {}
+
+no_padding!(Address: [u32; 4]);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Address {}

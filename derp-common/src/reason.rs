@@ -1,0 +1,142 @@
+//! The one list of what can become of a packet: counter index, metric label and log word.
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[repr(u32)]
+pub enum Verdict {
+    /// Handed to the network stack, untouched.
+    Pass,
+    /// Sent back out of the interface it came in by.
+    Transmit,
+    /// Thrown away because the rewrite broke off half way; a fault of ours.
+    Aborted,
+}
+
+impl Verdict {
+    /// Returns the metric label, the values of `xdp_outcome`.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Transmit => "tx",
+            Self::Aborted => "aborted",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $help:literal])+ $reason:ident = $label:literal => $verdict:ident,)+) => {
+        /// Why a packet got its verdict. The discriminant is the index of the kernel's counter.
+        #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+        #[repr(u32)]
+        pub enum Reason {
+            $($(#[doc = $help])+ $reason,)+
+        }
+
+        impl Reason {
+            /// Every reason, in index order.
+            pub const ALL: &[Self] = &[$(Self::$reason),+];
+
+            /// Returns the metric label and log word, the values of `prog_end`.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$reason => $label,)+ }
+            }
+
+            /// Returns one line of help.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$reason => concat!($($help),+),)+ }
+            }
+
+            /// Returns what is done with a packet for this reason.
+            #[inline(always)]
+            #[must_use]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$reason => Verdict::$verdict,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Neither IPv4 nor IPv6 straight after an untagged Ethernet II header
+    NotIp = "not_ip" => Pass,
+    /// The frame ends inside the headers, or the IP version contradicts the EtherType
+    Malformed = "malformed" => Pass,
+    /// IPv4 with options
+    Ipv4Options = "ipv4_options" => Pass,
+    /// An IPv4 fragment
+    Fragment = "fragment" => Pass,
+    /// Another protocol than UDP, or an IPv6 extension header
+    NotUdp = "not_udp" => Pass,
+    /// The daemon has not written its settings, or they are of another version
+    Unconfigured = "unconfigured" => Pass,
+    /// UDP to another port than the STUN port
+    OtherPort = "not_stun_port" => Pass,
+    /// IP or UDP length differs from the bytes present
+    LengthMismatch = "length_mismatch" => Pass,
+    /// The IPv4 header checksum is wrong
+    InvalidIpChecksum = "invalid_ip_csum" => Pass,
+    /// The destination MAC address is not this interface's
+    ForeignMac = "foreign_mac" => Pass,
+    /// The destination address is not a unicast address of this host
+    NotLocal = "not_local" => Pass,
+    /// The source is port 0, an address of this host, or no single host's address
+    UnusableSource = "unusable_source" => Pass,
+    /// The UDP checksum is wrong, or absent in IPv6
+    InvalidUdpChecksum = "invalid_udp_csum" => Pass,
+    /// On the STUN port, but no STUN message
+    NotStun = "not_stun" => Pass,
+    /// A STUN message other than a Binding request
+    NotBindingRequest = "not_binding_request" => Pass,
+    /// The STUN length or an attribute does not fit the message
+    InvalidStunLength = "invalid_stun_length" => Pass,
+    /// A longer STUN message than is answered here
+    StunTooLong = "stun_too_long" => Pass,
+    /// A comprehension-required attribute that is not known
+    UnknownAttribute = "unknown_attribute" => Pass,
+    /// FINGERPRINT is wrong or not the last attribute
+    InvalidFingerprint = "invalid_fingerprint" => Pass,
+    /// The frame cannot grow to hold the answer
+    NoTailroom = "no_tailroom" => Pass,
+    /// A Binding request, answered
+    StunAnswered = "stun_answered" => Transmit,
+    /// The rewrite broke off half way
+    RewriteFailed = "rewrite_failed" => Aborted,
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn index_label_and_help_are_consistent() {
+        let labels: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), Reason::COUNT, "labels are unique");
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index, "{reason:?}");
+            let label = reason.label();
+            assert!(
+                label.bytes().all(|b| b == b'_' || b.is_ascii_lowercase() || b.is_ascii_digit()),
+                "{label}"
+            );
+            let help = reason.help().trim();
+            assert!(!help.is_empty() && !help.ends_with('.') && !help.contains('\n'), "{help}");
+        }
+    }
+
+    #[test]
+    fn every_verdict_has_a_reason() {
+        for verdict in [Verdict::Pass, Verdict::Transmit, Verdict::Aborted] {
+            assert!(Reason::ALL.iter().any(|reason| reason.verdict() == verdict), "{verdict:?}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Recognises a Binding request (RFC 8489 sections 5, 6.3.1 and 14).
+
+use super::{
+    ATTRIBUTE_HEADER, BINDING_REQUEST, Crc, FINGERPRINT, FINGERPRINT_XOR, HEADER, MAGIC_COOKIE,
+};
+use crate::{checksum::Sum, packet::Packet, reason::Reason};
+
+/// Longest message the kernel program looks at; requests in use have 20 to about 100 bytes.
+pub const KERNEL_MAX: usize = 128;
+
+/// Most attributes a request may have; those in use have at most four.
+const MAX_ATTRIBUTES: usize = 8;
+
+/// One bit per comprehension-required attribute of RFC 8489 (section 18.3), all below 0x40: a server
+/// without credentials understands and ignores them.
+const KNOWN: u64 = 1 << 0x01 // MAPPED-ADDRESS
+    | 1 << 0x06 // USERNAME
+    | 1 << 0x08 // MESSAGE-INTEGRITY
+    | 1 << 0x09 // ERROR-CODE
+    | 1 << 0x0a // UNKNOWN-ATTRIBUTES
+    | 1 << 0x14 // REALM
+    | 1 << 0x15 // NONCE
+    | 1 << 0x1c // MESSAGE-INTEGRITY-SHA256
+    | 1 << 0x1d // PASSWORD-ALGORITHM
+    | 1 << 0x1e // USERHASH
+    | 1 << 0x20; // XOR-MAPPED-ADDRESS
+
+/// Tells whether a request with this attribute has to be refused: it must be understood
+/// (below 0x8000) and is not.
+#[inline(always)]
+const fn is_unknown(attribute: u16) -> bool {
+    attribute < 0x8000 && (attribute >= 64 || KNOWN >> attribute & 1 == 0)
+}
+
+/// Checks that the `length` bytes at `at` are one well-formed Binding request of at most `MAX` bytes,
+/// and returns their sum for the UDP checksum.
+///
+/// The length in the header must be that of the message, and the attributes must tile it exactly.
+/// FINGERPRINT may be absent; if present it must be right and last. For each attribute that has to be
+/// known and is not, `unknown` decides whether the check goes on.
+///
+/// # Errors
+///
+/// The reason why this is no request to answer.
+#[inline(always)]
+pub fn check<const MAX: usize, P: Packet>(
+    packet: &P,
+    at: usize,
+    length: usize,
+    unknown: impl FnMut(u16) -> Result<(), Reason>,
+) -> Result<Sum, Reason> {
+    check_header::<MAX, P>(packet, at, length)?;
+    let has_fingerprint = check_attributes::<MAX, P>(packet, at, length, unknown)?;
+    let digest = digest::<MAX, P>(packet, at, length)?;
+    if has_fingerprint && digest.last != (digest.crc.finish() ^ FINGERPRINT_XOR).to_be_bytes() {
+        return Err(Reason::InvalidFingerprint);
+    }
+    Ok(digest.sum)
+}
+
+#[inline(always)]
+fn check_header<const MAX: usize, P: Packet>(
+    packet: &P,
+    at: usize,
+    length: usize,
+) -> Result<(), Reason> {
+    let short = Reason::NotStun;
+    if length < HEADER {
+        return Err(short);
+    }
+    let [kind_high, kind_low, length_high, length_low] = packet.read(at).ok_or(short)?;
+    let cookie: [u8; 4] = packet.read(at + 4).ok_or(short)?;
+    if cookie != MAGIC_COOKIE || kind_high & 0xc0 != 0 {
+        return Err(Reason::NotStun);
+    }
+    if u16::from_be_bytes([kind_high, kind_low]) != BINDING_REQUEST {
+        return Err(Reason::NotBindingRequest);
+    }
+    let declared = usize::from(u16::from_be_bytes([length_high, length_low]));
+    if declared != length - HEADER || declared % 4 != 0 {
+        return Err(Reason::InvalidStunLength);
+    }
+    if length > MAX { Err(Reason::StunTooLong) } else { Ok(()) }
+}
+
+/// Goes from attribute to attribute, and tells whether the last one is a FINGERPRINT.
+#[inline(always)]
+fn check_attributes<const MAX: usize, P: Packet>(
+    packet: &P,
+    at: usize,
+    length: usize,
+    mut unknown: impl FnMut(u16) -> Result<(), Reason>,
+) -> Result<bool, Reason> {
+    let mut next = HEADER;
+    for _ in 0..MAX_ATTRIBUTES {
+        if next >= length {
+            return Ok(false);
+        }
+        let [kind_high, kind_low, value_high, value_low] =
+            packet.read(at + next).ok_or(Reason::InvalidStunLength)?;
+        let kind = u16::from_be_bytes([kind_high, kind_low]);
+        let value = usize::from(u16::from_be_bytes([value_high, value_low]));
+        // The comparison with a constant is for verifiers before Linux 6.8, which learn no bounds
+        // from one variable about another.
+        if value > MAX {
+            return Err(Reason::InvalidStunLength);
+        }
+        next += ATTRIBUTE_HEADER + (value + 3) / 4 * 4;
+        if next > length {
+            return Err(Reason::InvalidStunLength);
+        }
+        if is_unknown(kind) {
+            unknown(kind)?;
+        }
+        if kind == FINGERPRINT {
+            let is_last = value == 4 && next == length;
+            return if is_last { Ok(true) } else { Err(Reason::InvalidFingerprint) };
+        }
+    }
+    if next == length { Ok(false) } else { Err(Reason::StunTooLong) }
+}
+
+/// What is computed over all bytes of a message.
+struct Digest {
+    /// Sum of all words.
+    sum: Sum,
+    /// CRC of all but the last two words, which would be FINGERPRINT.
+    crc: Crc,
+    /// The last word, FINGERPRINT's value if it has one.
+    last: [u8; 4],
+}
+
+/// Computes everything in one pass, apart from the attributes: every offset is then a constant to the
+/// kernel's verifier, which else would follow each combination of message and attribute length.
+#[inline(always)]
+fn digest<const MAX: usize, P: Packet>(
+    packet: &P,
+    at: usize,
+    length: usize,
+) -> Result<Digest, Reason> {
+    let mut digest = Digest { sum: Sum::ZERO, crc: Crc::START, last: [0; 4] };
+    let (mut crc, mut crc_before_last) = (Crc::START, Crc::START);
+    let mut offset = 0;
+    while offset < MAX && offset < length {
+        digest.last = packet.read(at + offset).ok_or(Reason::InvalidStunLength)?;
+        digest.sum = digest.sum.word(u32::from_ne_bytes(digest.last));
+        (digest.crc, crc_before_last) = (crc_before_last, crc);
+        crc = crc.word(digest.last);
+        offset += 4;
+    }
+    Ok(digest)
+}

@@ -1,0 +1,51 @@
+//! Loads the kernel program for a test, or says why it cannot be.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use derp_common::{Address, AddressKind, Interface, Settings};
+use derp_user::dataplane::{DataplaneError, Kernel, Tables};
+
+use crate::packets::{BROADCAST4, SERVER_MAC, SERVER4, SERVER6, STUN_PORT};
+
+/// Whatever `BPF_PROG_TEST_RUN` runs comes in by this interface, the loopback.
+pub(crate) const TEST_RUN_INTERFACE: u32 = 1;
+
+/// Says on standard output that a test was skipped; fails it where it must not be skipped.
+pub(crate) fn skip(what: &str, reason: &str) {
+    println!("skipped: {what}: {reason}");
+    let required = std::env::var_os("DERPD_REQUIRE_XDP").is_some_and(|value| value == "1");
+    assert!(!required, "DERPD_REQUIRE_XDP=1, but {what} cannot run: {reason}");
+}
+
+/// Loads the program, or skips the test when there is none or no right to.
+pub(crate) fn load(test: &str) -> Option<Kernel> {
+    match Kernel::load() {
+        Ok(kernel) => Some(kernel),
+        Err(error @ (DataplaneError::NoObject | DataplaneError::MissingCapability { .. })) => {
+            skip(test, &error.to_string());
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Loads and configures the program for the addresses in [`crate::packets`].
+pub(crate) fn load_configured(test: &str) -> Option<(Kernel, Tables)> {
+    let mut kernel = load(test)?;
+    let mut tables = kernel.take_tables().expect("tables");
+    for (address, kind) in local_addresses() {
+        tables.addresses.insert(address, kind as u32, 0).expect("address");
+    }
+    let interface = Interface::new(SERVER_MAC);
+    tables.interfaces.insert(TEST_RUN_INTERFACE, interface, 0).expect("interface");
+    kernel.configure(Settings::new(STUN_PORT)).expect("settings");
+    Some((kernel, tables))
+}
+
+/// The addresses of the host in the packet tests.
+pub(crate) fn local_addresses() -> [(Address, AddressKind); 3] {
+    [
+        (Address::from(std::net::IpAddr::from(SERVER4)), AddressKind::Unicast),
+        (Address::from(std::net::IpAddr::from(SERVER6)), AddressKind::Unicast),
+        (Address::from(std::net::IpAddr::from(BROADCAST4)), AddressKind::Broadcast),
+    ]
+}
