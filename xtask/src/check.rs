@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::{
     ebpf, go,
@@ -74,16 +74,26 @@ fn clock(elapsed: Duration) -> String {
 }
 
 fn format() -> Result<Outcome> {
-    cargo(&["fmt", "--all", "--check"])
+    cargo(&["fmt", "--all", "--check"])?;
+    let mut fmt = process::cargo();
+    fmt.current_dir(workspace::ts_derp_client()).args(["fmt", "--check"]).run()?;
+    Ok(Outcome::Done)
 }
 
 /// Lints each package by itself: built together, one package's features hide another's mistakes.
 fn host_lints() -> Result<Outcome> {
-    for package in HOST_PACKAGES {
-        cargo(&["clippy", "--locked", "--package", package, "--all-targets", "--", "-Dwarnings"])?;
-    }
-    let user = ["--package", "derp-common", "--all-features", "--all-targets"];
-    cargo(&[&["clippy", "--locked"], &user[..], &["--", "-Dwarnings"]].concat())
+    let selections = HOST_PACKAGES
+        .map(|package| vec!["--package", package])
+        .into_iter()
+        .chain([vec!["--package", "derp-common", "--all-features"]]);
+    let results: Vec<_> = selections
+        .map(|selection| {
+            let clippy = [&["clippy", "--locked", "--all-targets"], &*selection];
+            cargo(&[&clippy.concat(), &["--", "-Dwarnings"][..]].concat())
+        })
+        .collect();
+    results.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(Outcome::Done)
 }
 
 fn kernel_lints() -> Result<Outcome> {
@@ -95,10 +105,7 @@ fn kernel_lints() -> Result<Outcome> {
 
 fn go_lints() -> Result<Outcome> {
     let module = workspace::interop_module();
-    if !module.exists() {
-        return Ok(Outcome::Skipped("no Go tests in this checkout".to_owned()));
-    }
-    if let Err(reason) = go::check_version() {
+    if let Err(reason) = go::check_modules(&module) {
         return Ok(Outcome::Skipped(format!("{reason:#}")));
     }
     let unformatted = process::command("gofmt").arg("-l").arg(&module).read()?;
@@ -153,6 +160,6 @@ fn tests() -> Result<Outcome> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<Outcome> {
-    process::cargo().current_dir(workspace::root()).args(arguments).run().context("see above")?;
+    process::cargo().current_dir(workspace::root()).args(arguments).run()?;
     Ok(Outcome::Done)
 }

@@ -1,6 +1,6 @@
 //! The Go toolchain, for tests and comparisons against Tailscale's own programs.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -26,6 +26,17 @@ pub(crate) fn check_version() -> Result<String> {
         );
     }
     Ok(version.to_owned())
+}
+
+/// Returns why the tests of `module` cannot be compiled, when Go or a module they use is missing.
+pub(crate) fn check_modules(module: &Path) -> Result<()> {
+    check_version()?;
+    command()
+        .current_dir(module)
+        .args(["list", "-deps", "-test", "./..."])
+        .read()
+        .map(drop)
+        .context("the Go modules that the tests use are not there and cannot be downloaded")
 }
 
 /// Reads the 26 in `go1.26.5`.

@@ -78,7 +78,11 @@ impl CommandExt for Command {
                 format!("{}={}", name.to_string_lossy(), quoted(&value))
             })
         });
-        let words = std::iter::once(self.get_program())
+        let program = match std::env::var_os("CARGO") {
+            Some(cargo) if cargo == self.get_program() => OsStr::new("cargo"),
+            Some(_) | None => self.get_program(),
+        };
+        let words = std::iter::once(program)
             .chain(self.get_args())
             .map(|word| quoted(&word.to_string_lossy()));
         set.chain(words).collect::<Vec<_>>().join(" ")

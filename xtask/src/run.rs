@@ -30,7 +30,10 @@ const MAP_AFTER_POLLS: u32 = 5;
 
 /// Builds and runs a development relay; `given` are further flags of derpd, which win over ours.
 pub(crate) fn command(given: &[String]) -> Result<()> {
-    let kernel = kernel_program()?;
+    let kernel = ebpf::build_if_possible()?;
+    if let Err(reason) = &kernel {
+        println!("userspace data plane only: {reason}");
+    }
     process::cargo()
         .current_dir(workspace::root())
         .args(["build", "--release", "--locked", "--package", "derp-user", "--bin", "derpd"])
@@ -39,31 +42,21 @@ pub(crate) fn command(given: &[String]) -> Result<()> {
     let target = workspace::target_dir()?;
     let directory = target.join("dev-relay");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    let wanted = !given.iter().any(|flag| name_of(flag) == "stun" && flag.ends_with("=false"));
+    let stun = wanted && (is_given(given, "stun-port") || stun_port_is_free());
+    if wanted && !stun {
+        println!("no STUN: UDP port {STUN_PORT} is in use; `-- -stun-port=3479` takes another");
+    }
     let relay = Relay {
         address: own_address(),
         directory,
-        stun: stun_port_is_free() || is_given(given, "stun-port"),
-        interface: default_interface().filter(|_| kernel),
+        stun,
+        // The kernel program answers STUN only.
+        interface: default_interface().filter(|_| kernel.is_ok() && stun),
     };
-    if !relay.stun {
-        println!("no STUN: UDP port {STUN_PORT} is in use; `-- -stun-port=3479` takes another");
-    }
     let mut daemon = process::command(target.join("release").join("derpd"));
     daemon.args(relay.flags(given)).args(given);
     relay.run(&mut daemon, given)
-}
-
-/// Builds the kernel program where that is possible. Returns whether it can be attached.
-fn kernel_program() -> Result<bool> {
-    let built = ebpf::Toolchain::find_or_install().map(|toolchain| ebpf::build(&toolchain));
-    let usable = match built {
-        Ok(object) => object.map(drop).map(|()| ebpf::may_load())?,
-        Err(reason) => Err(format!("{reason:#}")),
-    };
-    if let Err(reason) = &usable {
-        println!("userspace data plane only: {reason}");
-    }
-    Ok(usable.is_ok())
 }
 
 /// The development relay: where its files are and how it is reached.

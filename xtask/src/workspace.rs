@@ -37,6 +37,11 @@ pub(crate) fn interop_module() -> PathBuf {
     root().join("derp-user").join("tests").join("interop")
 }
 
+/// Returns the directory of the test client that is made of Tailscale's Rust crates.
+pub(crate) fn ts_derp_client() -> PathBuf {
+    root().join("derp-user").join("tests").join("ts_derp_client")
+}
+
 /// Returns the directory that pinned tools are installed into, kept across checkouts.
 pub(crate) fn tools_dir() -> Result<PathBuf> {
     let absolute = |name| {
@@ -64,7 +69,7 @@ pub(crate) fn pinned_tool(
     eprintln!("installing {name} {version} into {} ({why}); this takes minutes", tools.display());
     let mut install = process::cargo();
     install
-        .args(["install", "--quiet", "--locked", "--force", name, "--version", version, "--root"])
+        .args(["install", "--locked", "--force", name, "--version", version, "--root"])
         .arg(&tools);
     prepare(&mut install);
     install.run().with_context(|| {

@@ -45,9 +45,10 @@ pub enum StunError {
 
 impl StunError {
     fn new(address: SocketAddr, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::AddrInUse => Self::InUse { address },
-            _ => Self::Bind { address, source },
+        if source.kind() == io::ErrorKind::AddrInUse {
+            Self::InUse { address }
+        } else {
+            Self::Bind { address, source }
         }
     }
 }

@@ -12,13 +12,15 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use privilege::may_load;
 pub(crate) use toolchain::Toolchain;
 
 use crate::{process::CommandExt as _, workspace};
 
 const PACKAGE: &str = "derp-ebpf";
 const TARGET: &str = "bpfel-unknown-none";
+/// Cargo's directory for this target, below the usual one: sharing that, a build here would wait for
+/// one of the host. Apart from the object's, which the build script of `derp-user` watches.
+const BUILD_DIRECTORY: &str = "ebpf-build";
 
 /// `cargo xtask build-ebpf`.
 pub(crate) fn command() -> Result<()> {
@@ -29,37 +31,45 @@ pub(crate) fn command() -> Result<()> {
 
 /// Builds the kernel program and returns the path that `derp-user` embeds it from.
 pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let directory = workspace::target_dir()?.join("ebpf");
-    cargo(toolchain, toolchain.cargo(), &["build", "--release", "--bins"], &directory).run()?;
-    let built = directory.join(TARGET).join("release").join(PACKAGE);
-    let object = directory.join("derp-ebpf.o");
-    copy_if_changed(&built, &object)?;
+    let target = workspace::target_dir()?;
+    let build = target.join(BUILD_DIRECTORY);
+    cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], &build).run()?;
+    let object = target.join("ebpf").join("derp-ebpf.o");
+    copy_if_changed(&build.join(TARGET).join("release").join(PACKAGE), &object)?;
     Ok(object)
+}
+
+/// Builds the kernel program where that is possible; the inner error is why this process could not
+/// use it. A program that does not compile is an outer error.
+pub(crate) fn build_if_possible() -> Result<Result<(), String>> {
+    match Toolchain::find_or_install() {
+        Ok(toolchain) => build(&toolchain).map(|_| privilege::may_load()),
+        Err(reason) => Ok(Err(format!("{reason:#}"))),
+    }
 }
 
 /// Lints the kernel program for its own target. Needs the toolchain's clippy.
 pub(crate) fn clippy(toolchain: &Toolchain) -> Result<()> {
-    let directory = workspace::target_dir()?.join("ebpf");
-    let mut command = cargo(toolchain, toolchain.clippy()?, &["clippy", "--bins"], &directory);
-    command.args(["--", "-D", "warnings"]).run()
+    let build = workspace::target_dir()?.join(BUILD_DIRECTORY);
+    cargo(toolchain.clippy()?, toolchain, &["clippy", "--bins"], &build)
+        .args(["--", "-Dwarnings"])
+        .run()
 }
 
-/// A cargo subcommand on the kernel program. It has a target directory of its own, so that it
-/// never waits for a host build nor throws its results away.
+/// Completes `command` to a cargo subcommand on the kernel program.
 fn cargo(
+    mut command: Command,
     toolchain: &Toolchain,
-    program: Command,
     subcommand: &[&str],
-    directory: &Path,
+    build: &Path,
 ) -> Command {
-    let mut command = program;
     command
         .current_dir(workspace::root())
         .env("CARGO_ENCODED_RUSTFLAGS", toolchain.rustflags().join("\u{1f}"))
         .args(subcommand)
         .args(["--locked", "--package", PACKAGE, "--target", TARGET, "-Zbuild-std=core"])
         .arg("--target-dir")
-        .arg(directory);
+        .arg(build);
     command
 }
 
@@ -69,5 +79,8 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
-    fs::write(to, new).with_context(|| format!("writing {}", to.display()))
+    to.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(to, new))
+        .with_context(|| format!("writing {}", to.display()))
 }

@@ -24,7 +24,8 @@ const LLVM_PACKAGE: &str = "llvm-22-dev";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const LLVM_FEATURE: &str = "llvm-22";
 
-const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "cargo-web"];
+/// Compiler, library source, cargo, and what the linker needs: one installation for them all.
+const DEBIAN_PACKAGES: [&str; 4] = ["rustc-web", "rust-web-src", "cargo-web", LLVM_PACKAGE];
 const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 /// The oldest Debian compiler that reads this workspace (`rust-version`).
 const DEBIAN_RUST_MINOR: u32 = 95;
@@ -121,7 +122,7 @@ fn nightly_with_source() -> Option<String> {
 fn debian_compiler() -> Result<Compiler> {
     apt::ensure(
         &DEBIAN_PACKAGES,
-        "compile the kernel program: Debian's Rust with its library source",
+        "build the kernel program: Debian's Rust with its library source, and LLVM for the linker",
     )?;
     let version = process::command("/usr/bin/rustc").arg("-vV").read()?;
     let (Some(minor), Some(llvm)) = (rust_minor(&version), llvm_major(&version)) else {

@@ -3,10 +3,8 @@
 mod tally;
 
 use std::{
-    io::{BufRead as _, BufReader, Read},
-    process::Stdio,
-    sync::mpsc,
-    thread,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -26,12 +24,13 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
     tests.args(["test", "--locked", "--no-fail-fast"]).args(arguments);
     // Shows what passing tests print, which is where a test says that it skipped itself.
     tests.args(["--", "--show-output"]);
-    match kernel_program()? {
+    match ebpf::build_if_possible()? {
         // With everything there, a kernel test that skips itself would hide a fault.
         Ok(()) => drop(tests.env("DERPD_REQUIRE_XDP", "1")),
         Err(reason) => tally.skip(&format!("tests on the loaded kernel program: {reason}")),
     }
     compile_interop_tests()?;
+    compile_ts_derp_client()?;
 
     let succeeded = stream(&mut tests, &mut tally)?;
     print!("{tally}");
@@ -44,59 +43,47 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds the kernel program for the tests; the inner error is why they cannot use it here.
-fn kernel_program() -> Result<Result<(), String>> {
-    let toolchain = match ebpf::Toolchain::find_or_install() {
-        Ok(toolchain) => toolchain,
-        Err(reason) => return Ok(Err(format!("{reason:#}"))),
-    };
-    ebpf::build(&toolchain)?;
-    Ok(ebpf::may_load())
-}
-
 /// The Rust tests start the Go ones. Compiling them first keeps those minutes out of a test.
 fn compile_interop_tests() -> Result<()> {
     let module = workspace::interop_module();
-    if !module.join("go.mod").exists() || go::check_version().is_err() {
+    if go::check_modules(&module).is_err() {
+        // Each of the tests says so itself.
         return Ok(());
     }
     go::command().current_dir(module).args(["test", "-count=1", "-run=^$", "./..."]).run()
 }
 
-/// Runs `tests`, showing and counting its output line by line. Returns whether it succeeded.
-fn stream(tests: &mut std::process::Command, tally: &mut Tally) -> Result<bool> {
-    eprintln!("+ {}", tests.describe());
-    let mut child = tests
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("starting cargo")?;
-    let (sender, lines) = mpsc::channel();
-    let stdout = child.stdout.take().context("stdout was piped")?;
-    let stderr = child.stderr.take().context("stderr was piped")?;
-    let readers = [read_lines(stdout, sender.clone()), read_lines(stderr, sender)];
-    for line in lines {
-        if tally.line(&line) {
-            println!("{line}");
-        }
+/// Likewise the client made of another project's crates, a workspace of its own.
+fn compile_ts_derp_client() -> Result<()> {
+    let directory = workspace::ts_derp_client();
+    let cargo = |subcommand: &[&str]| {
+        let mut command = process::cargo();
+        command.current_dir(&directory).args(subcommand).arg("--locked");
+        command
+    };
+    if cargo(&["fetch"]).read().is_err() {
+        return Ok(());
     }
-    for reader in readers {
-        drop(reader.join());
-    }
-    Ok(child.wait().context("waiting for cargo")?.success())
+    // The directory that cargo gives to integration tests (`CARGO_TARGET_TMPDIR`).
+    let target = workspace::target_dir()?.join("tmp").join("ts_derp_client");
+    cargo(&["build"]).arg("--target-dir").arg(target).run()
 }
 
-fn read_lines(
-    from: impl Read + Send + 'static,
-    to: mpsc::Sender<String>,
-) -> thread::JoinHandle<()> {
-    thread::spawn(move || {
-        for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&line);
-            if to.send(text.trim_end_matches('\r').to_owned()).is_err() {
-                return;
-            }
+/// Runs `tests`, showing and counting its output line by line. Returns whether it succeeded.
+fn stream(tests: &mut Command, tally: &mut Tally) -> Result<bool> {
+    eprintln!("+ {}", tests.describe());
+    // One pipe for both streams keeps their lines in order.
+    let (output, writer) = std::io::pipe().context("making a pipe")?;
+    tests.stdin(Stdio::null()).stdout(writer.try_clone().context("sharing a pipe")?).stderr(writer);
+    let mut child = tests.spawn().context("starting cargo")?;
+    // The command still holds the writing end, and would keep the reading one from ending.
+    tests.stdout(Stdio::null()).stderr(Stdio::null());
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("reading the output of the tests")?;
+        let text = String::from_utf8_lossy(&line);
+        if tally.line(&text) {
+            println!("{text}");
         }
-    })
+    }
+    Ok(child.wait().context("waiting for cargo")?.success())
 }
