@@ -166,6 +166,21 @@ fn version_and_help_go_to_standard_output() {
 }
 
 #[test]
+fn the_manual_has_every_flag() {
+    const MANUAL: &str = include_str!("../../docs/OPERATIONS.md");
+    let (_, help, _) = run(&mut derpd(&["-help"]));
+    let flags: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix('-'))
+        .filter_map(|line| line.split([' ', '[']).next())
+        .collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    for flag in flags {
+        assert!(MANUAL.contains(&format!("\n| `-{flag}` |")), "-{flag} is missing");
+    }
+}
+
+#[test]
 fn bad_flags_exit_with_2() {
     for (arguments, parts) in [
         (["-hostnam", "x"].as_slice(), ["unknown flag -hostnam", "-hostname?"].as_slice()),
