@@ -1,4 +1,12 @@
-//! derpd library.
+//! derpd: a DERP relay with an XDP data plane.
 
+pub mod config;
 pub mod dataplane;
+mod files;
+pub mod http;
+pub mod metrics;
+pub mod proto;
+pub mod relay;
+pub mod server;
 pub mod stun;
+pub mod tls;

@@ -1,2 +1,59 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks of derpd: `cargo xtask <command>`.
+
+mod bench;
+mod check;
+mod derp_map;
+mod e2e;
+mod ebpf;
+mod go;
+mod process;
+mod run;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer tasks of derpd")]
+enum Task {
+    /// Build and run a development relay on this machine
+    Run {
+        /// Flags of derpd, which win over the development ones
+        #[arg(last = true)]
+        flags: Vec<String>,
+    },
+    /// Build the kernel program, installing its toolchain first where that is missing
+    BuildEbpf,
+    /// Run every test that this machine can run, and name each one skipped and why
+    Test {
+        /// Arguments of `cargo test`, such as `--package derp-common`
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Compare derpd with Tailscale's derper under the same load
+    Bench(bench::Options),
+    /// Copy a file between two real Tailscale clients through the relay, in network namespaces
+    E2e(e2e::Options),
+    /// Everything that CI runs: format, lints, licences, documentation, tests
+    Check,
+}
+
+fn main() -> ExitCode {
+    let result = match Task::parse() {
+        Task::Run { flags } => run::command(&flags),
+        Task::BuildEbpf => ebpf::command(),
+        Task::Test { arguments } => test::command(&arguments),
+        Task::Bench(options) => bench::command(&options),
+        Task::E2e(options) => e2e::command(&options),
+        Task::Check => check::command(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

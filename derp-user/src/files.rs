@@ -1,0 +1,66 @@
+//! Reading and creating the small files that hold keys and certificates.
+
+use std::{
+    fs::{File, Permissions},
+    io::{self, Read, Write},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
+/// No key, certificate chain or secret is anywhere near this long.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Reads a whole file of at most 1 MiB.
+pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "longer than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+/// Creates `path` with `contents` and permission bits `mode`: the whole file or nothing, on disk when this
+/// returns. Fails if the file exists.
+pub(crate) fn create_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) | None => Path::new("."),
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".derpd-")
+        .permissions(Permissions::from_mode(mode))
+        .tempfile_in(directory)?;
+    file.write_all(contents)?;
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn creates_once_with_the_given_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        create_new(&path, b"one", 0o600).unwrap();
+        let error = create_new(&path, b"two", 0o600).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(read_bounded(&path).unwrap(), b"one");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn refuses_files_that_are_too_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("long");
+        fs::write(&path, vec![0; MAX_FILE_BYTES as usize + 1]).unwrap();
+        assert_eq!(read_bounded(&path).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert!(read_bounded(Path::new("/dev/zero")).is_err());
+    }
+}

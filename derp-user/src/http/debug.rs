@@ -1,0 +1,104 @@
+//! The pages below `/debug/`.
+
+use std::time::Duration;
+
+use hyper::{
+    StatusCode,
+    http::{HeaderValue, header, request::Parts},
+};
+
+use super::{Origin, Reply, STYLE_PATH, Site, reply};
+
+impl Site {
+    pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
+        if !self.settings.access.allows(request, origin) {
+            return reply::text(StatusCode::FORBIDDEN, &self.settings.access.refusal(origin));
+        }
+        let page = match request.uri.path() {
+            "/debug/" => {
+                return reply::browser(reply::html(StatusCode::OK, self.debug_index()));
+            }
+            "/debug/varz" => reply::metrics((self.settings.varz)()),
+            "/debug/check" => match (self.settings.check)() {
+                Ok(()) => reply::text(StatusCode::OK, "derp.Server ConsistencyCheck okay"),
+                Err(findings) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, &findings),
+            },
+            _ => reply::text(StatusCode::NOT_FOUND, "404 page not found"),
+        };
+        below_index(reply::browser(page))
+    }
+
+    fn debug_index(&self) -> String {
+        let settings = &self.settings;
+        let rows: String = [
+            ("Uptime", uptime(settings.started.elapsed())),
+            ("Version", settings.version.to_owned()),
+            ("Machine", settings.machine.clone()),
+            ("TLS hostname", settings.hostname.clone()),
+            ("Mesh key", settings.has_mesh_key.to_string()),
+        ]
+        .into_iter()
+        .map(|(name, value)| {
+            format!("<tr><th>{name}</th><td>{}</td></tr>\n", reply::escape(&value))
+        })
+        .collect();
+        format!(
+            "<!DOCTYPE html>\n\
+             <html lang=\"en\">\n\
+             <head>\n\
+             <meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>derper debug</title>\n\
+             <link rel=\"stylesheet\" href=\"{STYLE_PATH}\">\n\
+             </head>\n\
+             <body>\n\
+             <main>\n\
+             <h1>derpd debug</h1>\n\
+             <table>\n{rows}</table>\n\
+             <ul>\n\
+             <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format</li>\n\
+             <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
+             </ul>\n\
+             </main>\n\
+             </body>\n\
+             </html>\n"
+        )
+    }
+}
+
+/// The pages below the index may style themselves, as in derper.
+fn below_index(mut response: Reply) -> Reply {
+    if let Some(policy) = response.headers_mut().get_mut(header::CONTENT_SECURITY_POLICY)
+        && let Ok(text) = policy.to_str()
+        && let Ok(extended) =
+            HeaderValue::try_from(format!("{text}; style-src 'self' 'unsafe-inline'"))
+    {
+        *policy = extended;
+    }
+    response
+}
+
+fn uptime(elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs();
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uptime_shows_its_two_largest_units() {
+        for (seconds, expected) in
+            [(0, "0 s"), (61, "1 min 1 s"), (3 * 3600 + 59, "3 h 0 min"), (26 * 3600, "1 d 2 h")]
+        {
+            assert_eq!(uptime(Duration::from_secs(seconds)), expected);
+        }
+    }
+}

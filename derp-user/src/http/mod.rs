@@ -1,0 +1,208 @@
+//! Everything the server says in plain HTTP: probes, the captive portal answer, the home page, the debug pages
+//! and the port-80 listener. Requests that upgrade to DERP leave this module untouched.
+//!
+//! [`Site::respond`] is a pure function of request and origin; [`serve`] puts it on connections.
+
+mod access;
+mod debug;
+mod home;
+mod path;
+mod reply;
+mod serve;
+mod upgrade;
+
+use std::{net::SocketAddr, time::Instant};
+
+pub use access::{AccessError, DebugAccess};
+use bytes::Bytes;
+pub use home::{Home, HomeError};
+use http_body_util::Full;
+use hyper::{
+    Method, Response, StatusCode, Version,
+    http::{HeaderValue, header, request::Parts},
+};
+pub use serve::{Outcome, serve_connection, serve_port80};
+pub use upgrade::{Upgrade, upgrade_refusal};
+
+/// A whole response; every page here fits in memory.
+pub type Reply = Response<Full<Bytes>>;
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Origin {
+    /// Address of the client's end of the connection.
+    pub remote: SocketAddr,
+    /// Which listener accepted it.
+    pub listener: Listener,
+}
+
+/// The listeners that serve pages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Listener {
+    /// The listener of `-a`, with or without TLS.
+    Main {
+        /// Whether it speaks TLS.
+        tls: bool,
+    },
+    /// The plain listener of `-http-port`, which mostly redirects to HTTPS.
+    Port80,
+}
+
+/// What the pages show and where live values come from.
+pub struct Settings {
+    /// What unmatched paths show.
+    pub home: Home,
+    /// Whether `/derp` relays; if not, it says so with status 404.
+    pub derp_enabled: bool,
+    /// Value of `-hostname`, for the debug index.
+    pub hostname: String,
+    /// Name of the machine, for the debug index.
+    pub machine: String,
+    /// Version of the program, for the debug index.
+    pub version: &'static str,
+    /// Whether a mesh key is set, for the debug index.
+    pub has_mesh_key: bool,
+    /// Who may see `/debug/`.
+    pub access: DebugAccess,
+    /// When the process started.
+    pub started: Instant,
+    /// Renders the metrics.
+    pub varz: Box<dyn Fn() -> String + Send + Sync>,
+    /// Checks that the server's tables agree with each other, or says where they do not.
+    pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// The pages of one server.
+pub struct Site {
+    settings: Settings,
+}
+
+/// Largest challenge of a captive portal check that is answered.
+const MAX_CHALLENGE: usize = 64;
+/// Path of the style sheet; the pages' own security policy forbids styles inside the page.
+const STYLE_PATH: &str = "/derpd.css";
+
+impl Site {
+    /// Makes a site.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings }
+    }
+
+    /// Answers one request.
+    pub fn respond(&self, request: &Parts, origin: &Origin) -> Reply {
+        if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
+            return reply::text(StatusCode::BAD_REQUEST, "missing required Host header");
+        }
+        match origin.listener {
+            Listener::Main { .. } => self.respond_main(request, origin),
+            Listener::Port80 => self.respond_port80(request, origin),
+        }
+    }
+
+    /// Whether this request, on the main listener, begins a DERP connection.
+    fn takes_over(&self, request: &Parts) -> bool {
+        self.settings.derp_enabled
+            && request.uri.path() == "/derp"
+            && Upgrade::of(&request.headers) == Upgrade::Derp
+    }
+
+    fn respond_main(&self, request: &Parts, origin: &Origin) -> Reply {
+        if request.method == Method::CONNECT {
+            return reply::text(StatusCode::FORBIDDEN, "CONNECT not enabled");
+        }
+        let path = request.uri.path();
+        if let Some(location) = path::redirect(path, request.uri.query()) {
+            return reply::redirect(StatusCode::TEMPORARY_REDIRECT, &location);
+        }
+        match path {
+            "/derp" if !self.settings.derp_enabled => {
+                reply::text(StatusCode::NOT_FOUND, "derp server disabled")
+            }
+            "/derp" => upgrade_refusal(Upgrade::of(&request.headers), origin.remote),
+            "/derp/probe" | "/derp/latency-check" => probe(&request.method),
+            "/generate_204" => generate_204(request),
+            "/bootstrap-dns" => bootstrap_dns(),
+            "/robots.txt" => {
+                reply::browser(reply::text(StatusCode::OK, "User-agent: *\nDisallow: /"))
+            }
+            STYLE_PATH => reply::browser(reply::style(home::STYLE)),
+            _ if path.starts_with("/debug/") => self.debug(request, origin),
+            _ => self.home(request, origin),
+        }
+    }
+
+    /// The port-80 listener serves what must work without TLS and sends everything else to HTTPS.
+    fn respond_port80(&self, request: &Parts, origin: &Origin) -> Reply {
+        let path = request.uri.path();
+        if path == "/generate_204" {
+            return generate_204(request);
+        }
+        if path.starts_with("/debug") {
+            return self.respond_main(request, origin);
+        }
+        let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        match (&request.method, host) {
+            (&Method::GET | &Method::HEAD, Some(host)) => {
+                let target = match request.uri.path_and_query() {
+                    Some(target) if target.as_str() != "/" => target.as_str(),
+                    Some(_) | None if self.settings.access.allows(request, origin) => "/debug/",
+                    Some(_) | None => "/",
+                };
+                reply::redirect(StatusCode::FOUND, &format!("https://{host}{target}"))
+            }
+            _ => reply::text(StatusCode::BAD_REQUEST, "Use HTTPS"),
+        }
+    }
+}
+
+/// `/derp/probe` and `/derp/latency-check`: browsers and netcheck measure how long the answer takes.
+fn probe(method: &Method) -> Reply {
+    if method != Method::GET && method != Method::HEAD {
+        return reply::text(StatusCode::METHOD_NOT_ALLOWED, "bogus probe method");
+    }
+    let mut response = Reply::default();
+    response
+        .headers_mut()
+        .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}
+
+/// `/generate_204`: tells clients that no captive portal stands between them and the server. The echoed
+/// challenge proves that the answer is not a portal's imitation.
+fn generate_204(request: &Parts) -> Reply {
+    let mut response = Reply::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-store, must-revalidate, no-transform, max-age=0"),
+    );
+    let challenge = request
+        .headers
+        .get("x-tailscale-challenge")
+        .and_then(|challenge| challenge.to_str().ok())
+        .filter(|challenge| is_challenge(challenge));
+    if let Some(challenge) = challenge
+        && let Ok(answer) = HeaderValue::try_from(format!("response {challenge}"))
+    {
+        headers.insert("x-tailscale-response", answer);
+    }
+    response
+}
+
+fn is_challenge(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
+    !text.is_empty() && text.len() <= MAX_CHALLENGE && text.bytes().all(allowed)
+}
+
+/// `/bootstrap-dns` without any names configured: an empty answer, so that clients ask the next server.
+fn bootstrap_dns() -> Reply {
+    let mut response = reply::browser(Reply::default());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! Ways to build a response.
+
+use bytes::Bytes;
+use hyper::{
+    StatusCode,
+    http::{HeaderName, HeaderValue, header},
+};
+
+use super::Reply;
+
+/// The headers of everything a browser may display.
+const BROWSER_HEADERS: [(HeaderName, HeaderValue); 4] = [
+    (
+        header::STRICT_TRANSPORT_SECURITY,
+        HeaderValue::from_static("max-age=63072000; includeSubDomains"),
+    ),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'; \
+             block-all-mixed-content; object-src 'none'",
+        ),
+    ),
+    (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+];
+
+/// A plain text message, with the line end that curl users are glad of.
+pub(super) fn text(status: StatusCode, message: &str) -> Reply {
+    let mut response =
+        with_body(status, "text/plain; charset=utf-8", Bytes::from(format!("{message}\n")));
+    response
+        .headers_mut()
+        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// An HTML page.
+pub(super) fn html(status: StatusCode, page: String) -> Reply {
+    with_body(status, "text/html; charset=utf-8", Bytes::from(page))
+}
+
+/// A style sheet that browsers may keep for a day.
+pub(super) fn style(sheet: &'static str) -> Reply {
+    let body = Bytes::from_static(sheet.as_bytes());
+    let mut response = with_body(StatusCode::OK, "text/css; charset=utf-8", body);
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=86400"));
+    response
+}
+
+/// Metrics in the Prometheus text format.
+pub(super) fn metrics(metrics: String) -> Reply {
+    with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(metrics))
+}
+
+/// Sends the client to `location`; a location that no header can hold is a bad request.
+pub(super) fn redirect(status: StatusCode, location: &str) -> Reply {
+    let Ok(value) = HeaderValue::try_from(location) else {
+        return text(StatusCode::BAD_REQUEST, "malformed request target");
+    };
+    let link = escape(location);
+    let mut response = html(
+        status,
+        format!("<a href=\"{link}\">{}</a>\n", status.canonical_reason().unwrap_or("Moved")),
+    );
+    response.headers_mut().insert(header::LOCATION, value);
+    response
+}
+
+/// Adds the headers of everything a browser may display.
+pub(super) fn browser(mut response: Reply) -> Reply {
+    response.headers_mut().extend(BROWSER_HEADERS);
+    response
+}
+
+/// `text` with the characters replaced that mean something in HTML.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+fn with_body(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
+    let mut response = Reply::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

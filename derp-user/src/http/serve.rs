@@ -1,0 +1,231 @@
+//! Puts a [`Site`] on connections, with hyper.
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::{Future, pending, poll_fn, ready},
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::future::Either;
+use hyper::{
+    Request, body::Incoming, http::request::Parts, server::conn::http1, service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+
+use super::{Listener, Origin, Site};
+
+/// A client gets this long to send a request head, also between two requests.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// After this, the request at hand is the connection's last.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(300);
+/// What is left of a connection after its lifetime, for the last response.
+const LAST_RESPONSE: Duration = Duration::from_secs(30);
+/// Longest request head.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// Connections on port 80 at one time; more wait in the kernel's queue.
+const PORT80_CONNECTIONS: usize = 1024;
+/// Pause after accepting failed, for instance for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a connection of the main listener ended.
+pub enum Outcome<IO> {
+    /// It is closed, or must be.
+    Done,
+    /// A client asked for DERP after other requests: the connection goes on as DERP.
+    Derp {
+        /// The connection, with every earlier response written.
+        io: IO,
+        /// Bytes that arrived after the request head.
+        unread: Bytes,
+        /// The head of the request.
+        request: Box<Parts>,
+    },
+}
+
+/// Serves plain HTTP on a connection from which `already_read` was taken, until it closes or asks for DERP.
+///
+/// Errors of the connection are the client's business: they end it and go to the debug log.
+pub async fn serve_connection<IO>(
+    io: IO,
+    already_read: Bytes,
+    origin: Origin,
+    site: Arc<Site>,
+) -> Outcome<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let derp_request = Rc::new(RefCell::new(None));
+    let service = service_fn(|request: Request<Incoming>| {
+        let (request, _body) = request.into_parts();
+        if site.takes_over(&request) {
+            *derp_request.borrow_mut() = Some(Box::new(request));
+            // hyper must not answer: with fast start there is no HTTP response at all.
+            return Either::Left(pending());
+        }
+        Either::Right(ready(Ok::<_, Infallible>(site.respond(&request, &origin))))
+    });
+    let io = TokioIo::new(Rewound { unread: already_read, io });
+    let mut connection = builder().serve_connection(io, service);
+    let finished = limit_lifetime(&mut connection, |connection, context| {
+        let state = connection.poll_without_shutdown(context);
+        if derp_request.borrow().is_some() { Poll::Ready(Ok(())) } else { state }
+    })
+    .await;
+    let request = derp_request.take();
+    match (finished, request) {
+        (true, Some(request)) => {
+            let parts = connection.into_parts();
+            let Rewound { unread, io } = parts.io.into_inner();
+            Outcome::Derp { io, unread: join(parts.read_buf, unread), request }
+        }
+        _ => Outcome::Done,
+    }
+}
+
+/// Serves the port-80 listener until `shutdown` completes. Connections still open then are dropped.
+pub async fn serve_port80(
+    listener: TcpListener,
+    site: Arc<Site>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let permits = Arc::new(Semaphore::new(PORT80_CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            () = &mut shutdown => return,
+            Some(_) = connections.join_next() => continue,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((stream, remote)) => {
+                let site = Arc::clone(&site);
+                connections.spawn(async move {
+                    let _permit = permit;
+                    serve_stream(stream, remote, site).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!("port 80: accept: {error}");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve_stream(stream: TcpStream, remote: SocketAddr, site: Arc<Site>) {
+    let origin = Origin { remote, listener: Listener::Port80 };
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (request, _body) = request.into_parts();
+        ready(Ok::<_, Infallible>(site.respond(&request, &origin)))
+    });
+    let mut connection = builder().serve_connection(TokioIo::new(stream), service);
+    limit_lifetime(&mut connection, |connection, context| Pin::new(connection).poll(context)).await;
+}
+
+fn builder() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD_BYTES)
+        .max_buf_size(2 * MAX_HEAD_BYTES);
+    builder
+}
+
+/// Drives a connection to its end, which is at the latest a little after [`CONNECTION_LIFETIME`]. Returns whether
+/// it ended by itself and without error.
+async fn limit_lifetime<IO, S>(
+    connection: &mut http1::Connection<IO, S>,
+    mut poll: impl FnMut(&mut http1::Connection<IO, S>, &mut Context<'_>) -> Poll<hyper::Result<()>>,
+) -> bool
+where
+    IO: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = http_body_util::Full<Bytes>> + Unpin,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    S::Future: Unpin,
+{
+    for limit in [CONNECTION_LIFETIME, LAST_RESPONSE] {
+        match timeout(limit, poll_fn(|context| poll(connection, context))).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => {
+                tracing::debug!("http: {error}");
+                return false;
+            }
+            Err(_elapsed) => Pin::new(&mut *connection).graceful_shutdown(),
+        }
+    }
+    false
+}
+
+/// A connection from which some bytes were already read.
+struct Rewound<IO> {
+    unread: Bytes,
+    io: IO,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.unread.is_empty() {
+            return Pin::new(&mut self.io).poll_read(context, buffer);
+        }
+        let length = self.unread.len().min(buffer.remaining());
+        buffer.put_slice(&self.unread[..length]);
+        self.unread.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// `first` followed by `second`, without copying where one of them is empty.
+fn join(first: Bytes, second: Bytes) -> Bytes {
+    if first.is_empty() {
+        return second;
+    }
+    if second.is_empty() {
+        return first;
+    }
+    let mut joined = BytesMut::with_capacity(first.len() + second.len());
+    joined.extend_from_slice(&first);
+    joined.extend_from_slice(&second);
+    joined.freeze()
+}

@@ -1,0 +1,85 @@
+//! What a request for `/derp` wants to become.
+
+use std::net::SocketAddr;
+
+use hyper::{HeaderMap, StatusCode, http::header};
+
+use super::{Reply, reply};
+
+/// What the `Upgrade` header of a request for `/derp` asks for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Upgrade<'a> {
+    /// Raw DERP. Very old clients say `websocket` without a subprotocol and mean the same.
+    Derp,
+    /// DERP inside WebSocket messages.
+    WebSocket,
+    /// No upgrade at all.
+    Absent,
+    /// Something else.
+    Other(&'a [u8]),
+}
+
+impl<'a> Upgrade<'a> {
+    /// Classifies the values of the headers `Upgrade` and `Sec-WebSocket-Protocol`. Nothing else decides: not the
+    /// method, not `Connection`.
+    pub fn classify(upgrade: Option<&'a [u8]>, protocols: Option<&[u8]>) -> Self {
+        match upgrade {
+            None | Some(b"") => Self::Absent,
+            Some(value) if value.eq_ignore_ascii_case(b"derp") => Self::Derp,
+            Some(value) if value.eq_ignore_ascii_case(b"websocket") => {
+                let protocols = protocols.unwrap_or_default();
+                if protocols.windows(4).any(|window| window == b"derp") {
+                    Self::WebSocket
+                } else {
+                    Self::Derp
+                }
+            }
+            Some(value) => Self::Other(value),
+        }
+    }
+
+    /// The same for parsed headers.
+    pub(super) fn of(headers: &'a HeaderMap) -> Self {
+        let value = |name| headers.get(name).map(|value| value.as_bytes());
+        Self::classify(value(header::UPGRADE), value(header::SEC_WEBSOCKET_PROTOCOL))
+    }
+}
+
+/// The answer to a request for `/derp` that cannot become a DERP connection. A strange upgrade is logged, because
+/// it usually means a proxy in between.
+pub fn upgrade_refusal(upgrade: Upgrade<'_>, remote: SocketAddr) -> Reply {
+    let message = match upgrade {
+        Upgrade::Derp | Upgrade::Absent => "DERP requires connection upgrade",
+        Upgrade::WebSocket => "DERP over WebSocket is not supported",
+        Upgrade::Other(value) => {
+            let value = value.escape_ascii();
+            tracing::info!("derp: {remote}: weird upgrade: \"{value}\"");
+            "DERP requires connection upgrade"
+        }
+    };
+    reply::text(StatusCode::UPGRADE_REQUIRED, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_upgrade_header_decides() {
+        for (upgrade, protocols, expected) in [
+            (None, None, Upgrade::Absent),
+            (Some(""), None, Upgrade::Absent),
+            (Some("DERP"), None, Upgrade::Derp),
+            (Some("derp"), Some("derp"), Upgrade::Derp),
+            (Some("WebSocket"), None, Upgrade::Derp),
+            (Some("websocket"), Some("chat"), Upgrade::Derp),
+            (Some("websocket"), Some("chat, derp"), Upgrade::WebSocket),
+            (Some("websocket"), Some("xderp"), Upgrade::WebSocket),
+            (Some("h2c"), None, Upgrade::Other(b"h2c")),
+        ] {
+            let classified =
+                Upgrade::classify(upgrade.map(str::as_bytes), protocols.map(str::as_bytes));
+            assert_eq!(classified, expected, "{upgrade:?} {protocols:?}");
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! Counters of the packet path: written by one worker without contention, read by anyone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::relay::packet::{DropReason, PacketKind};
+
+/// A number that only grows, with a single writer.
+///
+/// The writer does a plain load and store instead of an atomic addition, which would cost a locked
+/// instruction per packet. Readers on other threads see some recent value.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `amount`. Only the thread that owns the counter may call this: a second writer would lose counts.
+    pub fn add(&self, amount: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Adds one, under the same rule as [`Counter::add`].
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// The value now.
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+const KINDS: usize = PacketKind::ALL.len();
+const REASONS: usize = DropReason::ALL.len();
+
+/// Upper bounds of the buckets of [`FramesPerWrite`]; one more bucket takes everything above.
+pub const FRAMES_PER_WRITE_BOUNDS: [u64; 16] =
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 25, 50, 100];
+
+const BUCKETS: usize = FRAMES_PER_WRITE_BOUNDS.len() + 1;
+
+/// Histogram of how many frames left in one write to a client's socket. One writer, like [`Counter`].
+#[derive(Debug, Default)]
+pub struct FramesPerWrite {
+    buckets: [Counter; BUCKETS],
+    sum: Counter,
+}
+
+impl FramesPerWrite {
+    /// Records one write that carried `frames` frames.
+    pub fn record(&self, frames: u64) {
+        let bucket = FRAMES_PER_WRITE_BOUNDS.partition_point(|&bound| bound < frames);
+        self.buckets[bucket].increment();
+        self.sum.add(frames);
+    }
+}
+
+/// The sum of several [`FramesPerWrite`].
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct FramesPerWriteTotals {
+    /// Writes per bucket of [`FRAMES_PER_WRITE_BOUNDS`], not cumulative; the last one has no bound.
+    pub buckets: [u64; BUCKETS],
+    /// Frames in all writes together.
+    pub sum: u64,
+}
+
+/// Declares the counters once, for the worker's atomics and for the plain sums.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Everything one worker counts. Aligned so that no two workers share a cache line (pairs of 64 bytes,
+        /// because the processor fetches them together).
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub struct WorkerCounters {
+            $($(#[$doc])* pub $name: Counter,)*
+            /// Histogram of frames per write to a client.
+            pub buffered_write_frames: FramesPerWrite,
+            packets_received_kind: [Counter; KINDS],
+            packets_dropped: [[Counter; KINDS]; REASONS],
+            bytes_dropped: [[Counter; KINDS]; REASONS],
+        }
+
+        /// The sum of all workers' counters at one moment.
+        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+        pub struct Totals {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Histogram of frames per write to a client.
+            pub buffered_write_frames: FramesPerWriteTotals,
+            packets_received_kind: [u64; KINDS],
+            packets_dropped: [[u64; KINDS]; REASONS],
+            bytes_dropped: [[u64; KINDS]; REASONS],
+        }
+
+        impl Totals {
+            fn add_scalars(&mut self, worker: &WorkerCounters) {
+                $(self.$name = self.$name.wrapping_add(worker.$name.value());)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections that began the DERP protocol, before login.
+    accepts,
+    /// TCP connections accepted on the TLS listener.
+    tls_accepted,
+    /// TCP connections closed at once because the accept limit was reached.
+    tls_rejected,
+    /// TLS handshakes that failed.
+    tls_handshake_failures,
+    /// SendPacket frames from clients.
+    packets_received,
+    /// Packet bytes in SendPacket frames from clients.
+    bytes_received,
+    /// RecvPacket frames written to clients.
+    packets_sent,
+    /// Packet bytes in RecvPacket frames written to clients.
+    bytes_sent,
+    /// Ping frames from clients.
+    got_ping,
+    /// Pong frames written to clients.
+    sent_pong,
+    /// PeerGone frames written with reason "disconnected".
+    peer_gone_disconnected_frames,
+    /// PeerGone frames written with reason "not here".
+    peer_gone_not_here_frames,
+    /// Packets that mesh peers forwarded to this server.
+    packets_forwarded_in,
+    /// Packets that this server forwarded to mesh peers.
+    packets_forwarded_out,
+    /// Connections closed because a write took longer than allowed.
+    write_timeouts,
+    /// Frames of unknown type, read and dropped.
+    unknown_frames,
+    /// Clients that began to call this server their home.
+    home_moves_in,
+    /// Clients that stopped calling this server their home.
+    home_moves_out,
+}
+
+impl WorkerCounters {
+    /// Counts a SendPacket frame with `bytes` bytes of packet.
+    pub fn packet_received(&self, kind: PacketKind, bytes: u64) {
+        self.packets_received.increment();
+        self.bytes_received.add(bytes);
+        self.packets_received_kind[kind.index()].increment();
+    }
+
+    /// Counts a RecvPacket frame with `bytes` bytes of packet.
+    pub fn packet_sent(&self, bytes: u64) {
+        self.packets_sent.increment();
+        self.bytes_sent.add(bytes);
+    }
+
+    /// Counts one dropped packet of `bytes` bytes.
+    pub fn packet_dropped(&self, reason: DropReason, kind: PacketKind, bytes: u64) {
+        self.packets_dropped[reason.index()][kind.index()].increment();
+        self.bytes_dropped[reason.index()][kind.index()].add(bytes);
+    }
+}
+
+impl Totals {
+    /// Adds up the counters of all workers.
+    pub fn sum<'a>(workers: impl IntoIterator<Item = &'a WorkerCounters>) -> Self {
+        let mut totals = Self::default();
+        for worker in workers {
+            totals.add_scalars(worker);
+            totals.buffered_write_frames.sum += worker.buffered_write_frames.sum.value();
+            add_each(
+                &mut totals.buffered_write_frames.buckets,
+                &worker.buffered_write_frames.buckets,
+            );
+            add_each(&mut totals.packets_received_kind, &worker.packets_received_kind);
+            for reason in 0..REASONS {
+                add_each(&mut totals.packets_dropped[reason], &worker.packets_dropped[reason]);
+                add_each(&mut totals.bytes_dropped[reason], &worker.bytes_dropped[reason]);
+            }
+        }
+        totals
+    }
+
+    /// SendPacket frames of `kind`.
+    pub fn packets_received_kind(&self, kind: PacketKind) -> u64 {
+        self.packets_received_kind[kind.index()]
+    }
+
+    /// Packets of `kind` dropped for `reason`.
+    pub fn packets_dropped(&self, reason: DropReason, kind: PacketKind) -> u64 {
+        self.packets_dropped[reason.index()][kind.index()]
+    }
+
+    /// Packet bytes of `kind` dropped for `reason`.
+    pub fn bytes_dropped(&self, reason: DropReason, kind: PacketKind) -> u64 {
+        self.bytes_dropped[reason.index()][kind.index()]
+    }
+}
+
+fn add_each(totals: &mut [u64], counters: &[Counter]) {
+    for (total, counter) in totals.iter_mut().zip(counters) {
+        *total += counter.value();
+    }
+}
+
+/// Values that rise and fall, read from the relay's tables when somebody asks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Gauges {
+    /// Registered DERP connections.
+    pub current_connections: u64,
+    /// Connections whose client calls this server its home.
+    pub current_home_connections: u64,
+    /// Connections whose client would rather use another node of the region.
+    pub current_notideal_connections: u64,
+    /// Keys connected here.
+    pub clients_local: u64,
+    /// Keys known only through mesh peers.
+    pub clients_remote: u64,
+    /// Keys with two or more connections.
+    pub current_dup_client_keys: u64,
+    /// Connections of those keys.
+    pub current_dup_client_conns: u64,
+    /// Connections that ever joined another one of the same key. Only grows.
+    pub total_dup_client_conns: u64,
+    /// Connections that asked to be told who comes and goes.
+    pub watchers: u64,
+}
+
+impl Gauges {
+    /// Keys known to this server, local and remote.
+    pub fn clients_total(&self) -> u64 {
+        self.clients_local + self.clients_remote
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_every_field_of_every_worker() {
+        let workers = [WorkerCounters::default(), WorkerCounters::default()];
+        workers[0].packet_received(PacketKind::Disco, 62);
+        workers[1].packet_received(PacketKind::Other, 1000);
+        workers[1].packet_sent(1000);
+        workers[0].packet_dropped(DropReason::QueueHead, PacketKind::Disco, 62);
+        workers[1].packet_dropped(DropReason::QueueHead, PacketKind::Disco, 100);
+        workers[1].home_moves_out.add(3);
+
+        let totals = Totals::sum(&workers);
+        assert_eq!(totals.packets_received, 2);
+        assert_eq!(totals.bytes_received, 1062);
+        assert_eq!(totals.packets_received_kind(PacketKind::Disco), 1);
+        assert_eq!(totals.packets_sent, 1);
+        assert_eq!(totals.bytes_sent, 1000);
+        assert_eq!(totals.packets_dropped(DropReason::QueueHead, PacketKind::Disco), 2);
+        assert_eq!(totals.bytes_dropped(DropReason::QueueHead, PacketKind::Disco), 162);
+        assert_eq!(totals.packets_dropped(DropReason::QueueHead, PacketKind::Other), 0);
+        assert_eq!(totals.home_moves_out, 3);
+    }
+
+    #[test]
+    fn histogram_buckets_include_their_bound() {
+        let worker = WorkerCounters::default();
+        for frames in [0, 1, 10, 11, 15, 100, 101] {
+            worker.buffered_write_frames.record(frames);
+        }
+        let histogram = Totals::sum([&worker]).buffered_write_frames;
+        assert_eq!(histogram.buckets, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 1, 1]);
+        assert_eq!(histogram.sum, 238);
+    }
+
+    #[test]
+    fn labels_follow_the_variants() {
+        for (index, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), index);
+        }
+        for (index, kind) in PacketKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind.index(), index);
+        }
+    }
+}

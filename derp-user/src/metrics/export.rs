@@ -1,0 +1,480 @@
+//! The Prometheus text that `/debug/varz` serves.
+//!
+//! Names are derper's, so that existing dashboards and alerts keep working; that is why most counters lack the
+//! customary `_total`. What derper does not have starts with `derpd_`. Only what is really measured appears.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus::TextEncoder;
+
+use super::{
+    DropReason, Gauges, PacketKind, Totals,
+    counters::FRAMES_PER_WRITE_BOUNDS,
+    families::{Families, Sample},
+    process::ProcessFigures,
+};
+
+/// What the userspace STUN server has counted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StunTotals {
+    /// Datagrams by what became of them (label `disposition`).
+    pub requests: [(&'static str, u64); 4],
+    /// Valid requests by address family (label `family`).
+    pub families: [(&'static str, u64); 2],
+}
+
+/// One counter of the XDP program.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct KernelCount {
+    /// `ipv4`, `ipv6` or `unknown`.
+    pub address_family: &'static str,
+    /// What became of the packets: `pass`, `tx` or `aborted`.
+    pub outcome: &'static str,
+    /// Why, as the program's closed list of reasons spells it.
+    pub reason: &'static str,
+    /// Packets so far.
+    pub packets: u64,
+    /// Their bytes as they left the program.
+    pub bytes: u64,
+}
+
+/// An interface on which the XDP program runs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AttachedInterface {
+    /// Name of the interface.
+    pub name: String,
+    /// `native` or `generic`.
+    pub mode: &'static str,
+}
+
+/// Everything one scrape shows.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Version of this program.
+    pub version: &'static str,
+    /// When the process started.
+    pub started: SystemTime,
+    /// How long ago that was, by a clock that never jumps.
+    pub uptime: Duration,
+    /// Whether the main listener speaks TLS; without it the TLS counters do not exist.
+    pub tls: bool,
+    /// Sums over all workers.
+    pub totals: Totals,
+    /// Values of the moment.
+    pub gauges: Gauges,
+    /// The userspace STUN server, where it runs.
+    pub stun: Option<StunTotals>,
+    /// Counters of the XDP program; empty where it is not attached.
+    pub kernel: Vec<KernelCount>,
+    /// Where the XDP program is attached.
+    pub interfaces: Vec<AttachedInterface>,
+}
+
+impl Report {
+    /// Renders the report in the Prometheus text format 0.0.4.
+    pub fn to_text(&self) -> String {
+        let mut families = Families::default();
+        self.process(&mut families);
+        self.traffic(&mut families);
+        self.connections(&mut families);
+        self.drops(&mut families);
+        self.stun(&mut families);
+        self.kernel(&mut families);
+        self.program(&mut families);
+        TextEncoder::new().encode_to_string(families.as_slice()).unwrap_or_else(|error| {
+            tracing::error!("metrics: {error}");
+            String::new()
+        })
+    }
+
+    fn process(&self, families: &mut Families) {
+        let figures = match ProcessFigures::read() {
+            Ok(figures) => figures,
+            Err(error) => {
+                tracing::debug!("metrics: process figures: {error}");
+                return;
+            }
+        };
+        families.counters(
+            "process_cpu_seconds_total",
+            "Total user and system CPU time spent in seconds.",
+            [Sample { labels: [], value: figures.cpu_seconds }],
+        );
+        for (name, help, value) in [
+            ("process_max_fds", "Maximum number of open file descriptors.", figures.max_files),
+            ("process_open_fds", "Number of open file descriptors.", figures.open_files),
+            (
+                "process_resident_memory_bytes",
+                "Resident memory size in bytes.",
+                figures.resident_bytes,
+            ),
+            (
+                "process_start_time_seconds",
+                "Start time of the process since the Unix epoch in seconds.",
+                figures.started,
+            ),
+            (
+                "process_virtual_memory_bytes",
+                "Virtual memory size in bytes.",
+                figures.virtual_bytes,
+            ),
+            (
+                "derp_current_file_descriptors",
+                "Number of open file descriptors.",
+                figures.open_files,
+            ),
+        ] {
+            families.gauge(name, help, value);
+        }
+    }
+
+    fn traffic(&self, families: &mut Families) {
+        let totals = &self.totals;
+        for (name, help, value) in [
+            ("derp_accepts", "DERP connections begun, before login.", totals.accepts),
+            ("derp_bytes_received", "Packet bytes received from clients.", totals.bytes_received),
+            ("derp_bytes_sent", "Packet bytes written to clients.", totals.bytes_sent),
+            ("derp_got_ping", "Ping frames received.", totals.got_ping),
+            ("derp_home_moves_in", "Clients that made this their home.", totals.home_moves_in),
+            ("derp_home_moves_out", "Clients that moved home elsewhere.", totals.home_moves_out),
+            (
+                "derp_packets_forwarded_in",
+                "Packets received from mesh peers.",
+                totals.packets_forwarded_in,
+            ),
+            (
+                "derp_packets_forwarded_out",
+                "Packets handed to mesh peers.",
+                totals.packets_forwarded_out,
+            ),
+            ("derp_packets_received", "Packets received from clients.", totals.packets_received),
+            ("derp_packets_sent", "Packets written to clients.", totals.packets_sent),
+            (
+                "derp_peer_gone_disconnected_frames",
+                "PeerGone frames written because a peer disconnected.",
+                totals.peer_gone_disconnected_frames,
+            ),
+            (
+                "derp_peer_gone_not_here_frames",
+                "PeerGone frames written because a destination is not here.",
+                totals.peer_gone_not_here_frames,
+            ),
+            (
+                "derp_sclient_write_timeouts",
+                "Connections closed because a write took too long.",
+                totals.write_timeouts,
+            ),
+            ("derp_sent_pong", "Pong frames written.", totals.sent_pong),
+            ("derp_unknown_frames", "Frames of unknown type, ignored.", totals.unknown_frames),
+        ] {
+            families.counter(name, help, value);
+        }
+        families.counters(
+            "derp_packets_received_kind",
+            "Packets received from clients, by what they look like.",
+            PacketKind::ALL.map(|kind| Sample {
+                labels: [("kind", kind.label())],
+                value: totals.packets_received_kind(kind) as f64,
+            }),
+        );
+        families.histogram(
+            "derp_buffered_write_frames",
+            "Frames per write to a client.",
+            &FRAMES_PER_WRITE_BOUNDS,
+            &totals.buffered_write_frames.buckets,
+            totals.buffered_write_frames.sum,
+        );
+    }
+
+    fn connections(&self, families: &mut Families) {
+        let gauges = &self.gauges;
+        for (name, help, value) in [
+            ("derp_clients_local", "Keys connected to this server.", gauges.clients_local),
+            ("derp_clients_remote", "Keys known through mesh peers.", gauges.clients_remote),
+            ("derp_clients_total", "Keys known to this server.", gauges.clients_total()),
+            ("derp_current_connections", "Registered connections.", gauges.current_connections),
+            (
+                "derp_current_dup_client_conns",
+                "Connections of keys that have more than one.",
+                gauges.current_dup_client_conns,
+            ),
+            (
+                "derp_current_dup_client_keys",
+                "Keys with more than one connection.",
+                gauges.current_dup_client_keys,
+            ),
+            (
+                "derp_current_home_connections",
+                "Connections whose client calls this its home.",
+                gauges.current_home_connections,
+            ),
+            (
+                "derp_current_notideal_connections",
+                "Connections whose client prefers another node of the region.",
+                gauges.current_notideal_connections,
+            ),
+            ("derp_watchers", "Connections told who comes and goes.", gauges.watchers),
+        ] {
+            families.gauge(name, help, value as f64);
+        }
+        families.counter(
+            "derp_total_dup_client_conns",
+            "Connections that joined another one of the same key.",
+            gauges.total_dup_client_conns,
+        );
+        if self.tls {
+            families.counter(
+                "tls_listener_accepted_connections",
+                "Connections accepted on the TLS listener.",
+                self.totals.tls_accepted,
+            );
+            families.counter(
+                "tls_listener_rejected_connections",
+                "Connections closed because of the accept limit.",
+                self.totals.tls_rejected,
+            );
+            families.counter(
+                "derpd_tls_handshake_failures_total",
+                "TLS handshakes that failed.",
+                self.totals.tls_handshake_failures,
+            );
+        }
+    }
+
+    fn drops(&self, families: &mut Families) {
+        let series = |value: fn(&Totals, DropReason, PacketKind) -> u64| {
+            DropReason::ALL.into_iter().flat_map(move |reason| {
+                PacketKind::ALL.map(|kind| Sample {
+                    labels: [("reason", reason.label()), ("kind", kind.label())],
+                    value: value(&self.totals, reason, kind) as f64,
+                })
+            })
+        };
+        families.counters(
+            "derp_bytes_dropped",
+            "Packet bytes dropped, by reason and kind of packet.",
+            series(Totals::bytes_dropped),
+        );
+        families.counters(
+            "derp_packets_dropped",
+            "Packets dropped, by reason and kind of packet.",
+            series(Totals::packets_dropped),
+        );
+    }
+
+    fn stun(&self, families: &mut Families) {
+        let Some(stun) = &self.stun else { return };
+        let sample = |label, (word, count): (&'static str, u64)| Sample {
+            labels: [(label, word)],
+            value: count as f64,
+        };
+        families.counters(
+            "stun_addrfamily",
+            "Valid requests to the userspace STUN server, by address family.",
+            stun.families.map(|pair| sample("family", pair)),
+        );
+        families.counters(
+            "stun_requests",
+            "Datagrams to the userspace STUN server, by what became of them.",
+            stun.requests.map(|pair| sample("disposition", pair)),
+        );
+    }
+
+    fn kernel(&self, families: &mut Families) {
+        let series = |value: fn(&KernelCount) -> u64| {
+            self.kernel.iter().map(move |count| Sample {
+                labels: [
+                    ("address_family", count.address_family),
+                    ("xdp_outcome", count.outcome),
+                    ("prog_end", count.reason),
+                ],
+                value: value(count) as f64,
+            })
+        };
+        families.counters(
+            "xdp_stun_server_bytes_total",
+            "Bytes seen by the XDP program, by what became of the packets and why.",
+            series(|count| count.bytes),
+        );
+        families.counters(
+            "xdp_stun_server_packets_total",
+            "Packets seen by the XDP program, by what became of them and why.",
+            series(|count| count.packets),
+        );
+        families.gauges(
+            "derpd_xdp_interface",
+            "1 for each interface on which the XDP program runs, with its mode.",
+            self.interfaces.iter().map(|interface| Sample {
+                labels: [("interface", interface.name.as_str()), ("mode", interface.mode)],
+                value: 1.0,
+            }),
+        );
+    }
+
+    fn program(&self, families: &mut Families) {
+        let started = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        families.gauge(
+            "process_start_unix_time",
+            "Start time of the process since the Unix epoch in seconds.",
+            started.as_secs() as f64,
+        );
+        families.counter("uptime_sec", "Seconds since the process started.", self.uptime.as_secs());
+        families.gauges(
+            "version",
+            "1, with the version of the program.",
+            [Sample { labels: [("version", self.version), ("binary", "derpd")], value: 1.0 }],
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::metrics::WorkerCounters;
+
+    fn full_report() -> Report {
+        let worker = WorkerCounters::default();
+        worker.packet_dropped(DropReason::QueueHead, PacketKind::Other, 1500);
+        worker.buffered_write_frames.record(3);
+        worker.buffered_write_frames.record(101);
+        Report {
+            version: "1.2.3",
+            started: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            uptime: Duration::from_millis(12_900),
+            tls: true,
+            totals: Totals::sum([&worker]),
+            gauges: Gauges { clients_local: 2, clients_remote: 3, ..Gauges::default() },
+            stun: Some(StunTotals {
+                requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
+                families: [("ipv4", 7), ("ipv6", 0)],
+            }),
+            kernel: vec![KernelCount {
+                address_family: "ipv4",
+                outcome: "tx",
+                reason: "answered",
+                packets: 9,
+                bytes: 700,
+            }],
+            interfaces: vec![AttachedInterface { name: "eth0".to_owned(), mode: "native" }],
+        }
+    }
+
+    /// Checks the text against the exposition format's rules and returns the names of its families.
+    fn family_names(text: &str) -> BTreeSet<String> {
+        let mut families = BTreeSet::new();
+        let mut current = String::new();
+        for line in text.lines() {
+            if let Some(header) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = header.split_once(' ').unwrap();
+                assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                assert!(families.insert(name.to_owned()), "{name} appears twice");
+                current = name.to_owned();
+            } else if !line.starts_with("# HELP ") {
+                assert!(line.starts_with(&current), "{line} is outside its family {current}");
+                let value = line.rsplit_once(' ').unwrap().1;
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+            }
+        }
+        assert!(text.ends_with('\n'));
+        families
+    }
+
+    #[test]
+    fn exports_the_names_that_dashboards_use() {
+        let names = family_names(&full_report().to_text());
+        let expected = [
+            "derp_accepts",
+            "derp_buffered_write_frames",
+            "derp_bytes_dropped",
+            "derp_bytes_received",
+            "derp_bytes_sent",
+            "derp_clients_local",
+            "derp_clients_remote",
+            "derp_clients_total",
+            "derp_current_connections",
+            "derp_current_dup_client_conns",
+            "derp_current_dup_client_keys",
+            "derp_current_file_descriptors",
+            "derp_current_home_connections",
+            "derp_current_notideal_connections",
+            "derp_got_ping",
+            "derp_home_moves_in",
+            "derp_home_moves_out",
+            "derp_packets_dropped",
+            "derp_packets_forwarded_in",
+            "derp_packets_forwarded_out",
+            "derp_packets_received",
+            "derp_packets_received_kind",
+            "derp_packets_sent",
+            "derp_peer_gone_disconnected_frames",
+            "derp_peer_gone_not_here_frames",
+            "derp_sclient_write_timeouts",
+            "derp_sent_pong",
+            "derp_total_dup_client_conns",
+            "derp_unknown_frames",
+            "derp_watchers",
+            "derpd_tls_handshake_failures_total",
+            "derpd_xdp_interface",
+            "process_cpu_seconds_total",
+            "process_max_fds",
+            "process_open_fds",
+            "process_resident_memory_bytes",
+            "process_start_time_seconds",
+            "process_start_unix_time",
+            "process_virtual_memory_bytes",
+            "stun_addrfamily",
+            "stun_requests",
+            "tls_listener_accepted_connections",
+            "tls_listener_rejected_connections",
+            "uptime_sec",
+            "version",
+            "xdp_stun_server_bytes_total",
+            "xdp_stun_server_packets_total",
+        ];
+        assert_eq!(names, expected.map(str::to_owned).into());
+    }
+
+    #[test]
+    fn renders_values_with_labels() {
+        let text = full_report().to_text();
+        for line in [
+            "derp_packets_dropped{reason=\"queue_head\",kind=\"other\"} 1",
+            "derp_bytes_dropped{reason=\"queue_head\",kind=\"other\"} 1500",
+            "derp_bytes_dropped{reason=\"dup_client\",kind=\"disco\"} 0",
+            "derp_clients_total 5",
+            "derp_buffered_write_frames_bucket{le=\"2\"} 0",
+            "derp_buffered_write_frames_bucket{le=\"3\"} 1",
+            "derp_buffered_write_frames_bucket{le=\"100\"} 1",
+            "derp_buffered_write_frames_bucket{le=\"+Inf\"} 2",
+            "derp_buffered_write_frames_sum 104",
+            "derp_buffered_write_frames_count 2",
+            "stun_requests{disposition=\"success\"} 7",
+            "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
+            "derpd_xdp_interface{interface=\"eth0\",mode=\"native\"} 1",
+            "process_start_unix_time 1700000000",
+            "uptime_sec 12",
+            "version{version=\"1.2.3\",binary=\"derpd\"} 1",
+        ] {
+            assert!(text.lines().any(|candidate| candidate == line), "missing: {line}\n{text}");
+        }
+        assert_eq!(text.matches("derp_packets_dropped{").count(), 14);
+        assert_eq!(text.matches("derp_bytes_dropped{").count(), 14);
+    }
+
+    #[test]
+    fn leaves_out_what_does_not_run() {
+        let report = Report {
+            tls: false,
+            stun: None,
+            kernel: Vec::new(),
+            interfaces: Vec::new(),
+            ..full_report()
+        };
+        let names = family_names(&report.to_text());
+        assert!(!names.iter().any(|name| {
+            name.starts_with("tls_") || name.starts_with("stun_") || name.contains("xdp")
+        }));
+    }
+}

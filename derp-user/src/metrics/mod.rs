@@ -1,0 +1,15 @@
+//! What the relay counts, and how an operator reads it.
+//!
+//! Each worker owns one [`WorkerCounters`] and is its only writer; whoever exports adds them up into [`Totals`].
+//! Current values are [`Gauges`], read from the relay's tables at export time. [`export`] renders both under
+//! the names that dashboards for Tailscale's derper already use.
+
+pub mod counters;
+pub mod export;
+mod families;
+mod process;
+
+pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
+pub use export::{AttachedInterface, KernelCount, Report, StunTotals};
+
+pub use crate::relay::packet::{DropReason, PacketKind};

@@ -1,0 +1,107 @@
+//! What the kernel knows about this process, under the names every Prometheus client library uses.
+
+use std::{fs, io};
+
+use nix::{
+    sys::resource::{Resource, getrlimit},
+    unistd::{SysconfVar, sysconf},
+};
+
+/// Ticks per second in `/proc/<pid>/stat`: fixed by the kernel's interface, whatever its timer does.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Figures of `/proc/self` at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct ProcessFigures {
+    pub(super) cpu_seconds: f64,
+    /// Seconds since the Unix epoch.
+    pub(super) started: f64,
+    pub(super) virtual_bytes: f64,
+    pub(super) resident_bytes: f64,
+    pub(super) open_files: f64,
+    pub(super) max_files: f64,
+}
+
+impl ProcessFigures {
+    /// Reads the figures, or says which file could not be read.
+    pub(super) fn read() -> io::Result<Self> {
+        let page_bytes = sysconf(SysconfVar::PAGE_SIZE)?.unwrap_or(4096) as f64;
+        let stat = Stat::parse(&fs::read_to_string("/proc/self/stat")?)
+            .ok_or_else(|| io::Error::other("/proc/self/stat has an unknown form"))?;
+        let booted = boot_time(&fs::read_to_string("/proc/stat")?)
+            .ok_or_else(|| io::Error::other("/proc/stat has no btime line"))?;
+        // Listing the directory opens one descriptor more.
+        let open_files = fs::read_dir("/proc/self/fd")?.count().saturating_sub(1);
+        let (max_files, _hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        Ok(Self {
+            cpu_seconds: stat.cpu_ticks as f64 / TICKS_PER_SECOND,
+            started: booted as f64 + stat.start_ticks as f64 / TICKS_PER_SECOND,
+            virtual_bytes: stat.virtual_bytes as f64,
+            resident_bytes: stat.resident_pages as f64 * page_bytes,
+            open_files: open_files as f64,
+            max_files: max_files as f64,
+        })
+    }
+}
+
+/// The fields of proc_pid_stat(5) that are exported.
+#[derive(Debug, Eq, PartialEq)]
+struct Stat {
+    cpu_ticks: u64,
+    start_ticks: u64,
+    virtual_bytes: u64,
+    resident_pages: u64,
+}
+
+impl Stat {
+    fn parse(line: &str) -> Option<Self> {
+        // The command name in parentheses may hold spaces and parentheses itself; what follows is field 3.
+        let (_, rest) = line.rsplit_once(')')?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(Self {
+            cpu_ticks: field(14)?.checked_add(field(15)?)?,
+            start_ticks: field(22)?,
+            virtual_bytes: field(23)?,
+            resident_pages: field(24)?,
+        })
+    }
+}
+
+fn boot_time(stat: &str) -> Option<u64> {
+    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_stat_with_an_odd_command_name() {
+        let line =
+            "42 (a) b) S 1 42 42 0 -1 4194560 1 2 3 4 250 50 5 6 20 0 3 0 12345 1000000 77 18";
+        let expected = Stat {
+            cpu_ticks: 300,
+            start_ticks: 12345,
+            virtual_bytes: 1_000_000,
+            resident_pages: 77,
+        };
+        assert_eq!(Stat::parse(line), Some(expected));
+        assert_eq!(Stat::parse("42 (a) S 1"), None);
+        assert_eq!(Stat::parse(""), None);
+    }
+
+    #[test]
+    fn finds_the_boot_time() {
+        assert_eq!(boot_time("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000));
+        assert_eq!(boot_time("cpu 1 2\n"), None);
+    }
+
+    #[test]
+    fn this_process_has_plausible_figures() {
+        let figures = ProcessFigures::read().unwrap();
+        assert!(figures.open_files >= 3.0, "{figures:?}");
+        assert!(figures.resident_bytes > 0.0 && figures.resident_bytes <= figures.virtual_bytes);
+        assert!(figures.started > 1_000_000_000.0);
+    }
+}

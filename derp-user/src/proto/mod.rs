@@ -1,0 +1,12 @@
+//! The DERP wire protocol without I/O: bytes in, bytes out.
+//!
+//! Every frame is one type byte, a four-byte big-endian payload length and the payload
+//! (reference section 1). [`frame`] knows the types, their legal lengths and the server's side of
+//! reading them; [`message`] writes what a server sends; [`login`] is the exchange that opens a
+//! session; [`disco`] recognises the packets that get a queue of their own.
+
+pub mod disco;
+pub mod frame;
+pub mod keys;
+pub mod login;
+pub mod message;

@@ -1,0 +1,148 @@
+//! From an accepted TCP connection to a registered DERP session: TLS, the HTTP request, the login.
+
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    connection::Connection,
+    link::Link,
+    session::{self, Session},
+    transport::TransportError,
+    upgrade::{self, Options},
+    worker::Worker,
+};
+use crate::{
+    http::{self, Listener, Origin, Outcome},
+    proto::{
+        frame::HEADER_LENGTH,
+        login::{self, LoggedIn, LoginError, NONCE_LENGTH, Progress},
+        message::ClientTraits,
+    },
+    relay::Presence,
+};
+
+/// Time for the TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time to take the ServerKey frame, and then again to send ClientInfo.
+const LOGIN_STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a connection ended before it became a session.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ArrivalError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Transport(#[from] TransportError),
+    #[error("receive client key: {0}")]
+    Login(#[from] LoginError),
+    #[error("no {0} within the time allowed")]
+    TimedOut(&'static str),
+    #[error("the system's random number generator failed: {0}")]
+    Random(getrandom::Error),
+}
+
+/// Serves one accepted connection until it ends.
+pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+    // Boxed, so that a session does not carry the memory of its arrival for the rest of its life.
+    let arrival = Box::pin(arrive(&worker, stream, remote)).await;
+    match arrival {
+        Ok(Some(session)) => session::run(session, &worker).await,
+        Ok(None) => {}
+        Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),
+        Err(error) => tracing::debug!("derp: {remote}: {error}"),
+    }
+}
+
+/// `None` if the connection was served as ordinary HTTP.
+async fn arrive(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    remote: SocketAddr,
+) -> Result<Option<Session>, ArrivalError> {
+    let mut link = match worker.settings().tls.clone() {
+        Some(config) => Link::tls(stream, config)?,
+        None => Link::plain(stream),
+    };
+    if let Err(error) = timeout(HANDSHAKE_TIMEOUT, link.handshake())
+        .await
+        .map_err(|_| ArrivalError::TimedOut("complete TLS handshake"))
+        .and_then(|result| result.map_err(ArrivalError::from))
+    {
+        worker.counters().tls_handshake_failures.increment();
+        return Err(error);
+    }
+    let origin = Origin { remote, listener: Listener::Main { tls: link.is_tls() } };
+    let site = Arc::clone(&worker.settings().site);
+    let (mut link, unread, request) =
+        match http::serve_connection(link, Bytes::new(), origin, site).await {
+            Outcome::Derp { io, unread, request } => (io, unread, request),
+            Outcome::Done => return Ok(None),
+        };
+    worker.counters().accepts.increment();
+
+    let options = Options::of(&request.headers);
+    let own_key = worker.settings().private_key.public();
+    let mut greeting = if options.fast_start { Vec::new() } else { upgrade::response(&own_key) };
+    greeting.extend(login::server_key(&own_key));
+    let write_greeting = async {
+        link.write_all(&greeting).await?;
+        link.flush().await
+    };
+    timeout(LOGIN_STEP_TIMEOUT, write_greeting)
+        .await
+        .map_err(|_| ArrivalError::TimedOut("room for the ServerKey frame"))??;
+    let mut bytes = Vec::from(unread);
+    let frame_length = timeout(LOGIN_STEP_TIMEOUT, read_client_info(&mut link, &mut bytes))
+        .await
+        .map_err(|_| ArrivalError::TimedOut("ClientInfo frame"))??;
+    let early = bytes.split_off(frame_length);
+    let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
+    link.flush().await?;
+    let logged_in = login::open_client_info(&worker.settings().private_key, payload)?;
+    enter(worker, link, remote, logged_in, options.not_ideal, early).map(Some)
+}
+
+/// Registers a client that has proven its key. It is visible to others before it is told.
+fn enter(
+    worker: &Worker,
+    link: Link,
+    remote: SocketAddr,
+    logged_in: LoggedIn,
+    not_ideal: bool,
+    mut early: Vec<u8>,
+) -> Result<Session, ArrivalError> {
+    let mut nonce = [0; NONCE_LENGTH];
+    getrandom::fill(&mut nonce).map_err(ArrivalError::Random)?;
+    let settings = worker.settings();
+    let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
+    let traits = ClientTraits { mesh_peer: trusted, prober: logged_in.info.is_prober, not_ideal };
+    let presence = Presence { key: logged_in.key, address: remote, traits };
+    let (stream, transport, unread) = link.into_parts();
+    early.extend(unread);
+    // Waiting in front of everything else, ServerInfo is the client's second frame even if a packet
+    // for it arrives first.
+    let server_info = logged_in.server_info(nonce);
+    let id = worker.hub().next_id();
+    let connection =
+        Arc::new(Connection::new(id, logged_in.key, remote, stream, transport, server_info));
+    worker.hub().register(&connection, presence, worker.counters());
+    Ok(Session::new(connection, trusted, early))
+}
+
+/// Reads until `bytes` begin with a whole ClientInfo frame; its length, header included.
+async fn read_client_info(link: &mut Link, bytes: &mut Vec<u8>) -> Result<usize, ArrivalError> {
+    loop {
+        if let Progress::Complete(length) = login::client_info_progress(bytes)? {
+            return Ok(length);
+        }
+        if link.read_buf(bytes).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    }
+}

@@ -1,0 +1,442 @@
+//! One logged-in client as every worker sees it.
+//!
+//! The worker that read a packet writes it to its destination itself: it takes the destination's
+//! lock, encrypts and writes. Only when the socket is full does the rest stay behind, for the
+//! worker that owns the connection to send when there is room.
+
+use std::{
+    io::{self, Read},
+    net::{Shutdown, SocketAddr},
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use atomic_waker::AtomicWaker;
+use parking_lot::Mutex;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::transport::{Outgoing, Phase, Transport, TransportError};
+use crate::{
+    metrics::{DropReason, WorkerCounters},
+    proto::{
+        frame::{Frames, PING_DATA_LENGTH},
+        keys::NodePublic,
+        message,
+    },
+    relay::{ConnectionId, packet::packet_of, queue::SendQueue},
+};
+
+/// Most bytes of frames from the server itself that wait for one client.
+const MAX_URGENT: usize = 4 << 20;
+/// Most socket bytes that wait because the socket is full. One quantum's frames at the most; the
+/// rest is for TLS, which a peer could make talk.
+const MAX_UNSENT: usize = 512 << 10;
+/// DERP bytes that are encrypted and written at once when a full socket has room again.
+const FLUSH_BATCH: usize = 32 << 10;
+
+/// What the owner of a connection is woken for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Event {
+    /// Another task left something to do: [`Connection::is_closing`] or frames to flush.
+    Attention,
+    /// The socket may take bytes that it refused before.
+    Writable,
+    /// The socket may have bytes, or its end.
+    Readable,
+}
+
+/// Memory for writing, owned by a worker and used for one destination at a time.
+#[derive(Debug, Default)]
+pub(super) struct WriteScratch {
+    gathered: Vec<u8>,
+    outgoing: Outgoing,
+}
+
+/// A logged-in client.
+pub(super) struct Connection {
+    /// Its name in the relay.
+    pub(super) id: ConnectionId,
+    /// Whose connection it is.
+    pub(super) key: NodePublic,
+    /// Where it came from.
+    pub(super) remote: SocketAddr,
+    stream: TcpStream,
+    outbound: Mutex<Outbound>,
+    /// The socket is full. Written under the lock of `outbound`.
+    blocked: AtomicBool,
+    duplicate: AtomicBool,
+    closing: AtomicBool,
+    attention: AtomicBool,
+    owner: AtomicWaker,
+}
+
+/// Everything between "this client shall get these bytes" and its socket.
+struct Outbound {
+    transport: Transport,
+    /// Socket bytes that the socket refused: they must go first.
+    unsent: Vec<u8>,
+    /// When the socket last took anything, if it is full.
+    stalled_since: Option<Instant>,
+    /// Frames from the server itself that wait to be sent.
+    urgent: Vec<u8>,
+    pong_waits: bool,
+    /// Relayed frames that wait because the socket is full.
+    waiting: Option<Box<SendQueue>>,
+    ended: bool,
+}
+
+impl Connection {
+    /// Takes over an established stream. `first` is sent before anything else.
+    pub(super) fn new(
+        id: ConnectionId,
+        key: NodePublic,
+        remote: SocketAddr,
+        stream: TcpStream,
+        transport: Transport,
+        first: Vec<u8>,
+    ) -> Self {
+        Self {
+            id,
+            key,
+            remote,
+            stream,
+            outbound: Mutex::new(Outbound {
+                transport,
+                unsent: Vec::new(),
+                stalled_since: None,
+                urgent: first,
+                pong_waits: false,
+                waiting: None,
+                ended: false,
+            }),
+            blocked: AtomicBool::new(false),
+            duplicate: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            attention: AtomicBool::new(false),
+            owner: AtomicWaker::new(),
+        }
+    }
+
+    /// Waits for something to do. Only the owner may call this.
+    pub(super) fn poll_event(&self, context: &mut Context<'_>) -> Poll<Event> {
+        self.owner.register(context.waker());
+        if self.attention.swap(false, Ordering::AcqRel) {
+            return Poll::Ready(Event::Attention);
+        }
+        if self.blocked.load(Ordering::Acquire) && self.stream.poll_write_ready(context).is_ready()
+        {
+            return Poll::Ready(Event::Writable);
+        }
+        self.stream.poll_read_ready(context).map(|_| Event::Readable)
+    }
+
+    /// Reads what the socket has, at most `buffer` full; `None` if it has nothing now. Zero bytes
+    /// are the end of the stream.
+    ///
+    /// A read that does not fill the buffer has emptied the socket: the readiness is cleared with
+    /// it, which saves the system call that would find nothing.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut partial = None;
+        let outcome = self.stream.try_io(tokio::io::Interest::READABLE, || {
+            let count = (&*SockRef::from(&self.stream)).read(buffer)?;
+            if count == 0 || count == buffer.len() {
+                return Ok(count);
+            }
+            partial = Some(count);
+            Err(io::ErrorKind::WouldBlock.into())
+        });
+        match (outcome, partial) {
+            (Ok(count), _) => Ok(Some(count)),
+            (Err(_), Some(count)) => Ok(Some(count)),
+            (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Decrypts the last `count` bytes of `buffer`, which begins with room for the bytes that
+    /// [`Self::incomplete_length`] announced, and appends the DERP bytes to `plain`.
+    pub(super) fn decrypt(
+        &self,
+        buffer: &mut [u8],
+        plain: &mut Vec<u8>,
+        scratch: &mut WriteScratch,
+    ) -> Result<Phase, TransportError> {
+        let mut outbound = self.outbound.lock();
+        let kept = outbound.transport.incomplete().len();
+        buffer[..kept].copy_from_slice(outbound.transport.incomplete());
+        scratch.outgoing.clear();
+        let result = outbound.transport.receive(buffer, plain, &mut scratch.outgoing);
+        if !scratch.outgoing.filled().is_empty() {
+            self.transmit(&mut outbound, &scratch.outgoing);
+        }
+        result
+    }
+
+    /// Socket bytes kept from earlier reads: the next read goes behind them. Only the owner's reads
+    /// change this.
+    pub(super) fn incomplete_length(&self) -> usize {
+        self.outbound.lock().transport.incomplete().len()
+    }
+
+    /// Relays whole RecvPacket frames, the `runs` of `plain`, to this client: written at once, or
+    /// queued if its socket is full. Never waits.
+    pub(super) fn deliver(
+        &self,
+        plain: &[u8],
+        runs: &[Range<usize>],
+        scratch: &mut WriteScratch,
+        counters: &WorkerCounters,
+        queue_depth: usize,
+    ) {
+        let mut outbound = self.outbound.lock();
+        let frames = || runs.iter().flat_map(|run| Frames::of(&plain[run.clone()]));
+        if outbound.ended {
+            return frames().for_each(|frame| {
+                count_drop(counters, DropReason::GoneDisconnected, frame);
+            });
+        }
+        if !outbound.unsent.is_empty() {
+            let queue =
+                outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(queue_depth)));
+            for frame in frames() {
+                if let Some(oldest) = queue.push(frame) {
+                    count_drop(counters, DropReason::QueueHead, &oldest);
+                }
+            }
+            return;
+        }
+        let WriteScratch { gathered, outgoing } = scratch;
+        let bytes = match (outbound.urgent.is_empty(), runs) {
+            (true, [only]) => &plain[only.clone()],
+            _ => {
+                gathered.clear();
+                gathered.append(&mut outbound.urgent);
+                outbound.pong_waits = false;
+                runs.iter().for_each(|run| gathered.extend_from_slice(&plain[run.clone()]));
+                &gathered[..]
+            }
+        };
+        if self.encrypt_and_transmit(&mut outbound, bytes, outgoing) {
+            count_sent(counters, frames());
+        } else {
+            frames().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
+        }
+    }
+
+    /// Leaves frames of the server's own for the owner to send.
+    pub(super) fn post(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut outbound = self.outbound.lock();
+        if outbound.ended {
+            return;
+        }
+        write(&mut outbound.urgent);
+        if outbound.urgent.len() > MAX_URGENT {
+            outbound.urgent = Vec::new();
+            self.closing.store(true, Ordering::Release);
+        }
+        drop(outbound);
+        self.call_owner();
+    }
+
+    /// Leaves a Pong to be sent by the next [`Self::flush`], unless one already waits behind a full
+    /// socket. Returns whether it did.
+    pub(super) fn post_pong(&self, data: &[u8; PING_DATA_LENGTH]) -> bool {
+        let mut outbound = self.outbound.lock();
+        let blocked = !outbound.unsent.is_empty();
+        if blocked && outbound.pong_waits {
+            return false;
+        }
+        outbound.pong_waits = true;
+        message::pong(&mut outbound.urgent, data);
+        true
+    }
+
+    /// Sends what waits, as far as the socket takes it.
+    pub(super) fn flush(&self, scratch: &mut WriteScratch, counters: &WorkerCounters) {
+        let mut outbound = self.outbound.lock();
+        let WriteScratch { gathered, outgoing } = scratch;
+        loop {
+            if outbound.ended || !self.transmit_unsent(&mut outbound) {
+                return;
+            }
+            gathered.clear();
+            gathered.append(&mut outbound.urgent);
+            outbound.urgent = Vec::new();
+            outbound.pong_waits = false;
+            let relayed_from = gathered.len();
+            while gathered.len() < FLUSH_BATCH
+                && let Some(frame) = outbound.waiting.as_mut().and_then(|queue| queue.pop())
+            {
+                gathered.extend_from_slice(&frame);
+            }
+            if gathered.is_empty() {
+                outbound.waiting = None;
+                return;
+            }
+            let relayed = || Frames::of(&gathered[relayed_from..]);
+            if self.encrypt_and_transmit(&mut outbound, gathered, outgoing) {
+                count_sent(counters, relayed());
+            } else {
+                relayed().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
+                return;
+            }
+        }
+    }
+
+    /// Since when the socket has refused every byte; `None` if nothing waits for it.
+    pub(super) fn stalled_since(&self) -> Option<Instant> {
+        if !self.blocked.load(Ordering::Acquire) {
+            return None;
+        }
+        self.outbound.lock().stalled_since
+    }
+
+    /// Ends the session: what waits is counted as lost, the peer is told if its socket has room.
+    pub(super) fn end(&self, scratch: &mut WriteScratch, counters: &WorkerCounters) {
+        let mut outbound = self.outbound.lock();
+        outbound.ended = true;
+        if let Some(mut queue) = outbound.waiting.take() {
+            while let Some(frame) = queue.pop() {
+                count_drop(counters, DropReason::GoneDisconnected, &frame);
+            }
+        }
+        if outbound.unsent.is_empty() {
+            scratch.outgoing.clear();
+            outbound.transport.close(&mut scratch.outgoing);
+            self.transmit(&mut outbound, &scratch.outgoing);
+        }
+        // The session's keys and buffers go now, however long others still hold this connection.
+        outbound.transport = Transport::Plain;
+        outbound.unsent = Vec::new();
+        outbound.urgent = Vec::new();
+        drop(outbound);
+        // Fails only if the peer has already gone, which is as good.
+        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+    }
+
+    /// Asks the owner to end the session.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.call_owner();
+    }
+
+    /// Whether somebody asked for the end of the session, or a write failed.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Whether other connections share the key, so that the relay must hear when this one speaks.
+    pub(super) fn is_duplicate(&self) -> bool {
+        self.duplicate.load(Ordering::Acquire)
+    }
+
+    /// Notes whether other connections share the key.
+    pub(super) fn set_duplicate(&self, duplicate: bool) {
+        self.duplicate.store(duplicate, Ordering::Release);
+    }
+
+    fn call_owner(&self) {
+        self.attention.store(true, Ordering::Release);
+        self.owner.wake();
+    }
+
+    /// Encrypts and writes. Whether the bytes are now on their way; if not, the connection closes.
+    fn encrypt_and_transmit(
+        &self,
+        outbound: &mut Outbound,
+        bytes: &[u8],
+        outgoing: &mut Outgoing,
+    ) -> bool {
+        outgoing.clear();
+        if outbound.transport.send(bytes, outgoing).is_err() {
+            self.close();
+            return false;
+        }
+        self.transmit(outbound, outgoing)
+    }
+
+    /// Writes `outgoing` behind what already waits; keeps what the socket refuses.
+    fn transmit(&self, outbound: &mut Outbound, outgoing: &Outgoing) -> bool {
+        let mut rest = outgoing.filled();
+        if outbound.unsent.is_empty() {
+            match self.write_some(rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(_) => {
+                    self.close();
+                    return false;
+                }
+            }
+            if rest.is_empty() {
+                return true;
+            }
+            outbound.stalled_since = Some(Instant::now());
+            self.blocked.store(true, Ordering::Release);
+            self.call_owner();
+        }
+        outbound.unsent.extend_from_slice(rest);
+        if outbound.unsent.len() > MAX_UNSENT {
+            self.close();
+        }
+        true
+    }
+
+    /// Writes what the socket refused earlier. Whether all of it went.
+    fn transmit_unsent(&self, outbound: &mut Outbound) -> bool {
+        if outbound.unsent.is_empty() {
+            return true;
+        }
+        match self.write_some(&outbound.unsent) {
+            Ok(0) => return false,
+            Ok(written) => {
+                outbound.unsent.drain(..written);
+            }
+            Err(_) => {
+                self.close();
+                return false;
+            }
+        }
+        if !outbound.unsent.is_empty() {
+            outbound.stalled_since = Some(Instant::now());
+            return false;
+        }
+        outbound.unsent = Vec::new();
+        outbound.stalled_since = None;
+        self.blocked.store(false, Ordering::Release);
+        true
+    }
+
+    /// Writes until everything went or the socket is full; how many bytes went.
+    fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.stream.try_write(&bytes[written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
+    }
+}
+
+fn count_sent<'a>(counters: &WorkerCounters, frames: impl Iterator<Item = &'a [u8]>) {
+    let (mut count, mut bytes) = (0, 0);
+    for frame in frames {
+        count += 1;
+        bytes += packet_of(frame).1.len() as u64;
+    }
+    counters.packets_sent.add(count);
+    counters.bytes_sent.add(bytes);
+    counters.buffered_write_frames.record(count);
+}
+
+/// Counts a RecvPacket frame that will not reach its destination.
+fn count_drop(counters: &WorkerCounters, reason: DropReason, frame: &[u8]) {
+    let (kind, packet) = packet_of(frame);
+    counters.packet_dropped(reason, kind, packet.len() as u64);
+}

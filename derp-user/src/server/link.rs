@@ -1,0 +1,201 @@
+//! A connection before it is a DERP session: TLS handshake, HTTP, login. An ordinary asynchronous
+//! byte stream; it may be slow, the packet path does not come here.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::transport::{Outgoing, Phase, Transport, TransportError};
+
+/// Bytes read from the socket at once.
+const READ_LENGTH: usize = 4 << 10;
+/// Most bytes encrypted before the socket has taken them.
+const WRITE_LENGTH: usize = 16 << 10;
+
+/// A stream over TCP, with or without TLS.
+pub(super) struct Link {
+    stream: TcpStream,
+    transport: Transport,
+    phase: Phase,
+    /// Decrypted bytes that nobody has read yet.
+    plain: Vec<u8>,
+    outgoing: Outgoing,
+    /// How much of `outgoing` the socket has taken.
+    written: usize,
+    /// The first bytes the peer ever sent: they tell a browser that forgot the "s" from an attacker.
+    first_bytes: [u8; 5],
+}
+
+impl Link {
+    /// A stream that carries DERP or HTTP as it is.
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self::new(stream, Transport::Plain, Phase::Established)
+    }
+
+    /// A stream whose peer must begin a TLS handshake.
+    pub(super) fn tls(
+        stream: TcpStream,
+        config: Arc<ServerConfig>,
+    ) -> Result<Self, TransportError> {
+        Ok(Self::new(stream, Transport::tls(config)?, Phase::Handshaking))
+    }
+
+    fn new(stream: TcpStream, transport: Transport, phase: Phase) -> Self {
+        Self {
+            stream,
+            transport,
+            phase,
+            plain: Vec::new(),
+            outgoing: Outgoing::default(),
+            written: 0,
+            first_bytes: [0; 5],
+        }
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self.transport, Transport::Tls(_))
+    }
+
+    /// Completes the TLS handshake.
+    ///
+    /// # Errors
+    ///
+    /// If the peer hangs up or fails it; an alert, or an answer to plain HTTP, has been sent then.
+    pub(super) async fn handshake(&mut self) -> io::Result<()> {
+        while self.phase == Phase::Handshaking {
+            std::future::poll_fn(|context| self.poll_fill(context)).await?;
+        }
+        std::future::poll_fn(|context| self.poll_transmit(context)).await
+    }
+
+    /// The parts, once everything written has been flushed, and the decrypted bytes that nobody
+    /// has read.
+    pub(super) fn into_parts(self) -> (TcpStream, Transport, Vec<u8>) {
+        (self.stream, self.transport, self.plain)
+    }
+
+    /// Reads from the socket once and decrypts. `Ok` also at the end of the stream.
+    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let kept = self.transport.incomplete().len();
+        let (mut received, count) = loop {
+            ready!(self.poll_transmit(context))?;
+            ready!(self.stream.poll_read_ready(context))?;
+            let mut received = vec![0; kept + READ_LENGTH];
+            match self.stream.try_read(&mut received[kept..]) {
+                Ok(count) => break (received, count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        };
+        received[..kept].copy_from_slice(self.transport.incomplete());
+        if count == 0 {
+            let interrupted = self.phase == Phase::Handshaking;
+            self.phase = Phase::Ended;
+            return Poll::Ready(if interrupted {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            } else {
+                Ok(())
+            });
+        }
+        received.truncate(kept + count);
+        if self.first_bytes == [0; 5]
+            && let Some(first) = received.first_chunk()
+        {
+            self.first_bytes = *first;
+        }
+        match self.transport.receive(&mut received, &mut self.plain, &mut self.outgoing) {
+            Ok(phase) => {
+                self.phase = phase;
+                Poll::Ready(Ok(()))
+            }
+            Err(error) => {
+                if self.phase == Phase::Handshaking && looks_like_http(&self.first_bytes) {
+                    self.outgoing.clear();
+                    self.outgoing.extend(PLAIN_HTTP_ANSWER);
+                    self.written = 0;
+                }
+                self.phase = Phase::Ended;
+                // The reason matters more than whether the socket takes the farewell.
+                let _ = self.poll_transmit(context);
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
+            }
+        }
+    }
+
+    /// Writes what is encrypted.
+    fn poll_transmit(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.outgoing.filled().len() {
+            ready!(self.stream.poll_write_ready(context))?;
+            match self.stream.try_write(&self.outgoing.filled()[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        self.outgoing = Outgoing::default();
+        self.written = 0;
+        Poll::Ready(Ok(()))
+    }
+}
+
+const PLAIN_HTTP_ANSWER: &[u8] =
+    b"HTTP/1.0 400 Bad Request\r\n\r\nThis port speaks HTTPS; the request was plain HTTP.\n";
+
+fn looks_like_http(first_bytes: &[u8; 5]) -> bool {
+    [b"GET /", b"HEAD ", b"POST ", b"PUT /", b"OPTIO"].contains(&first_bytes)
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.plain.is_empty() && self.phase != Phase::Ended {
+            ready!(self.poll_fill(context))?;
+        }
+        let count = self.plain.len().min(buffer.remaining());
+        buffer.put_slice(&self.plain[..count]);
+        self.plain.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_transmit(context))?;
+        let count = bytes.len().min(WRITE_LENGTH);
+        let Self { transport, outgoing, .. } = &mut *self;
+        transport
+            .send(&bytes[..count], outgoing)
+            .map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, error))?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_transmit(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.phase == Phase::Established {
+            self.phase = Phase::Ended;
+            let Self { transport, outgoing, .. } = &mut *self;
+            transport.close(outgoing);
+        }
+        ready!(self.poll_transmit(context))?;
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,182 @@
+//! The DERP server: workers that relay, each on its own thread.
+
+mod arrival;
+mod connection;
+mod hub;
+mod link;
+mod session;
+mod transport;
+mod upgrade;
+mod worker;
+
+use std::{
+    io,
+    net::TcpListener,
+    num::NonZeroUsize,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use self::{hub::Hub, worker::Shared};
+use crate::{
+    http::Site,
+    metrics::{Gauges, Totals, WorkerCounters},
+    proto::keys::{MeshKey, NodePrivate, NodePublic},
+    relay::limit::TokenBucket,
+};
+
+/// How many relayed packets of each kind wait for a client whose socket is full, unless set.
+pub const DEFAULT_QUEUE_DEPTH: usize = 32;
+
+/// How many connections are accepted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AcceptLimit {
+    /// On average, per second.
+    pub per_second: f64,
+    /// At once.
+    pub burst: u64,
+}
+
+/// Everything the server needs to know.
+pub struct Settings {
+    /// The server's identity.
+    pub private_key: NodePrivate,
+    /// The secret of the mesh, if the server belongs to one.
+    pub mesh_key: Option<MeshKey>,
+    /// TLS for every connection; without it, DERP over plain HTTP.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Threads that relay.
+    pub workers: NonZeroUsize,
+    /// See [`DEFAULT_QUEUE_DEPTH`].
+    pub queue_depth: usize,
+    /// How long a client's socket may refuse every byte; `None`: forever.
+    pub write_timeout: Option<Duration>,
+    /// TCP_USER_TIMEOUT of every connection; `None`: the system's.
+    pub tcp_user_timeout: Option<Duration>,
+    /// Idle time before TCP keepalive probes; `None`: no probes.
+    pub tcp_keepalive_idle: Option<Duration>,
+    /// Connections beyond this are closed at once.
+    pub accept_limit: Option<AcceptLimit>,
+    /// Answers every request, and says which of them become DERP sessions.
+    pub site: Arc<Site>,
+}
+
+/// The numbers of a server, readable at any time by anybody. Made before the server, because its
+/// pages show them.
+pub struct Statistics {
+    counters: Arc<[WorkerCounters]>,
+    hub: Arc<Hub>,
+}
+
+impl Statistics {
+    /// The numbers of a server with the public key `own_key` that will have this many workers.
+    pub fn new(own_key: NodePublic, workers: NonZeroUsize) -> Self {
+        Self {
+            counters: (0..workers.get()).map(|_| WorkerCounters::default()).collect(),
+            hub: Arc::new(Hub::new(own_key)),
+        }
+    }
+
+    /// What all workers have counted.
+    pub fn totals(&self) -> Totals {
+        Totals::sum(self.counters.iter())
+    }
+
+    /// What is connected now.
+    pub fn gauges(&self) -> Gauges {
+        let census = self.hub.census();
+        Gauges {
+            current_connections: census.connections,
+            current_home_connections: census.home_connections,
+            current_notideal_connections: census.not_ideal_connections,
+            clients_local: census.keys,
+            clients_remote: 0,
+            current_dup_client_keys: census.duplicate_keys,
+            current_dup_client_conns: census.duplicate_connections,
+            total_dup_client_conns: census.duplicates_ever,
+            watchers: census.watchers,
+        }
+    }
+
+    /// Looks for contradictions in the relay's tables.
+    ///
+    /// # Errors
+    ///
+    /// The first contradiction, in words.
+    pub fn check(&self) -> Result<(), String> {
+        self.hub.check()
+    }
+}
+
+/// A running server.
+pub struct Server {
+    stop: watch::Sender<bool>,
+    workers: Vec<JoinHandle<io::Result<()>>>,
+}
+
+impl Server {
+    /// Starts the workers on a bound listener.
+    ///
+    /// # Errors
+    ///
+    /// If the listener refuses the TCP options, or a thread cannot be started.
+    pub fn start(
+        listener: TcpListener,
+        settings: Settings,
+        statistics: &Statistics,
+    ) -> io::Result<Self> {
+        prepare(&listener, &settings)?;
+        let (stop, stopped) = watch::channel(false);
+        let accept_bucket = settings.accept_limit.map(|limit| {
+            Mutex::new(TokenBucket::new(limit.per_second, limit.burst as f64, Instant::now()))
+        });
+        let hub = Arc::clone(&statistics.hub);
+        let shared = Arc::new(Shared { settings, hub, accept_bucket, stop: stopped });
+        let start_worker = |index| {
+            let (shared, counters) = (Arc::clone(&shared), Arc::clone(&statistics.counters));
+            let listener = listener.try_clone()?;
+            std::thread::Builder::new()
+                .name(format!("derpd-worker-{index}"))
+                .spawn(move || worker::run(shared, counters, index, listener))
+        };
+        let workers =
+            (0..statistics.counters.len()).map(start_worker).collect::<io::Result<_>>()?;
+        Ok(Self { stop, workers })
+    }
+
+    /// Closes the listener and every connection, and waits for the workers to end.
+    ///
+    /// # Errors
+    ///
+    /// What a worker failed with.
+    pub fn stop(self) -> io::Result<()> {
+        // Fails only if every worker has ended by itself, which the loop below reports.
+        let _ = self.stop.send(true);
+        for worker in self.workers {
+            worker.join().map_err(|_| io::Error::other("a worker panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+/// Sets the options that accepted sockets inherit.
+fn prepare(listener: &TcpListener, settings: &Settings) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let socket = socket2::SockRef::from(listener);
+    socket.set_tcp_user_timeout(settings.tcp_user_timeout)?;
+    if let Some(idle) = settings.tcp_keepalive_idle {
+        const PROBE_INTERVAL: Duration = Duration::from_secs(15);
+        const PROBES: u32 = 9;
+        socket.set_tcp_keepalive(
+            &socket2::TcpKeepalive::new()
+                .with_time(idle)
+                .with_interval(PROBE_INTERVAL)
+                .with_retries(PROBES),
+        )?;
+    }
+    Ok(())
+}

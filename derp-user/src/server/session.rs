@@ -1,0 +1,385 @@
+//! A DERP session, and with it the whole journey of a packet from socket to socket.
+//!
+//! A session runs on the worker that accepted it, in small quanta that run to completion: read at
+//! most [`QUANTUM`] bytes, decrypt, find the frames, turn each SendPacket into the RecvPacket its
+//! destination gets (in place: both are equally long), and then encrypt and write every destination
+//! that was touched, once, before anything else is read. Work never piles up between reader and
+//! writer, and no other task takes part.
+
+use std::{
+    collections::HashSet,
+    future::poll_fn,
+    ops::Range,
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use tokio::time::{Sleep, sleep_until};
+
+use super::{
+    connection::{Connection, Event},
+    transport::{Phase, TransportError},
+    worker::{Scratch, Worker},
+};
+use crate::{
+    metrics::{DropReason, PacketKind, WorkerCounters},
+    proto::{
+        frame::{self, Expected, Found, FrameReader, HEADER_LENGTH, PING_DATA_LENGTH, Violation},
+        keys::{KEY_LENGTH, NodePublic},
+        message::{self, GoneReason},
+    },
+    relay::{ConnectionId, limit::TokenBucket, packet::packet_of},
+};
+
+/// Most socket bytes read from one connection before their packets are written: 32 KiB measured
+/// best; more only makes the quanta of other connections wait.
+pub(super) const QUANTUM: usize = 32 << 10;
+
+/// Every client gets a KeepAlive this often, and up to [`KEEP_ALIVE_JITTER`] later, so that the
+/// clients of one moment do not stay in step.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const KEEP_ALIVE_JITTER: Duration = Duration::from_secs(5);
+
+/// How often a client is told that a destination of its disco packets is not here.
+const NOT_HERE_PER_SECOND: f64 = 1.0;
+const NOT_HERE_BURST: f64 = 3.0;
+
+/// A mesh peer's writes may take this long: it is a server, and its loss concerns many.
+const MESH_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most introductions remembered; when exceeded, they start anew. The relay knows them all anyway.
+const MAX_INTRODUCED: usize = 4096;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the client closed the connection")]
+    Closed,
+    #[error("closed by a mesh peer or after a failed write")]
+    Asked,
+    #[error("write timeout")]
+    WriteTimeout,
+    #[error("{0}")]
+    Violation(#[from] Violation),
+    #[error("{0}")]
+    Transport(#[from] TransportError),
+    #[error("read: {0}")]
+    Read(#[from] std::io::Error),
+}
+
+/// What is left to read after a quantum.
+#[derive(Debug, Eq, PartialEq)]
+enum Rest {
+    Empty,
+    More,
+}
+
+/// Consecutive frames in the plaintext that go to one destination.
+pub(super) struct Run {
+    source: NodePublic,
+    destination: Arc<Connection>,
+    range: Range<usize>,
+}
+
+/// The reading half of a client, known to its owner alone.
+pub(super) struct Session {
+    connection: Arc<Connection>,
+    trusted: bool,
+    reader: FrameReader,
+    /// Plaintext of an incomplete frame.
+    partial: Vec<u8>,
+    not_here: TokenBucket,
+    /// Who has been introduced to whom: sender and receiving connection.
+    introduced: HashSet<(NodePublic, ConnectionId)>,
+}
+
+impl Session {
+    /// A session whose client has already sent `early` bytes behind its login.
+    pub(super) fn new(connection: Arc<Connection>, trusted: bool, early: Vec<u8>) -> Self {
+        Self {
+            connection,
+            trusted,
+            reader: FrameReader::new(trusted),
+            partial: early,
+            not_here: TokenBucket::new(NOT_HERE_PER_SECOND, NOT_HERE_BURST, Instant::now()),
+            introduced: HashSet::new(),
+        }
+    }
+}
+
+/// Runs a registered session to its end.
+pub(super) async fn run(mut session: Session, worker: &Worker) {
+    let connection = Arc::clone(&session.connection);
+    let end = serve(&mut session, worker).await;
+    if matches!(end, End::WriteTimeout) {
+        worker.counters().write_timeouts.increment();
+    }
+    worker.hub().unregister(connection.id, worker.counters());
+    connection.end(&mut worker.scratch().write, worker.counters());
+    tracing::debug!("derp client {}{}: {end}", connection.remote, connection.key.short());
+}
+
+async fn serve(session: &mut Session, worker: &Worker) -> End {
+    let connection = Arc::clone(&session.connection);
+    let write_timeout =
+        if session.trusted { Some(MESH_WRITE_TIMEOUT) } else { worker.settings().write_timeout };
+    let period = KEEP_ALIVE + KEEP_ALIVE_JITTER.mul_f64(worker.random_fraction());
+    let mut keep_alive_at = Instant::now() + period;
+    let mut timer = pin!(sleep_until(keep_alive_at.into()));
+
+    if let Err(end) = session.handle_early(worker) {
+        return end;
+    }
+    connection.flush(&mut worker.scratch().write, worker.counters());
+    loop {
+        let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
+        arm(timer.as_mut(), deadline.map_or(keep_alive_at, |deadline| deadline.min(keep_alive_at)));
+        let event = poll_fn(|context| match connection.poll_event(context) {
+            Poll::Ready(event) => Poll::Ready(Some(event)),
+            Poll::Pending => timer.as_mut().poll(context).map(|()| None),
+        })
+        .await;
+        if connection.is_closing() {
+            return End::Asked;
+        }
+        match event {
+            Some(Event::Readable) => match session.read_quantum(worker) {
+                Ok(Rest::Empty) => {}
+                // To the back of the worker's queue: everybody else has a turn first.
+                Ok(Rest::More) => tokio::task::yield_now().await,
+                Err(end) => return end,
+            },
+            Some(Event::Writable | Event::Attention) => {
+                connection.flush(&mut worker.scratch().write, worker.counters());
+            }
+            None => {
+                let now = Instant::now();
+                let stalled_since = connection.stalled_since();
+                let overdue = stalled_since.zip(write_timeout);
+                if overdue.is_some_and(|(since, allowed)| now >= since + allowed) {
+                    return End::WriteTimeout;
+                }
+                if now >= keep_alive_at {
+                    keep_alive_at += period;
+                    connection.post(message::keep_alive);
+                }
+            }
+        }
+    }
+}
+
+/// Sets the timer, unless it stands right already.
+fn arm(timer: std::pin::Pin<&mut Sleep>, at: Instant) {
+    if timer.deadline().into_std() != at {
+        timer.reset(at.into());
+    }
+}
+
+impl Session {
+    /// Handles what the client sent in one breath with its login.
+    fn handle_early(&mut self, worker: &Worker) -> Result<(), End> {
+        let scratch = &mut *worker.scratch();
+        scratch.plain.clear();
+        scratch.plain.append(&mut self.partial);
+        self.relay(worker, scratch)
+    }
+
+    /// Reads once and delivers everything that came.
+    fn read_quantum(&mut self, worker: &Worker) -> Result<Rest, End> {
+        let scratch = &mut *worker.scratch();
+        let kept = self.connection.incomplete_length();
+        let buffer = scratch.received(kept + QUANTUM);
+        let count = match self.connection.read(&mut buffer[kept..])? {
+            None => return Ok(Rest::Empty),
+            Some(0) => return Err(End::Closed),
+            Some(count) => count,
+        };
+        let rest = if count == QUANTUM { Rest::More } else { Rest::Empty };
+        scratch.plain.clear();
+        scratch.plain.append(&mut self.partial);
+        let phase = self.connection.decrypt(
+            &mut scratch.received[..kept + count],
+            &mut scratch.plain,
+            &mut scratch.write,
+        );
+        // What came before a failure was sent in good faith and is relayed.
+        self.relay(worker, scratch)?;
+        match phase? {
+            Phase::Ended => Err(End::Closed),
+            Phase::Handshaking | Phase::Established => Ok(rest),
+        }
+    }
+
+    /// Handles the frames in `scratch.plain`, keeps the incomplete one, writes to every destination.
+    fn relay(&mut self, worker: &Worker, scratch: &mut Scratch) -> Result<(), End> {
+        let mut quantum = Quantum {
+            session: self,
+            worker,
+            runs: &mut scratch.runs,
+            answered: false,
+            spoken: false,
+        };
+        let handled = quantum.handle_frames(&mut scratch.plain);
+        let answered = quantum.answered;
+        scratch.deliver(worker);
+        if answered {
+            self.connection.flush(&mut scratch.write, worker.counters());
+        }
+        let consumed = handled?;
+        self.partial = match scratch.plain.get(consumed..) {
+            None | Some([]) => Vec::new(),
+            Some(incomplete) => incomplete.to_vec(),
+        };
+        Ok(())
+    }
+}
+
+/// The handling of one quantum's frames.
+struct Quantum<'a> {
+    session: &'a mut Session,
+    worker: &'a Worker,
+    runs: &'a mut Vec<Run>,
+    /// Frames for the client itself wait to be flushed.
+    answered: bool,
+    /// The relay knows that this connection speaks.
+    spoken: bool,
+}
+
+impl Quantum<'_> {
+    /// Handles every whole frame; how many bytes they and the skipped ones take.
+    fn handle_frames(&mut self, plain: &mut [u8]) -> Result<usize, Violation> {
+        let mut at = 0;
+        loop {
+            match self.session.reader.next(plain, at)? {
+                Found::Frame(expected, range) => {
+                    self.note_activity();
+                    at = range.end;
+                    self.handle(expected, plain, range);
+                }
+                Found::Unwanted(resume) => {
+                    self.note_activity();
+                    self.counters().unknown_frames.increment();
+                    at = resume;
+                }
+                Found::Incomplete(from) => return Ok(from),
+            }
+        }
+    }
+
+    /// Any frame makes its connection the active one of its key.
+    fn note_activity(&mut self) {
+        if !self.spoken && self.session.connection.is_duplicate() {
+            self.worker.hub().spoke(self.session.connection.id, self.counters());
+        }
+        self.spoken = true;
+    }
+
+    fn handle(&mut self, expected: Expected, plain: &mut [u8], range: Range<usize>) {
+        let bytes = &mut plain[range.clone()];
+        let payload = HEADER_LENGTH..;
+        let connection = &self.session.connection;
+        match expected {
+            Expected::SendPacket => {
+                let source = connection.key;
+                if let Some(destination) = frame::send_to_recv(bytes, &source) {
+                    let (kind, packet) = packet_of(bytes);
+                    self.counters().packet_received(kind, packet.len() as u64);
+                    self.route(source, destination, bytes, range, DropReason::UnknownDestination);
+                }
+            }
+            Expected::ForwardPacket => {
+                if let Some(forwarded) = frame::forward_to_recv(bytes) {
+                    self.counters().packets_forwarded_in.increment();
+                    let frame::Forwarded { source, destination, start } = forwarded;
+                    let range = range.start + start..range.end;
+                    let reason = DropReason::UnknownDestinationOnForward;
+                    self.route(source, destination, &plain[range.clone()], range, reason);
+                }
+            }
+            Expected::NotePreferred => {
+                let home = bytes[payload].first().is_some_and(|&flag| flag != 0);
+                self.worker.hub().note_preferred(connection.id, home, self.counters());
+            }
+            Expected::WatchConns => self.worker.hub().watch(connection.id, self.counters()),
+            Expected::ClosePeer => {
+                if let Some(&key) = bytes[payload].first_chunk::<KEY_LENGTH>() {
+                    let key = NodePublic::from_bytes(key);
+                    self.worker.hub().close_peer(&key, self.counters());
+                }
+            }
+            Expected::Ping => {
+                self.counters().got_ping.increment();
+                let data = bytes[payload].first_chunk::<PING_DATA_LENGTH>();
+                if data.is_some_and(|data| connection.post_pong(data)) {
+                    self.counters().sent_pong.increment();
+                    self.answered = true;
+                }
+            }
+        }
+    }
+
+    /// Notes where a RecvPacket frame goes, next to its predecessor if that goes there too.
+    fn route(
+        &mut self,
+        source: NodePublic,
+        destination: NodePublic,
+        bytes: &[u8],
+        range: Range<usize>,
+        unknown: DropReason,
+    ) {
+        if let Some(last) = self.runs.last_mut()
+            && last.source == source
+            && last.destination.key == destination
+            && last.range.end == range.start
+        {
+            last.range.end = range.end;
+            return;
+        }
+        let Some(receiver) = self.worker.hub().active_connection(&destination) else {
+            return self.lose(destination, bytes, unknown);
+        };
+        let introduced = &mut self.session.introduced;
+        if introduced.len() >= MAX_INTRODUCED {
+            introduced.clear();
+        }
+        if introduced.insert((source, receiver.id)) {
+            self.worker.hub().first_packet(source, receiver.id);
+        }
+        self.runs.push(Run { source, destination: receiver, range });
+    }
+
+    /// Counts a packet that has nowhere to go, and says so to a sender that looks for a path.
+    fn lose(&mut self, destination: NodePublic, bytes: &[u8], reason: DropReason) {
+        let (kind, packet) = packet_of(bytes);
+        self.counters().packet_dropped(reason, kind, packet.len() as u64);
+        if kind == PacketKind::Disco && self.session.not_here.take(Instant::now()) {
+            self.counters().peer_gone_not_here_frames.increment();
+            self.session.connection.post(|bytes| {
+                message::peer_gone(bytes, &destination, GoneReason::NotHere);
+            });
+            self.answered = true;
+        }
+    }
+
+    fn counters(&self) -> &WorkerCounters {
+        self.worker.counters()
+    }
+}
+
+impl Scratch {
+    /// Writes every run of the quantum to its destination: each destination once, its runs in order.
+    fn deliver(&mut self, worker: &Worker) {
+        let Self { plain, runs, ranges, write, .. } = self;
+        runs.sort_by_key(|run| run.destination.id);
+        for group in runs.chunk_by(|a, b| a.destination.id == b.destination.id) {
+            let Some(first) = group.first() else { continue };
+            ranges.clear();
+            ranges.extend(group.iter().map(|run| run.range.clone()));
+            let depth = worker.settings().queue_depth;
+            first.destination.deliver(plain, ranges, write, worker.counters(), depth);
+        }
+        runs.clear();
+    }
+}

@@ -1,0 +1,21 @@
+//! Protocol cases against a running relay over real sockets, numbered as the cases of the protocol
+//! reference. With `DERPD_TEST_SERVER` set to Tailscale's derper the same tests check that relay;
+//! where derpd differs on purpose the test says so.
+
+#[path = "../support/peer.rs"]
+mod peer;
+#[path = "../support/server.rs"]
+#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
+mod server;
+
+// In the order the harness runs them: the ones that wait for minutes overlap all others.
+mod clocks;
+mod duplicates;
+mod frames;
+mod handshake;
+mod http;
+mod identity;
+mod malformed;
+mod peer_gone;
+mod queues;
+mod stun;

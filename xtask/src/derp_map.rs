@@ -1,0 +1,78 @@
+//! The DERP map that points Tailscale clients at a relay with a self-signed certificate.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+/// Ids from 900 on are reserved for the user's own regions.
+const REGION: u16 = 900;
+
+/// Returns the file that derpd keeps the certificate for an address in: colons are left out.
+pub(crate) fn certificate_file(directory: &Path, address: IpAddr) -> PathBuf {
+    directory.join(format!("{}.crt", address.to_string().replace(':', "")))
+}
+
+/// Returns a DERP map, as indented JSON, with one region of one node at `address`.
+///
+/// The node's certificate is pinned by the SHA-256 of its DER form, read from `certificate`.
+pub(crate) fn of_one_node(
+    address: IpAddr,
+    certificate: &Path,
+    tls_port: u16,
+    stun_port: Option<u16>,
+) -> Result<String> {
+    let leaf = CertificateDer::from_pem_file(certificate)
+        .with_context(|| format!("reading the certificate {}", certificate.display()))?;
+    let pin: String = Sha256::digest(&leaf).iter().map(|byte| format!("{byte:02x}")).collect();
+    let map = json!({
+        "OmitDefaultRegions": true,
+        "Regions": { REGION.to_string(): {
+            "RegionID": REGION,
+            "RegionCode": "dev",
+            "RegionName": "derpd development relay",
+            "Nodes": [{
+                "Name": "dev",
+                "RegionID": REGION,
+                "HostName": address,
+                "CertName": format!("sha256-raw:{pin}"),
+                "DERPPort": tls_port,
+                // Clients take -1 for "no STUN here" and 0 for the usual port.
+                "STUNPort": stun_port.map_or(-1, i32::from),
+            }],
+        }},
+    });
+    serde_json::to_string_pretty(&map).context("writing JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_the_certificate() {
+        let directory = std::env::temp_dir().join(format!("derp-map-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let address = "2001:db8::1".parse().unwrap();
+        let file = certificate_file(&directory, address);
+        assert_eq!(file.file_name().unwrap(), "2001db81.crt");
+        // Three bytes stand in for a certificate; the pin is the hash of whatever DER is there.
+        let pem = "-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n";
+        std::fs::write(&file, pem).unwrap();
+        let map = of_one_node(address, &file, 8443, None).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
+        let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+        let node = &map["Regions"]["900"]["Nodes"][0];
+        assert_eq!(
+            node["CertName"],
+            "sha256-raw:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+        assert_eq!(node["STUNPort"], -1);
+        assert_eq!(node["HostName"], "2001:db8::1");
+    }
+}

@@ -1,0 +1,230 @@
+//! Three network namespaces: two clients that can reach the relay between them, and only it.
+//!
+//! Nothing forwards between the two links, and the relay's address is on neither of them, so what
+//! passes from one client to the other has passed through the relay.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::{self, CommandExt as _};
+
+/// The relay's address, on its loopback interface.
+pub(super) const RELAY: &str = "10.77.0.1";
+
+/// Ends what runs in the namespaces, by process id, and removes them and the files. It waits for
+/// the end of its input, which comes when the lab is dropped and also when this program is killed.
+const JANITOR: &str = r#"
+    trap '' INT TERM HUP
+    read -r _
+    directory="$1"; shift
+    for namespace; do
+        for id in $(ip netns pids "$namespace" 2>/dev/null); do kill -TERM "$id"; done
+    done
+    sleep 0.5
+    for namespace; do
+        for id in $(ip netns pids "$namespace" 2>/dev/null); do kill -KILL "$id"; done
+        ip netns delete "$namespace" 2>/dev/null
+    done
+    rm -rf -- "$directory"
+"#;
+
+/// One of the namespaces.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Host {
+    Relay,
+    Left,
+    Right,
+}
+
+impl Host {
+    const ALL: [Self; 3] = [Self::Relay, Self::Left, Self::Right];
+
+    /// Returns the host's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Left => "left",
+            Self::Right => "right",
+        }
+    }
+
+    fn namespace(self) -> String {
+        format!("derpd-e2e-{}-{}", std::process::id(), self.name())
+    }
+}
+
+/// The namespaces and a directory for files; gone when dropped.
+pub(super) struct Lab {
+    directory: PathBuf,
+    janitor: Child,
+    /// Closing it sets the janitor to work.
+    signal: Option<ChildStdin>,
+}
+
+impl Lab {
+    /// Builds the network. Needs root.
+    pub(super) fn build() -> Result<Self> {
+        let directory = std::env::temp_dir().join(format!("derpd-e2e-{}", std::process::id()));
+        fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        let mut janitor = Command::new("sh")
+            .args(["-c", JANITOR, "janitor"])
+            .arg(&directory)
+            .args(Host::ALL.map(Host::namespace))
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("starting the shell that cleans up")?;
+        let signal = janitor.stdin.take();
+        let lab = Self { directory, janitor, signal };
+        for host in Host::ALL {
+            ip(&["netns", "add", &host.namespace()])?;
+            lab.ip_in(host, &["link", "set", "lo", "up"])?;
+        }
+        lab.ip_in(Host::Relay, &["address", "add", &format!("{RELAY}/32"), "dev", "lo"])?;
+        lab.link(Host::Left, "10.77.1")?;
+        lab.link(Host::Right, "10.77.2")?;
+        Ok(lab)
+    }
+
+    /// Connects a client to the relay by a pair of interfaces.
+    fn link(&self, client: Host, network: &str) -> Result<()> {
+        let relay_end = relay_interface(client);
+        let peer = client.namespace();
+        self.ip_in(
+            Host::Relay,
+            &["link", "add", &relay_end, "type", "veth", "peer", "name", "eth0", "netns", &peer],
+        )?;
+        let (gateway, own) = (format!("{network}.1"), format!("{network}.2/24"));
+        self.ip_in(Host::Relay, &["address", "add", &format!("{gateway}/24"), "dev", &relay_end])?;
+        self.ip_in(Host::Relay, &["link", "set", &relay_end, "up"])?;
+        self.ip_in(client, &["address", "add", &own, "dev", "eth0"])?;
+        self.ip_in(client, &["link", "set", "eth0", "up"])?;
+        self.ip_in(client, &["route", "add", "default", "via", &gateway])
+    }
+
+    /// Makes the clients send whole checksums, which the kernel program insists on and which a
+    /// pair of virtual interfaces otherwise leaves out.
+    pub(super) fn send_checksums(&self) -> Result<()> {
+        for client in [Host::Left, Host::Right] {
+            self.command(client, Path::new("ethtool"))
+                .args(["-K", "eth0", "tx", "off"])
+                .read()
+                .context("the program `ethtool` is needed with --xdp-mode")?;
+        }
+        Ok(())
+    }
+
+    fn ip_in(&self, host: Host, arguments: &[&str]) -> Result<()> {
+        ip(&[&["-n", &host.namespace()], arguments].concat())
+    }
+
+    /// Returns the directory for files of this run.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns a command that runs `program` on a host.
+    pub(super) fn command(&self, host: Host, program: &Path) -> Command {
+        let mut command = process::command("ip");
+        command.args(["netns", "exec", &host.namespace()]).arg(program);
+        command
+    }
+
+    /// Starts a program that runs until the end, with its log in a file named after it.
+    pub(super) fn start(&self, name: &str, command: &mut Command) -> Result<Daemon> {
+        let log = self.directory.join(format!("{name}.log"));
+        let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().context("duplicating a file handle")?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("starting `{}`", command.describe()))?;
+        Ok(Daemon { name: name.to_owned(), log, child })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        drop(self.signal.take());
+        if let Err(error) = self.janitor.wait() {
+            eprintln!("cleaning up: {error}");
+        }
+    }
+}
+
+/// Returns the name of the relay's interface towards a client.
+pub(super) fn relay_interface(client: Host) -> String {
+    format!("to-{}", client.name())
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    process::command("ip").args(arguments).read().map(drop)
+}
+
+/// A program that runs until the end of the lab.
+pub(super) struct Daemon {
+    name: String,
+    log: PathBuf,
+    child: Child,
+}
+
+impl Daemon {
+    /// Returns its process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns what it has logged.
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Fails if it has ended by itself, with the end of its log.
+    pub(super) fn check(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("waiting for a child")? {
+            bail!("{} ended: {status}\n{}", self.name, self.last_words());
+        }
+        Ok(())
+    }
+
+    /// Returns the last lines of its log.
+    pub(super) fn last_words(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+    }
+}
+
+/// Asks again and again until there is an answer; the last refusal is the error.
+pub(super) fn retry<T>(
+    what: &str,
+    limit: Duration,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("waited {limit:?} for {what}")));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Writes one line of progress.
+pub(super) fn say(text: &str) {
+    let mut stderr = std::io::stderr();
+    // Nobody to tell is no reason to fail.
+    writeln!(stderr, "e2e: {text}").unwrap_or_default();
+}

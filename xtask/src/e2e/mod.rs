@@ -1,0 +1,227 @@
+//! `cargo xtask e2e`: two real Tailscale clients copy a file through the relay.
+//!
+//! The clients are `tailscaled` of v1.103.0-pre without a network device of their own, told of the
+//! relay by Tailscale's test coordination server. Needs root, for network namespaces, and Go.
+
+mod lab;
+mod node;
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use sha2::{Digest as _, Sha256};
+
+use self::{
+    lab::{Daemon, Host, Lab, RELAY, relay_interface, retry, say},
+    node::Node,
+};
+use crate::{
+    derp_map, go,
+    process::{self, CommandExt as _},
+    workspace,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const CONTROL_PORT: u16 = 8080;
+const FILE_PORT: u16 = 8081;
+const MEGABYTE: u64 = 1_000_000;
+
+/// Options of `cargo xtask e2e`.
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Another relay program to run instead of derpd, such as Tailscale's derper
+    #[arg(long)]
+    relay: Option<PathBuf>,
+    /// Attach derpd's kernel program in this mode to the links of the clients
+    #[arg(long, conflicts_with = "relay")]
+    xdp_mode: Option<String>,
+    /// Size of the file in millions of bytes
+    #[arg(long, default_value_t = 50)]
+    megabytes: u64,
+}
+
+/// Runs everything and prints a short report.
+pub(crate) fn command(options: &Options) -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
+    go::check_version()?;
+    let programs = Programs::build(options.relay.as_deref())?;
+    let lab = Lab::build().context("building the network")?;
+    let (mut relay, map) = start_relay(&lab, &programs, options)?;
+    let map_file = lab.directory().join("derpmap.json");
+    fs::write(&map_file, map).context("writing the DERP map")?;
+    let mut control = lab.start(
+        "control",
+        lab.command(Host::Relay, &programs.control)
+            .arg(format!("-listen={RELAY}:{CONTROL_PORT}"))
+            .arg("-derp-map")
+            .arg(&map_file),
+    )?;
+    say("logging two clients in");
+    let left = Node::start(&lab, Host::Left, &programs)?;
+    let right = Node::start(&lab, Host::Right, &programs)?;
+    let result = measure(&lab, &left, &right, relay.id(), options.megabytes * MEGABYTE, &programs);
+    relay.check()?;
+    control.check()?;
+    let report =
+        result.with_context(|| format!("the relay's log ends:\n{}", relay.last_words()))?;
+    println!("{report}");
+    for line in relay.log().lines().filter(|line| line.to_lowercase().contains("xdp")) {
+        println!("relay log:   {line}");
+    }
+    Ok(())
+}
+
+/// What the test runs.
+struct Programs {
+    relay: PathBuf,
+    control: PathBuf,
+    sendfile: PathBuf,
+    tailscale: PathBuf,
+    tailscaled: PathBuf,
+}
+
+impl Programs {
+    /// Builds derpd, unless another relay is given, and Tailscale's programs.
+    fn build(relay: Option<&Path>) -> Result<Self> {
+        let target = workspace::target_dir()?;
+        let relay = match relay {
+            Some(path) => path.canonicalize().with_context(|| format!("{}", path.display()))?,
+            None => {
+                process::cargo()
+                    .current_dir(workspace::root())
+                    .args(["build", "--release", "--locked", "--package=derp-user"])
+                    .args(["--bin", "derpd"])
+                    .run()?;
+                target.join("release").join("derpd")
+            }
+        };
+        let directory = target.join("e2e");
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("creating {}", directory.display()))?;
+        go::command()
+            .current_dir(workspace::interop_module())
+            .env("GOTOOLCHAIN", "local")
+            .args(["build", "-buildvcs=false", "-o"])
+            .arg(&directory)
+            .args(["./control", "./sendfile"])
+            .args(["tailscale.com/cmd/tailscale", "tailscale.com/cmd/tailscaled"])
+            .run()?;
+        Ok(Self {
+            relay,
+            control: directory.join("control"),
+            sendfile: directory.join("sendfile"),
+            tailscale: directory.join("tailscale"),
+            tailscaled: directory.join("tailscaled"),
+        })
+    }
+}
+
+/// Starts the relay and returns it with the DERP map that leads to it.
+fn start_relay(lab: &Lab, programs: &Programs, options: &Options) -> Result<(Daemon, String)> {
+    let certificates = lab.directory().join("certs");
+    let mut command = lab.command(Host::Relay, &programs.relay);
+    command
+        .args([&format!("-a={RELAY}:443"), &format!("-hostname={RELAY}"), "-certmode=manual"])
+        .arg(format!("-certdir={}", certificates.display()))
+        .arg(format!("-c={}", lab.directory().join("derper.key").display()));
+    if let Some(mode) = &options.xdp_mode {
+        lab.send_checksums()?;
+        command.arg(format!("-xdp-mode={mode}"));
+        for client in [Host::Left, Host::Right] {
+            command.arg(format!("-xdp-interface={}", relay_interface(client)));
+        }
+    }
+    say(&format!("starting {}", programs.relay.display()));
+    let mut relay = lab.start("relay", &mut command)?;
+    let address = RELAY.parse().context("parsing our own address")?;
+    let certificate = derp_map::certificate_file(&certificates, address);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        relay.check()?;
+        // The file may be there, but not yet whole.
+        match derp_map::of_one_node(address, &certificate, 443, Some(3478)) {
+            Ok(map) => return Ok((relay, map)),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Checks what the clients see of the relay, copies the file and reports.
+fn measure(
+    lab: &Lab,
+    left: &Node,
+    right: &Node,
+    relay_id: u32,
+    size: u64,
+    programs: &Programs,
+) -> Result<String> {
+    let check = left.netcheck()?;
+    let pong = retry("a ping over the relay", PATIENCE, || left.ping(right))?;
+    say(&format!("copying {} MB", size / MEGABYTE));
+    let source = lab.directory().join("sent");
+    let sent = write_random_file(&source, size)?;
+    let mut server = lab.start(
+        "sendfile",
+        lab.command(Host::Right, &programs.sendfile)
+            .arg(format!("-listen=127.0.0.1:{FILE_PORT}"))
+            .arg("-file")
+            .arg(&source),
+    )?;
+    let copy = lab.directory().join("received");
+    let (start, before) = (Instant::now(), cpu_time(relay_id)?);
+    let fetched = left.fetch(right, FILE_PORT, &copy);
+    let (elapsed, cpu) = (start.elapsed(), cpu_time(relay_id)?.saturating_sub(before));
+    server.check()?;
+    fetched?;
+    let received = digest(&copy)?;
+    ensure!(received == sent, "sent a file with SHA-256 {sent}, received one with {received}");
+    left.ping(right).context("after the copy")?;
+    let megabytes = size as f64 / MEGABYTE as f64;
+    Ok(format!(
+        "netcheck:    UDP true, latency {:.2} ms\n\
+         ping:        {pong}\n\
+         copy:        {megabytes} MB in {:.2} s, {:.0} Mbit/s, SHA-256 {sent}\n\
+         relay CPU:   {:.2} ms per MB",
+        check.as_secs_f64() * 1e3,
+        elapsed.as_secs_f64(),
+        megabytes * 8.0 / elapsed.as_secs_f64(),
+        cpu.as_secs_f64() * 1e3 / megabytes,
+    ))
+}
+
+fn write_random_file(path: &Path, size: u64) -> Result<String> {
+    let mut random = File::open("/dev/urandom").context("opening /dev/urandom")?.take(size);
+    let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    std::io::copy(&mut random, &mut file).with_context(|| format!("writing {}", path.display()))?;
+    digest(path)
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash).with_context(|| format!("reading {}", path.display()))?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Returns the time that the threads of a process have spent on a processor.
+fn cpu_time(id: u32) -> Result<Duration> {
+    let threads = format!("/proc/{id}/task");
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(&threads).with_context(|| format!("reading {threads}"))? {
+        let file = thread.context("reading a directory")?.path().join("schedstat");
+        // A thread may end between the two looks.
+        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let Some(time) = text.split(' ').next().and_then(|time| time.parse::<u64>().ok()) else {
+            bail!("{} does not start with a number: {text:?}", file.display());
+        };
+        nanoseconds += time;
+    }
+    Ok(Duration::from_nanos(nanoseconds))
+}

@@ -1,0 +1,86 @@
+//! The kernel program: its toolchain and its build.
+
+mod apt;
+mod privilege;
+mod toolchain;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result};
+
+pub(crate) use toolchain::Toolchain;
+
+use crate::{process::CommandExt as _, workspace};
+
+const PACKAGE: &str = "derp-ebpf";
+const TARGET: &str = "bpfel-unknown-none";
+/// Cargo's directory for this target, below the usual one: sharing that, a build here would wait for
+/// one of the host. Apart from the object's, which the build script of `derp-user` watches.
+const BUILD_DIRECTORY: &str = "ebpf-build";
+
+/// `cargo xtask build-ebpf`.
+pub(crate) fn command() -> Result<()> {
+    let object = build(&Toolchain::find_or_install()?)?;
+    println!("kernel program: {}", object.display());
+    Ok(())
+}
+
+/// Builds the kernel program and returns the path that `derp-user` embeds it from.
+pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    let target = workspace::target_dir()?;
+    let build = target.join(BUILD_DIRECTORY);
+    cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], &build).run()?;
+    let object = target.join("ebpf").join("derp-ebpf.o");
+    copy_if_changed(&build.join(TARGET).join("release").join(PACKAGE), &object)?;
+    Ok(object)
+}
+
+/// Builds the kernel program where that is possible; the inner error is why this process could not
+/// use it. A program that does not compile is an outer error.
+pub(crate) fn build_if_possible() -> Result<Result<(), String>> {
+    match Toolchain::find_or_install() {
+        Ok(toolchain) => build(&toolchain).map(|_| privilege::may_load()),
+        Err(reason) => Ok(Err(format!("{reason:#}"))),
+    }
+}
+
+/// Lints the kernel program for its own target. Needs the toolchain's clippy.
+pub(crate) fn clippy(toolchain: &Toolchain) -> Result<()> {
+    let build = workspace::target_dir()?.join(BUILD_DIRECTORY);
+    cargo(toolchain.clippy()?, toolchain, &["clippy", "--bins"], &build)
+        .args(["--", "-Dwarnings"])
+        .run()
+}
+
+/// Completes `command` to a cargo subcommand on the kernel program.
+fn cargo(
+    mut command: Command,
+    toolchain: &Toolchain,
+    subcommand: &[&str],
+    build: &Path,
+) -> Command {
+    command
+        .current_dir(workspace::root())
+        .env("CARGO_ENCODED_RUSTFLAGS", toolchain.rustflags().join("\u{1f}"))
+        .args(subcommand)
+        .args(["--locked", "--package", PACKAGE, "--target", TARGET, "-Zbuild-std=core"])
+        .arg("--target-dir")
+        .arg(build);
+    command
+}
+
+/// Leaves an equal file alone, so that its date does not make cargo rebuild the daemon.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    to.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(to, new))
+        .with_context(|| format!("writing {}", to.display()))
+}

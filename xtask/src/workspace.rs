@@ -1,0 +1,84 @@
+//! Where things are: the checkout, its target directory, the tools cache.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::process::{self, CommandExt as _};
+
+/// Packages built for the host. The kernel program is built apart, for another target.
+pub(crate) const HOST_PACKAGES: [&str; 3] = ["derp-common", "derp-user", "xtask"];
+
+/// Returns the top directory of the checkout.
+pub(crate) fn root() -> PathBuf {
+    // Set by `cargo run`; the compiled-in path serves when the program is started by hand.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
+}
+
+/// Returns cargo's target directory, wherever the user's settings put it.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let text = process::cargo()
+        .current_dir(root())
+        .args(["metadata", "--no-deps", "--format-version=1"])
+        .read()?;
+    let metadata: Metadata = serde_json::from_str(&text).context("reading `cargo metadata`")?;
+    Ok(metadata.target_directory)
+}
+
+/// Returns the directory of the Go module that holds the tests with Tailscale's own clients.
+pub(crate) fn interop_module() -> PathBuf {
+    root().join("derp-user").join("tests").join("interop")
+}
+
+/// Returns the directory of the test client that is made of Tailscale's Rust crates.
+pub(crate) fn ts_derp_client() -> PathBuf {
+    root().join("derp-user").join("tests").join("ts_derp_client")
+}
+
+/// Returns the directory that pinned tools are installed into, kept across checkouts.
+pub(crate) fn tools_dir() -> Result<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute())
+    };
+    let cache = absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .context("neither XDG_CACHE_HOME nor HOME is set: no place to keep tools; set HOME")?;
+    Ok(cache.join("derpd").join("tools"))
+}
+
+/// Installs `name` at `version` into the tools directory unless that version is there; returns
+/// the program's path.
+pub(crate) fn pinned_tool(
+    name: &str,
+    version: &str,
+    why: &str,
+    prepare: impl FnOnce(&mut std::process::Command),
+) -> Result<PathBuf> {
+    let tools = tools_dir()?;
+    let program = tools.join("bin").join(name);
+    if installed_version(&program).as_deref() == Some(version) {
+        return Ok(program);
+    }
+    eprintln!("installing {name} {version} into {} ({why}); this takes minutes", tools.display());
+    let mut install = process::cargo();
+    install
+        .args(["install", "--locked", "--force", name, "--version", version, "--root"])
+        .arg(&tools);
+    prepare(&mut install);
+    install.run().with_context(|| {
+        format!("{name} {version} could not be installed; with network access, run the same command again")
+    })?;
+    Ok(program)
+}
+
+fn installed_version(program: &Path) -> Option<String> {
+    let text = process::command(program).arg("--version").read().ok()?;
+    text.split_whitespace().nth(1).map(str::to_owned)
+}
