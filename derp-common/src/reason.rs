@@ -134,6 +134,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_lists_every_reason() {
+        let manual = include_str!("../../docs/DATAPLANE.md");
+        for reason in Reason::ALL {
+            let (label, verdict, help) = (reason.label(), reason.verdict().label(), reason.help());
+            let row = format!("| `{label}` | {verdict} | {} |", help.trim());
+            assert!(manual.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn every_verdict_has_a_reason() {
         for verdict in [Verdict::Pass, Verdict::Transmit, Verdict::Aborted] {
             assert!(Reason::ALL.iter().any(|reason| reason.verdict() == verdict), "{verdict:?}");

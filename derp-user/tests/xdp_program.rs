@@ -6,7 +6,11 @@ mod kernel;
 #[path = "support/packets.rs"]
 mod packets;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::Command,
+};
 
 use derp_common::{Family, Reason, Settings, Verdict};
 use derp_user::dataplane::{Count, Kernel, Tables};
@@ -349,4 +353,34 @@ fn nothing_is_answered_before_the_daemon_has_configured_it() {
     run(&kernel, Ip::V4, &case(Reason::NotLocal)).expect("address gone");
     tables.interfaces.remove(&kernel::TEST_RUN_INTERFACE).expect("remove");
     run(&kernel, Ip::V4, &case(Reason::ForeignMac)).expect("interface unknown");
+}
+
+#[test]
+fn a_missing_capability_is_named() {
+    if !nix::unistd::geteuid().is_root() {
+        return kernel::skip("missing capability", "only root can give up privilege");
+    }
+    // This test program again, as nobody, for the one helper below.
+    let output = Command::new("setpriv")
+        .args(["--reuid", "65534", "--clear-groups", "--"])
+        .arg(env::current_exe().expect("this program"))
+        .args(["--ignored", "--exact", "--nocapture", "print_why_loading_fails"])
+        .output();
+    let Ok(output) = output else {
+        return kernel::skip("missing capability", "there is no setpriv");
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    if text.contains("built without") {
+        return kernel::skip("missing capability", "no XDP program is embedded");
+    }
+    assert!(text.contains("this process lacks CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF"), "{text}");
+}
+
+#[test]
+#[ignore = "a helper of a_missing_capability_is_named"]
+fn print_why_loading_fails() {
+    match Kernel::load() {
+        Ok(_) => println!("it does not fail"),
+        Err(error) => println!("{error}"),
+    }
 }

@@ -1,4 +1,5 @@
 //! The STUN half of the daemon, as the binary runs it, on a thread of its own in a namespace.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{
     fs,
