@@ -100,7 +100,9 @@ fn inspect<I: Ip, P: Packet, H: Host>(packet: &P, host: &H) -> Result<Request, R
     let message_at = udp_at + udp::LEN;
     let length = udp_length.checked_sub(udp::LEN).ok_or(Reason::NotStun)?;
     let refuse = |_| Err(Reason::UnknownAttribute);
-    let message = request::check::<{ request::KERNEL_MAX }, P>(packet, message_at, length, refuse)?;
+    let message = request::check::<{ request::KERNEL_MAX }, { request::KERNEL_ATTRIBUTES }, P>(
+        packet, message_at, length, refuse,
+    )?;
     let addresses = source.sum(I::FAMILY).plus(destination.sum(I::FAMILY));
     let intact = match (udp.checksum, I::FAMILY) {
         (0, Family::Ipv4) => true,

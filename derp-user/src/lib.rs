@@ -1,5 +1,6 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod config;
 pub mod dataplane;
 mod files;
 pub mod http;
@@ -7,4 +8,5 @@ pub mod metrics;
 pub mod proto;
 pub mod relay;
 pub mod server;
+pub mod stun;
 pub mod tls;

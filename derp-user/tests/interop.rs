@@ -90,9 +90,10 @@ fn burst() {
 /// The prober checks that certificate and SNI fit a name, so the relay is `localhost` here.
 #[test]
 fn prober_finds_tls_stun_and_relaying_good() {
-    let Some(prober) = go_binary(&PROBER, "derpprobe", &["build"], "tailscale.com/cmd/derpprobe")
-    else {
-        return;
+    let package = "tailscale.com/cmd/derpprobe";
+    let prober = match go_binary(&PROBER, "derpprobe", &["build"], package) {
+        Ok(prober) => prober,
+        Err(reason) => return skip("interop with the prober", &reason),
     };
     let directory = Arc::new(TempDir::new().expect("a temporary directory"));
     let certificate = write_certificate(directory.path(), "localhost");
@@ -125,7 +126,10 @@ fn prober_finds_tls_stun_and_relaying_good() {
 
 /// Runs one test of the Go module against a relay of its own.
 fn go_test(name: &str) {
-    let Some(tests) = go_binary(&TESTS, "relay.test", &["test", "-c"], ".") else { return };
+    let tests = match go_binary(&TESTS, "relay.test", &["test", "-c"], ".") {
+        Ok(tests) => tests,
+        Err(reason) => return skip(&format!("interop, {name}"), &reason),
+    };
     let server = Server::start();
     let output = Command::new(tests)
         .args(["-test.v", "-test.timeout=5m", &format!("-test.run=^{name}$")])
@@ -146,15 +150,14 @@ type Built = OnceLock<Result<PathBuf, String>>;
 static TESTS: Built = OnceLock::new();
 static PROBER: Built = OnceLock::new();
 
-/// Builds a program from the Go module once, or says why the test is skipped.
-fn go_binary(built: &Built, name: &str, command: &[&str], package: &str) -> Option<PathBuf> {
-    match built.get_or_init(|| build(name, command, package)) {
-        Ok(path) => Some(path.clone()),
-        Err(reason) => {
-            skip("interop with the Go client", reason);
-            None
-        }
-    }
+/// Builds a program from the Go module once, or says why its tests are skipped.
+fn go_binary(
+    built: &Built,
+    name: &str,
+    command: &[&str],
+    package: &str,
+) -> Result<PathBuf, String> {
+    built.get_or_init(|| build(name, command, package)).clone()
 }
 
 fn build(name: &str, command: &[&str], package: &str) -> Result<PathBuf, String> {

@@ -63,9 +63,8 @@ fn case_74_the_client_stays_connected_beside_neighbours_that_come_and_go() {
     server.wait_for_metric("derp_peer_gone_disconnected_frames", f64::from(visits));
     right.send(&echo.key, b"still there?");
     loop {
-        let frame = match right.wire.event(server::PATIENCE) {
-            peer::Event::Frame(frame) => frame,
-            other => panic!("no echo: {other:?}"),
+        let peer::Event::Frame(frame) = right.wire.event(server::PATIENCE) else {
+            panic!("no echo");
         };
         match frame.kind {
             RECV_PACKET => break assert_eq!(frame.payload[32..], *b"still there?"),

@@ -13,7 +13,7 @@ const fn tables() -> [[u32; 256]; 4] {
         let mut crc = byte as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ POLYNOMIAL } else { crc >> 1 };
+            crc = if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
             bit += 1;
         }
         tables[0][byte] = crc;
@@ -24,7 +24,7 @@ const fn tables() -> [[u32; 256]; 4] {
         let mut byte = 0;
         while byte < 256 {
             let crc = tables[zeros - 1][byte];
-            tables[zeros][byte] = crc >> 8 ^ tables[0][(crc & 0xff) as usize];
+            tables[zeros][byte] = (crc >> 8) ^ tables[0][(crc & 0xff) as usize];
             byte += 1;
         }
         zeros += 1;
@@ -74,7 +74,7 @@ mod tests {
 
     fn by_bit(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0, |crc: u32, &byte| {
-            (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ POLYNOMIAL * (crc & 1))
+            (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (POLYNOMIAL * (crc & 1)))
         })
     }
 

@@ -39,3 +39,6 @@ pub const FINGERPRINT: u16 = 0x8028;
 
 /// What the CRC in a FINGERPRINT is XORed with, "STUN" (RFC 8489 section 14.7).
 pub const FINGERPRINT_XOR: u32 = 0x5354_554e;
+
+#[cfg(test)]
+mod tests;

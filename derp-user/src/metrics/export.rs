@@ -14,34 +14,28 @@ use super::{
     process::ProcessFigures,
 };
 
-/// What the userspace STUN server has seen.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// What the userspace STUN server has counted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct StunTotals {
-    /// Binding requests answered.
-    pub success: u64,
-    /// Datagrams that were no Binding request.
-    pub not_stun: u64,
-    /// Failures to receive from the socket.
-    pub read_error: u64,
-    /// Answers that could not be sent.
-    pub write_error: u64,
-    /// Valid requests from IPv4 addresses.
-    pub ipv4: u64,
-    /// Valid requests from IPv6 addresses.
-    pub ipv6: u64,
+    /// Datagrams by what became of them (label `disposition`).
+    pub requests: [(&'static str, u64); 4],
+    /// Valid requests by address family (label `family`).
+    pub families: [(&'static str, u64); 2],
 }
 
 /// One counter of the XDP program.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct KernelCount {
     /// `ipv4`, `ipv6` or `unknown`.
     pub address_family: &'static str,
-    /// What became of the packets: `pass`, `tx`, `drop` or `aborted`.
+    /// What became of the packets: `pass`, `tx` or `aborted`.
     pub outcome: &'static str,
     /// Why, as the program's closed list of reasons spells it.
     pub reason: &'static str,
     /// Packets so far.
     pub packets: u64,
+    /// Their bytes as they left the program.
+    pub bytes: u64,
 }
 
 /// An interface on which the XDP program runs.
@@ -277,33 +271,35 @@ impl Report {
         families.counters(
             "stun_addrfamily",
             "Valid requests to the userspace STUN server, by address family.",
-            [("ipv4", stun.ipv4), ("ipv6", stun.ipv6)].map(|pair| sample("family", pair)),
+            stun.families.map(|pair| sample("family", pair)),
         );
         families.counters(
             "stun_requests",
             "Datagrams to the userspace STUN server, by what became of them.",
-            [
-                ("not_stun", stun.not_stun),
-                ("read_error", stun.read_error),
-                ("success", stun.success),
-                ("write_error", stun.write_error),
-            ]
-            .map(|pair| sample("disposition", pair)),
+            stun.requests.map(|pair| sample("disposition", pair)),
         );
     }
 
     fn kernel(&self, families: &mut Families) {
-        families.counters(
-            "xdp_stun_server_packets_total",
-            "Packets seen by the XDP program, by what became of them and why.",
-            self.kernel.iter().map(|count| Sample {
+        let series = |value: fn(&KernelCount) -> u64| {
+            self.kernel.iter().map(move |count| Sample {
                 labels: [
                     ("address_family", count.address_family),
                     ("xdp_outcome", count.outcome),
                     ("prog_end", count.reason),
                 ],
-                value: count.packets as f64,
-            }),
+                value: value(count) as f64,
+            })
+        };
+        families.counters(
+            "xdp_stun_server_bytes_total",
+            "Bytes seen by the XDP program, by what became of the packets and why.",
+            series(|count| count.bytes),
+        );
+        families.counters(
+            "xdp_stun_server_packets_total",
+            "Packets seen by the XDP program, by what became of them and why.",
+            series(|count| count.packets),
         );
         families.gauges(
             "derpd_xdp_interface",
@@ -350,12 +346,16 @@ mod tests {
             tls: true,
             totals: Totals::sum([&worker]),
             gauges: Gauges { clients_local: 2, clients_remote: 3, ..Gauges::default() },
-            stun: Some(StunTotals { success: 7, ipv4: 7, ..StunTotals::default() }),
+            stun: Some(StunTotals {
+                requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
+                families: [("ipv4", 7), ("ipv6", 0)],
+            }),
             kernel: vec![KernelCount {
                 address_family: "ipv4",
                 outcome: "tx",
                 reason: "answered",
                 packets: 9,
+                bytes: 700,
             }],
             interfaces: vec![AttachedInterface { name: "eth0".to_owned(), mode: "native" }],
         }
@@ -430,6 +430,7 @@ mod tests {
             "tls_listener_rejected_connections",
             "uptime_sec",
             "version",
+            "xdp_stun_server_bytes_total",
             "xdp_stun_server_packets_total",
         ];
         assert_eq!(names, expected.map(str::to_owned).into());

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     peer::{
-        CLIENT_INFO, CLOSE_PEER, FORWARD_PACKET, KEEP_ALIVE, MAX_PACKET, NOTE_PREFERRED, PING,
-        PONG, Peer, SEND_PACKET, WATCH_CONNS, frame, header, random_bytes,
+        CLIENT_INFO, CLOSE_PEER, FORWARD_PACKET, KEEP_ALIVE, MAX_PACKET, NOTE_PREFERRED, PEER_GONE,
+        PING, PONG, Peer, SEND_PACKET, WATCH_CONNS, frame, header, random_bytes, send_packet,
     },
     server::Server,
 };
@@ -56,7 +56,7 @@ fn case_26_a_packet_has_at_most_64_kib() {
     sender.wire.write(&header(SEND_PACKET, 32 + MAX_PACKET + 1));
     sender.wire.write(receiver.key().as_bytes());
     sender.wire.expect_closed();
-    receiver.wire.expect(crate::peer::PEER_GONE);
+    receiver.wire.expect(PEER_GONE);
 }
 
 #[test]
@@ -128,10 +128,8 @@ fn frames_may_be_cut_anywhere() {
     let mut sender = Peer::connect(&server);
     let mut receiver = Peer::connect(&server);
     let packets: Vec<Vec<u8>> = (1..20).map(|count| vec![count; usize::from(count) * 7]).collect();
-    let stream: Vec<u8> = packets
-        .iter()
-        .flat_map(|packet| crate::peer::send_packet(&receiver.key(), packet))
-        .collect();
+    let stream: Vec<u8> =
+        packets.iter().flat_map(|packet| send_packet(&receiver.key(), packet)).collect();
     for piece in stream.chunks(11) {
         sender.wire.write(piece);
     }

@@ -1,13 +1,15 @@
 //! From the first byte to the login (cases 1 to 17 without 16, and 20).
 
+use std::sync::Arc;
+
 use rustls_pki_types::ServerName;
 use x509_parser::parse_x509_certificate;
 
 use crate::{
     peer::{
-        CLIENT_INFO, Event, FAST_START, MAGIC, NOTE_PREFERRED, Peer, SERVER_INFO, SERVER_KEY,
-        UPGRADE, WATCH_CONNS, Wire, client_info, frame, header, open_server_info, parse_hex,
-        random_secret, send_packet, to_hex,
+        CLIENT_INFO, Event, FAST_START, MAGIC, NOTE_PREFERRED, PEER_PRESENT, Peer, RECV_PACKET,
+        SERVER_INFO, SERVER_KEY, UPGRADE, WATCH_CONNS, Wire, client_info, frame, header,
+        open_server_info, parse_hex, random_secret, send_packet, to_hex,
     },
     server::{PATIENCE, Server, write_file},
 };
@@ -16,7 +18,7 @@ const INFO: &str = r#"{"version":2}"#;
 const MESH_KEY: &str = "1f2e3d4c5b6a79880011223344556677ffeeddccbbaa99887766554433221100";
 
 fn start_with_mesh_key() -> Server {
-    let directory = std::sync::Arc::new(tempfile::tempdir().expect("a temporary directory"));
+    let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
     let file = write_file(directory.path(), "mesh.key", MESH_KEY);
     Server::start_in(directory, &[&format!("-mesh-psk-file={file}")])
 }
@@ -98,7 +100,7 @@ fn case_07_request_login_and_first_frame_may_come_at_once() {
     wire.write(&burst.concat());
     assert_eq!(wire.expect_server_key(), key);
     wire.expect(SERVER_INFO);
-    assert_eq!(wire.expect(crate::peer::RECV_PACKET)[32..], *b"early");
+    assert_eq!(wire.expect(RECV_PACKET)[32..], *b"early");
     server.wait_for_metric("derp_current_home_connections", 1.0);
 }
 
@@ -175,7 +177,7 @@ fn case_13_names_in_client_info_match_in_any_case() {
     let json = format!(r#"{{"Version":5,"MESHKEY":"{MESH_KEY}"}}"#);
     let mut peer = Peer::connect_as(&server, random_secret(), &json);
     peer.wire.write(&frame(WATCH_CONNS, &[]));
-    let present = peer.wire.expect(crate::peer::PEER_PRESENT);
+    let present = peer.wire.expect(PEER_PRESENT);
     assert_eq!(present[..32], *peer.key().as_bytes());
 }
 

@@ -1,6 +1,8 @@
 //! Pages beside the relay (cases 59 to 62 and 73).
 
-use std::time::Duration;
+use std::{thread, time::Duration};
+
+use rustls_pki_types::ServerName;
 
 use crate::{
     peer::{Peer, Wire},
@@ -98,18 +100,14 @@ fn case_73_connections_beyond_the_limit_are_closed_at_once() {
     assert!(rejected > 0, "ten connections at once were all accepted");
     assert!(server.metric("tls_listener_rejected_connections") > 0.0);
     wait_until("a connection after the bucket has filled again", || {
-        std::thread::sleep(Duration::from_secs(1));
-        try_connect(&server).is_some_and(|wire| {
-            let mut wire = wire;
-            wire.upgrade();
-            true
-        })
+        thread::sleep(Duration::from_secs(1));
+        try_connect(&server).map(|mut wire| wire.upgrade()).is_some()
     });
-    std::thread::sleep(Duration::from_secs(2));
+    thread::sleep(Duration::from_secs(2));
     Peer::connect(&server).round_trip();
 }
 
 fn try_connect(server: &Server) -> Option<Wire> {
-    let name = rustls_pki_types::ServerName::IpAddress(server.ip().into());
+    let name = ServerName::IpAddress(server.ip().into());
     Wire::connect_to(server.tls_address(), name, None).ok()
 }

@@ -5,6 +5,7 @@
 #[path = "../support/peer.rs"]
 mod peer;
 #[path = "../support/server.rs"]
+#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod server;
 
 // In the order the harness runs them: the ones that wait for minutes overlap all others.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    peer::{PEER_GONE, Peer, disco_packet, random_secret},
+    peer::{Event, PEER_GONE, Peer, disco_packet, random_secret, send_packet},
     server::Server,
 };
 
@@ -39,8 +39,7 @@ fn case_34_not_here_is_limited_to_three_at_once_and_one_per_second() {
     let server = Server::start();
     let mut peer = Peer::connect(&server);
     let nobody = random_secret().public_key();
-    let burst: Vec<u8> =
-        (0..6).flat_map(|_| crate::peer::send_packet(&nobody, &disco_packet(62))).collect();
+    let burst: Vec<u8> = (0..6).flat_map(|_| send_packet(&nobody, &disco_packet(62))).collect();
     peer.wire.write(&burst);
     for _ in 0..3 {
         peer.wire.expect(PEER_GONE);
@@ -74,7 +73,7 @@ fn case_36_a_connection_is_told_once_of_each_peer() {
     let server = Server::start();
     let mut receiver = Peer::connect(&server);
     let secret = random_secret();
-    let mut visits = [(); 2].map(|()| {
+    let [first, second] = [(); 2].map(|()| {
         let mut visitor = Peer::connect_as(&server, secret.clone(), INFO);
         visitor.send(&receiver.key(), b"hello");
         receiver.receive();
@@ -82,8 +81,6 @@ fn case_36_a_connection_is_told_once_of_each_peer() {
         server.wait_for_metric("derp_current_connections", 1.0);
         receiver.wire.event(Duration::from_millis(500))
     });
-    visits.reverse();
-    let [second, first] = visits;
-    assert!(matches!(first, crate::peer::Event::Frame(frame) if frame.kind == PEER_GONE));
-    assert_eq!(second, crate::peer::Event::Silence);
+    assert!(matches!(first, Event::Frame(frame) if frame.kind == PEER_GONE));
+    assert_eq!(second, Event::Silence);
 }

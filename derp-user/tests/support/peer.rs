@@ -232,7 +232,9 @@ impl Wire {
             match self.event(PATIENCE) {
                 Event::Frame(frame) if frame.kind == kind => return frame.payload,
                 Event::Frame(frame) if frame.kind == KEEP_ALIVE => {}
-                other => panic!("expected a frame of type {kind:#04x}, got {other:?}"),
+                event @ (Event::Frame(_) | Event::Closed | Event::Silence) => {
+                    panic!("expected a frame of type {kind:#04x}, got {event:?}")
+                }
             }
         }
     }
@@ -327,7 +329,7 @@ pub(crate) fn open_server_info(secret: &SecretKey, server: &PublicKey, payload: 
 }
 
 pub(crate) fn parse_hex(digits: &str) -> Vec<u8> {
-    assert!(digits.is_ascii() && digits.len() % 2 == 0, "{digits:?} is not hex");
+    assert!(digits.is_ascii() && digits.len().is_multiple_of(2), "{digits:?} is not hex");
     (0..digits.len() / 2)
         .map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).expect("hex digits"))
         .collect()

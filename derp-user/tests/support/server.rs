@@ -281,7 +281,9 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// Says that a test did nothing, past the harness, which hides what a passing test prints.
 pub(crate) fn skip(what: &str, reason: &str) {
-    writeln!(io::stderr(), "skipped: {what}: {reason}").ok();
+    // In one piece, so that other lines do not get in between.
+    let line = format!("skipped: {what}: {}\n", reason.trim());
+    io::stderr().write_all(line.as_bytes()).ok();
 }
 
 /// Writes a file the relay under test reads and returns its path as a flag value.

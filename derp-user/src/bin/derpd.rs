@@ -1,2 +1,0 @@
-//! derpd.
-fn main() {}

@@ -1,0 +1,281 @@
+//! derpd: the relay server. Parses the command line, sets everything up, and runs until told to stop.
+
+mod banner;
+mod listen;
+mod metrics;
+
+use std::{
+    env, fs,
+    io::IsTerminal as _,
+    net::TcpListener,
+    num::NonZeroUsize,
+    process::ExitCode,
+    sync::Arc,
+    thread,
+    time::{Instant, SystemTime},
+};
+
+use anyhow::Context;
+use derp_user::{
+    config::{
+        self, Config, ConfigError, Environment, Invocation, KeySource, MeshKeySource, Options,
+    },
+    dataplane::{self, Xdp, XdpOptions},
+    http::{self, DebugAccess, Site, serve_port80},
+    proto::keys::{MeshKey, NodePrivate},
+    server::{Server, Settings, Statistics},
+    stun::StunServer,
+    tls,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::metrics::Sources;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn main() -> ExitCode {
+    let options = match config::parse(env::args_os().skip(1)) {
+        Ok(Invocation::Run(options)) => *options,
+        Ok(Invocation::Help(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("derpd: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    if options.version {
+        println!("{}", version());
+        return ExitCode::SUCCESS;
+    }
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("derpd: {error:#}");
+            let status = error.downcast_ref().map_or(1, ConfigError::exit_status);
+            ExitCode::from(status)
+        }
+    }
+}
+
+/// The version of the program and of the kernel program in it.
+fn version() -> String {
+    match dataplane::object_hash() {
+        Some(hash) => format!("derpd {VERSION} (XDP program {hash})"),
+        None => format!("derpd {VERSION} (built without its XDP program)"),
+    }
+}
+
+fn run(options: Options) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let config = resolve(options)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(&config.log)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    tracing::info!("{}", version());
+
+    let private_key = load_identity(&config)?;
+    let mesh_key = load_mesh_key(&config)?;
+    let access = debug_access(&config)?;
+    let tls = tls_config(&config, &private_key)?;
+    listen::raise_file_limit();
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    let _entered = runtime.enter();
+
+    let main_listener = listen::bind(config.listen, "-a")?;
+    let listen = config.listen.with_port(main_listener.local_addr()?.port());
+    let port80 = match config.tls.as_ref().and_then(|tls| tls.http_port) {
+        Some(port) => Some(listen::bind(config.listen.with_port(port), "-http-port")?),
+        None => None,
+    };
+    let stun = config.stun_port.map(|port| StunServer::bind(config.listen.ip, port)).transpose()?;
+    let stun_addresses = stun.as_ref().map(StunServer::local_addresses).unwrap_or_default();
+    let mut xdp = attach_xdp(&config, stun_addresses.first().map(|address| address.port()))?;
+    let watcher = xdp.as_mut().and_then(Xdp::take_watcher);
+
+    let attachments = xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
+    let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
+
+    let public_key = private_key.public();
+    let statistics = Arc::new(Statistics::new(public_key, config.workers));
+    let sources = Sources {
+        statistics: Arc::clone(&statistics),
+        stun: stun.as_ref().map(StunServer::counters),
+        xdp,
+        tls: tls.is_some(),
+        started: (SystemTime::now(), started),
+    };
+    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources));
+    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site));
+    let server = Server::start(main_listener, settings, &statistics)
+        .with_context(|| format!("cannot serve on {listen} (-a)"))?;
+
+    banner::log(&banner::Facts {
+        config: &config,
+        listen,
+        port80: port80_address,
+        stun: &stun_addresses,
+        attachments: &attachments,
+        public_key,
+    });
+    runtime.block_on(control(port80, site, stun, watcher))?;
+    // The process ends either way; a worker's failure at this point helps nobody.
+    if let Err(error) = server.stop() {
+        tracing::debug!("stop: {error}");
+    }
+    Ok(())
+}
+
+fn resolve(options: Options) -> Result<Config, ConfigError> {
+    Config::resolve(
+        options,
+        &Environment {
+            variable: &|name| env::var(name).ok(),
+            is_root: nix::unistd::geteuid().is_root(),
+            file_exists: &|path| path.exists(),
+            processors: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+        },
+    )
+}
+
+fn load_identity(config: &Config) -> Result<NodePrivate, ConfigError> {
+    match &config.key {
+        KeySource::File { path, by_default: true } => {
+            tracing::info!("no config path specified; using {}", path.display());
+        }
+        KeySource::Ephemeral => tracing::info!("Running in dev mode."),
+        KeySource::File { by_default: false, .. } => {}
+    }
+    config::load_identity(&config.key)
+}
+
+fn load_mesh_key(config: &Config) -> Result<Option<MeshKey>, ConfigError> {
+    let key = config::load_mesh_key(&config.mesh_key)?;
+    if key.is_some() {
+        if matches!(config.mesh_key, MeshKeySource::File(_)) {
+            tracing::info!("Got mesh key from static file");
+        }
+        tracing::info!("DERP mesh key configured");
+    } else {
+        tracing::info!("No mesh key configured");
+    }
+    Ok(key)
+}
+
+fn debug_access(config: &Config) -> Result<DebugAccess, ConfigError> {
+    let settings = &config.debug_access;
+    let key = config::load_debug_key(settings.key_path.as_ref())?;
+    Ok(DebugAccess::new(
+        settings.address.as_deref(),
+        settings.networks.as_deref(),
+        key.as_ref().map(|key| key.as_str()),
+        config.dev,
+    )?)
+}
+
+fn tls_config(
+    config: &Config,
+    private_key: &NodePrivate,
+) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
+    let Some(settings) = &config.tls else { return Ok(None) };
+    let now = SystemTime::now();
+    let certificate = tls::load_or_create(&settings.certificate_directory, &config.hostname, now)?;
+    if let Some(hint) = certificate.pinning_hint() {
+        tracing::info!("{hint}");
+    }
+    let meta = tls::meta_certificate(&private_key.public(), now)?;
+    Ok(Some(Arc::new(tls::server_config(certificate, meta)?)))
+}
+
+fn attach_xdp(config: &Config, stun_port: Option<u16>) -> anyhow::Result<Option<Xdp>> {
+    let Some(stun_port) = stun_port else { return Ok(None) };
+    let options =
+        XdpOptions { interfaces: config.xdp_interfaces.clone(), mode: config.xdp_mode, stun_port };
+    Ok(Xdp::attach(&options)?)
+}
+
+fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sources) -> Site {
+    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let statistics = Arc::clone(&sources.statistics);
+    Site::new(http::Settings {
+        home: config.home.clone(),
+        derp_enabled: config.derp_enabled,
+        hostname: config.hostname.clone(),
+        machine: machine.trim().to_owned(),
+        version: VERSION,
+        has_mesh_key,
+        access,
+        started: sources.started.1,
+        varz: Box::new(move || sources.report().to_text()),
+        check: Box::new(move || statistics.check()),
+    })
+}
+
+fn server_settings(
+    config: &Config,
+    private_key: NodePrivate,
+    mesh_key: Option<MeshKey>,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    site: Arc<Site>,
+) -> Settings {
+    Settings {
+        private_key,
+        mesh_key,
+        workers: config.workers,
+        queue_depth: config.queue_depth,
+        write_timeout: config.tcp.write_timeout,
+        tcp_user_timeout: config.tcp.user_timeout,
+        tcp_keepalive_idle: config.tcp.keepalive_idle,
+        // Like derper, plain HTTP is not limited: it is a proxy's or a developer's business.
+        accept_limit: tls.as_ref().and(config.tcp.accept_limit),
+        tls,
+        site,
+    }
+}
+
+/// Runs what is not the relay itself, until a signal says to stop.
+async fn control(
+    port80: Option<TcpListener>,
+    site: Arc<Site>,
+    stun: Option<StunServer>,
+    watcher: Option<dataplane::Watcher>,
+) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let port80 = port80.map(tokio::net::TcpListener::from_std).transpose()?;
+    let services = async {
+        let port80 = async {
+            if let Some(listener) = port80 {
+                serve_port80(listener, site, std::future::pending()).await;
+            }
+        };
+        let stun = async {
+            if let Some(stun) = stun {
+                stun.run().await;
+            }
+        };
+        let watcher = async {
+            if let Some(watcher) = watcher
+                && let Err(error) = watcher.run().await
+            {
+                tracing::error!("{error}: the kernel answers for the addresses of now only");
+            }
+        };
+        tokio::join!(port80, stun, watcher);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => tracing::info!("received SIGINT, stopping"),
+        _ = terminate.recv() => tracing::info!("received SIGTERM, stopping"),
+        () = services => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! Gathers what one scrape of the metrics shows.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use derp_user::{
+    dataplane::Xdp,
+    metrics::{AttachedInterface, KernelCount, Report, StunTotals},
+    server::Statistics,
+    stun::StunCounters,
+};
+
+/// Where the numbers come from.
+pub(crate) struct Sources {
+    pub(crate) statistics: Arc<Statistics>,
+    pub(crate) stun: Option<Arc<StunCounters>>,
+    pub(crate) xdp: Option<Xdp>,
+    pub(crate) tls: bool,
+    /// The start of the process by both clocks.
+    pub(crate) started: (SystemTime, Instant),
+}
+
+impl Sources {
+    /// Reads every number once.
+    pub(crate) fn report(&self) -> Report {
+        Report {
+            version: crate::VERSION,
+            started: self.started.0,
+            uptime: self.started.1.elapsed(),
+            tls: self.tls,
+            totals: self.statistics.totals(),
+            gauges: self.statistics.gauges(),
+            stun: self.stun.as_ref().map(|counters| StunTotals {
+                requests: counters.requests(),
+                families: counters.families(),
+            }),
+            kernel: self.xdp.as_ref().map(kernel_counts).unwrap_or_default(),
+            interfaces: self.xdp.as_ref().map(interfaces).unwrap_or_default(),
+        }
+    }
+}
+
+fn kernel_counts(xdp: &Xdp) -> Vec<KernelCount> {
+    let counts = xdp.counters().unwrap_or_else(|error| {
+        tracing::warn!("metrics: {error}");
+        Vec::new()
+    });
+    let convert = |count: derp_user::dataplane::Count| KernelCount {
+        address_family: count.family.label(),
+        outcome: count.reason.verdict().label(),
+        reason: count.reason.label(),
+        packets: count.packets,
+        bytes: count.bytes,
+    };
+    counts.into_iter().map(convert).collect()
+}
+
+fn interfaces(xdp: &Xdp) -> Vec<AttachedInterface> {
+    xdp.attachments()
+        .iter()
+        .map(|attachment| AttachedInterface {
+            name: attachment.interface.clone(),
+            mode: attachment.mode.as_str(),
+        })
+        .collect()
+}

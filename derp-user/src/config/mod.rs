@@ -1,0 +1,25 @@
+//! The command line and the small files it names.
+//!
+//! [`Options`] is the command line as written: parsing it touches nothing. [`Config`] is what it means, checked,
+//! with every default and environment variable resolved. [`load_identity`] and [`load_mesh_key`] read the files.
+
+mod arguments;
+mod duration;
+mod error;
+mod key_file;
+mod options;
+mod resolve;
+mod unsupported;
+
+pub use arguments::{Invocation, parse};
+pub use duration::{DurationError, GoDuration};
+pub use error::{ConfigError, UsageError};
+pub use key_file::{load_debug_key, load_identity, load_mesh_key};
+pub use options::{CertificateMode, Options};
+pub use resolve::{
+    Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshKeySource, TcpSettings,
+    TlsSettings,
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! The command line as written.
+
+use std::num::NonZeroUsize;
+
+use clap::{Parser, ValueEnum, builder::ValueParser};
+
+use super::GoDuration;
+use crate::dataplane::Mode;
+
+/// Where certificates come from; the words are derper's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+#[value(rename_all = "lowercase")]
+pub enum CertificateMode {
+    /// Files in `-certdir`.
+    Manual,
+    /// ACME; only accepted where no certificate is needed.
+    LetsEncrypt,
+    /// Google's ACME; only accepted where no certificate is needed.
+    Gcp,
+}
+
+/// A DERP relay server for Tailscale and Headscale networks, with STUN answered in the kernel where it can be.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "derpd",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args_override_self = true,
+    override_usage = USAGE,
+    term_width = 100,
+    after_help = ENVIRONMENT_HELP
+)]
+pub struct Options {
+    /// Listen address: `:port`, `ip:port` or `[ip6]:port`. On port 443, or with `-certmode manual`, it speaks TLS;
+    /// elsewhere plain HTTP
+    #[arg(id = "a", long = "a", value_name = "ADDRESS", default_value = ":443", help_heading = LISTENING)]
+    pub a: String,
+    /// Port of the plain HTTP listener beside TLS, for captive portal checks and redirects; -1 for none
+    #[arg(id = "http-port", long, value_name = "PORT", default_value = "80", value_parser = clap::value_parser!(i32).range(-1..=65535), allow_hyphen_values = true, help_heading = LISTENING)]
+    pub http_port: i32,
+    /// Answer STUN
+    #[arg(id = "stun", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
+    pub stun: bool,
+    /// UDP port of STUN
+    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", help_heading = LISTENING)]
+    pub stun_port: u16,
+    /// Relay packets; if not, `/derp` answers that the server is disabled
+    #[arg(id = "derp", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
+    pub derp: bool,
+    /// Home page: empty for a built-in one, `blank`, or an address to redirect to
+    #[arg(id = "home", long, value_name = "URL", default_value = "", hide_default_value = true, help_heading = LISTENING)]
+    pub home: String,
+
+    /// File that keeps the server's private key, made if missing [as root: /var/lib/derper/derper.key]
+    #[arg(id = "c", long = "c", value_name = "FILE", default_value = "", hide_default_value = true, help_heading = IDENTITY)]
+    pub c: String,
+    /// Name the certificate is for; may be an IP address
+    #[arg(id = "hostname", long, value_name = "NAME", default_value = "derp.tailscale.com", help_heading = IDENTITY)]
+    pub hostname: String,
+    /// Where certificates come from: `manual` reads NAME.crt and NAME.key from -certdir and, for an IP address,
+    /// makes them if missing. derper's other modes are not supported
+    #[arg(id = "certmode", long, value_name = "MODE", hide_possible_values = true, help_heading = IDENTITY)]
+    pub certmode: Option<CertificateMode>,
+    /// Directory of certificates [default: tailscale/derper-certs in the user's cache directory]
+    #[arg(id = "certdir", long, value_name = "DIRECTORY", help_heading = IDENTITY)]
+    pub certdir: Option<String>,
+    /// File with the key that servers of one mesh share, 64 hex digits [default: /home/derp/keys/derp-mesh.key or
+    /// $HOME/keys/derp-mesh.key if it exists]
+    #[arg(id = "mesh-psk-file", long, value_name = "FILE", help_heading = IDENTITY)]
+    pub mesh_psk_file: Option<String>,
+    /// Development: a new key at each start, plain HTTP on :3340, mesh key from the environment
+    #[arg(id = "dev", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = IDENTITY)]
+    pub dev: bool,
+
+    /// New TLS connections per second; more are closed at once
+    #[arg(id = "accept-connection-limit", long, value_name = "NUMBER", default_value = "+Inf", value_parser = ValueParser::new(parse_rate), help_heading = LIMITS)]
+    pub accept_connection_limit: f64,
+    /// New TLS connections at once, over the limit per second
+    #[arg(id = "accept-connection-burst", long, value_name = "NUMBER", default_value = "9223372036854775807", hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..), help_heading = LIMITS)]
+    pub accept_connection_burst: u64,
+    /// Idle time before TCP keepalive probes; negative for none
+    #[arg(id = "tcp-keepalive-time", long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true, help_heading = LIMITS)]
+    pub tcp_keepalive_time: GoDuration,
+    /// Time after which unacknowledged data closes a TCP connection; 0 for the system's default
+    #[arg(id = "tcp-user-timeout", long, value_name = "DURATION", default_value = "15s", allow_hyphen_values = true, help_heading = LIMITS)]
+    pub tcp_user_timeout: GoDuration,
+    /// Time a client's connection may refuse data before it is closed; 0 for no limit
+    #[arg(id = "tcp-write-timeout", long, value_name = "DURATION", default_value = "2s", allow_hyphen_values = true, help_heading = LIMITS)]
+    pub tcp_write_timeout: GoDuration,
+    /// Threads that relay [default: one per processor]
+    #[arg(id = "workers", long, value_name = "NUMBER", value_parser = ValueParser::new(parse_workers), help_heading = LIMITS)]
+    pub workers: Option<NonZeroUsize>,
+
+    /// Interface on which the kernel answers STUN; may be given several times
+    #[arg(id = "xdp-interface", long, value_name = "NAME", action = clap::ArgAction::Append, help_heading = KERNEL)]
+    pub xdp_interface: Vec<String>,
+    /// How: `native` (in the driver) or `generic`, which fail where they are impossible; `auto` takes the best that
+    /// works; `off` leaves STUN to userspace
+    #[arg(id = "xdp-mode", long, value_name = "MODE", default_value_t = Mode::Auto, help_heading = KERNEL)]
+    pub xdp_mode: Mode,
+
+    /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
+    #[arg(id = "log", long, value_name = "FILTER", help_heading = OTHER)]
+    pub log: Option<String>,
+    /// Print the version and exit
+    #[arg(id = "version", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = OTHER)]
+    pub version: bool,
+}
+
+const LISTENING: &str = "Listening";
+const IDENTITY: &str = "Keys and certificates";
+const LIMITS: &str = "Limits";
+const KERNEL: &str = "Kernel data plane";
+const OTHER: &str = "Other";
+
+const USAGE: &str = "derpd [flags]
+
+Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
+with `=`. Names and meanings are derper's, where derper has the flag.";
+
+const ENVIRONMENT_HELP: &str = "\
+Environment:
+  TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH  packets that wait for one client, per kind [default: 32]
+  TS_ALLOW_DEBUG_IP                          address that may see /debug/
+  TS_DEBUG_TRUSTED_CIDRS                     networks that may see /debug/, separated by commas
+  TS_DEBUG_KEY_PATH                          file with a secret; /debug/?debugkey=SECRET opens the pages
+  TAILSCALE_DERPER_MESH_KEY                  mesh key, only with -dev
+  RUST_LOG                                   as -log, if that is not given
+";
+
+/// Most threads that make sense anywhere.
+const MAX_WORKERS: usize = 1024;
+
+fn boolean() -> ValueParser {
+    ValueParser::new(parse_boolean)
+}
+
+/// Reads a boolean as Go does.
+pub(super) fn parse_boolean(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("must be true or false"),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<f64, &'static str> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate >= 0.0 => Ok(rate),
+        Ok(_) | Err(_) => Err("must be a number of connections per second, or +Inf"),
+    }
+}
+
+fn parse_workers(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse::<NonZeroUsize>()
+        .ok()
+        .filter(|workers| workers.get() <= MAX_WORKERS)
+        .ok_or_else(|| format!("must be a number from 1 to {MAX_WORKERS}"))
+}

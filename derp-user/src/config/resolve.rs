@@ -1,0 +1,404 @@
+//! What the command line means, with defaults and environment filled in.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::PathBuf,
+    time::Duration,
+};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{CertificateMode, ConfigError, GoDuration, Options};
+use crate::{
+    dataplane::Mode,
+    http::Home,
+    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH},
+};
+
+/// What the process finds around it; given, so that tests need no real environment.
+pub struct Environment<'a> {
+    /// Looks up an environment variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Whether the process runs as root.
+    pub is_root: bool,
+    /// Whether a file exists, for the default mesh key files.
+    pub file_exists: &'a dyn Fn(&std::path::Path) -> bool,
+    /// Processors that may be used.
+    pub processors: NonZeroUsize,
+}
+
+/// The checked settings of one relay. Making one reads no file; the files it names may still be faulty.
+#[derive(Debug)]
+pub struct Config {
+    /// Whether `-dev` is set.
+    pub dev: bool,
+    /// Where the main listener binds.
+    pub listen: ListenAddress,
+    /// Certificates and the second listener; `None` for plain HTTP.
+    pub tls: Option<TlsSettings>,
+    /// Name the certificate is for.
+    pub hostname: String,
+    /// Whether `/derp` relays.
+    pub derp_enabled: bool,
+    /// UDP port of STUN, if it is answered.
+    pub stun_port: Option<u16>,
+    /// The server's key.
+    pub key: KeySource,
+    /// The mesh's key.
+    pub mesh_key: MeshKeySource,
+    /// What unmatched paths show.
+    pub home: Home,
+    /// Limits and timeouts of connections.
+    pub tcp: TcpSettings,
+    /// Packets of each kind that wait for one client.
+    pub queue_depth: usize,
+    /// Threads that relay.
+    pub workers: NonZeroUsize,
+    /// Interfaces on which the kernel answers STUN.
+    pub xdp_interfaces: Vec<String>,
+    /// How it should.
+    pub xdp_mode: Mode,
+    /// Who may see the debug pages.
+    pub debug_access: DebugAccessSettings,
+    /// Filter of the log.
+    pub log: String,
+}
+
+/// Where a listener binds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ListenAddress {
+    /// `None` for every address of both families.
+    pub ip: Option<IpAddr>,
+    /// The port; 0 lets the system choose.
+    pub port: u16,
+}
+
+impl ListenAddress {
+    /// The same address with another port.
+    pub fn with_port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
+    /// The address to bind; "every address" is the IPv6 wildcard, which takes IPv4 too.
+    pub fn socket_address(self) -> SocketAddr {
+        SocketAddr::new(self.ip.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), self.port)
+    }
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.ip {
+            Some(ip) => SocketAddr::new(ip, self.port).fmt(formatter),
+            None => write!(formatter, ":{}", self.port),
+        }
+    }
+}
+
+/// What TLS needs.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TlsSettings {
+    /// Directory of certificate and key.
+    pub certificate_directory: PathBuf,
+    /// Port of the plain HTTP listener, unless switched off.
+    pub http_port: Option<u16>,
+}
+
+/// Where the server's private key comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum KeySource {
+    /// A new one at each start.
+    Ephemeral,
+    /// This file.
+    File {
+        /// The path.
+        path: PathBuf,
+        /// Whether nobody named it.
+        by_default: bool,
+    },
+}
+
+/// Where the mesh key comes from.
+#[derive(Clone, Eq, PartialEq)]
+pub enum MeshKeySource {
+    /// There is none.
+    None,
+    /// This text, from the environment.
+    Text(String),
+    /// This file.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for MeshKeySource {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => formatter.write_str("None"),
+            Self::Text(_) => formatter.write_str("Text([redacted])"),
+            Self::File(path) => write!(formatter, "File({path:?})"),
+        }
+    }
+}
+
+/// Limits and timeouts of TCP connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TcpSettings {
+    /// New connections on the TLS listener, if limited.
+    pub accept_limit: Option<AcceptLimit>,
+    /// Idle time before keepalive probes; `None` for none.
+    pub keepalive_idle: Option<Duration>,
+    /// TCP_USER_TIMEOUT; `None` for the system's default.
+    pub user_timeout: Option<Duration>,
+    /// How long a client may refuse data; `None` for ever.
+    pub write_timeout: Option<Duration>,
+}
+
+/// The texts of the debug access rule; the key is in a file of its own.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct DebugAccessSettings {
+    /// `TS_ALLOW_DEBUG_IP`.
+    pub address: Option<String>,
+    /// `TS_DEBUG_TRUSTED_CIDRS`.
+    pub networks: Option<String>,
+    /// `TS_DEBUG_KEY_PATH`.
+    pub key_path: Option<PathBuf>,
+}
+
+const TLS_PORT: u16 = 443;
+const DEV_LISTEN: ListenAddress = ListenAddress { ip: None, port: 3340 };
+const ROOT_KEY_PATH: &str = "/var/lib/derper/derper.key";
+const QUEUE_DEPTH_VARIABLE: &str = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH";
+const MAX_QUEUE_DEPTH: usize = 65536;
+/// Longest idle time that Linux accepts, in seconds (MAX_TCP_KEEPIDLE).
+const MAX_KEEPALIVE_SECONDS: u64 = 32767;
+/// What Go takes for an idle time of 0.
+const ZERO_KEEPALIVE: Duration = Duration::from_secs(15);
+/// TCP_USER_TIMEOUT is a number of milliseconds in 31 bits.
+const MAX_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
+
+impl Config {
+    /// Resolves `options` in `environment`.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that cannot be used, or that contradicts another.
+    pub fn resolve(options: Options, environment: &Environment<'_>) -> Result<Self, ConfigError> {
+        let listen = if options.dev { DEV_LISTEN } else { parse_listen(&options.a)? };
+        let tls = tls_settings(&options, listen, environment)?;
+        let key = key_source(&options, environment)?;
+        if let Some(interface) = options.xdp_interface.first()
+            && !options.stun
+            && options.xdp_mode != Mode::Off
+        {
+            return Err(ConfigError::Flag {
+                flag: "xdp-interface",
+                value: interface.clone(),
+                reason: "the kernel answers only STUN, which -stun=false switches off".to_owned(),
+            });
+        }
+        Ok(Self {
+            dev: options.dev,
+            listen,
+            tls,
+            derp_enabled: options.derp,
+            stun_port: options.stun.then_some(options.stun_port),
+            key,
+            mesh_key: mesh_key_source(&options, environment),
+            home: options.home.parse()?,
+            tcp: tcp_settings(&options)?,
+            queue_depth: queue_depth(environment)?,
+            workers: options.workers.unwrap_or(environment.processors),
+            xdp_mode: options.xdp_mode,
+            debug_access: DebugAccessSettings {
+                address: environment.text("TS_ALLOW_DEBUG_IP"),
+                networks: environment.text("TS_DEBUG_TRUSTED_CIDRS"),
+                key_path: environment.text("TS_DEBUG_KEY_PATH").map(PathBuf::from),
+            },
+            log: log_filter(options.log, environment)?,
+            hostname: options.hostname,
+            xdp_interfaces: options.xdp_interface,
+        })
+    }
+}
+
+impl Environment<'_> {
+    /// A variable that is set and not empty.
+    fn text(&self, name: &str) -> Option<String> {
+        (self.variable)(name).filter(|value| !value.is_empty())
+    }
+}
+
+fn parse_listen(text: &str) -> Result<ListenAddress, ConfigError> {
+    let fault = |reason: &str| ConfigError::Flag {
+        flag: "a",
+        value: text.to_owned(),
+        reason: reason.to_owned(),
+    };
+    let (host, port) =
+        text.rsplit_once(':').ok_or_else(|| fault("write :port, ip:port or [ip6]:port"))?;
+    let port = match port {
+        "https" => TLS_PORT,
+        "http" => 80,
+        number => number.parse().map_err(|_| fault("the port must be a number up to 65535"))?,
+    };
+    let ip = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
+        Some(Some(address)) => address.parse().ok().map(IpAddr::V6),
+        Some(None) => None,
+        None if host.is_empty() => return Ok(ListenAddress { ip: None, port }),
+        None => host.parse().ok().map(IpAddr::V4),
+    };
+    match ip {
+        Some(ip) => Ok(ListenAddress { ip: Some(ip), port }),
+        None => {
+            Err(fault("the part before the port must be an IP address (IPv6 in brackets) or empty"))
+        }
+    }
+}
+
+fn tls_settings(
+    options: &Options,
+    listen: ListenAddress,
+    environment: &Environment<'_>,
+) -> Result<Option<TlsSettings>, ConfigError> {
+    if listen.port != TLS_PORT && options.certmode != Some(CertificateMode::Manual) {
+        return Ok(None);
+    }
+    if options.certmode != Some(CertificateMode::Manual) {
+        return Err(ConfigError::CertificateMode { by_default: options.certmode.is_none() });
+    }
+    let certificate_directory = match options.certdir.as_deref() {
+        Some("") => None,
+        Some(directory) => Some(PathBuf::from(directory)),
+        None => default_certificate_directory(environment),
+    };
+    Ok(Some(TlsSettings {
+        certificate_directory: certificate_directory.ok_or(ConfigError::NoCertificateDirectory)?,
+        http_port: u16::try_from(options.http_port).ok(),
+    }))
+}
+
+fn default_certificate_directory(environment: &Environment<'_>) -> Option<PathBuf> {
+    let cache = match environment.text("XDG_CACHE_HOME") {
+        Some(cache) => PathBuf::from(cache),
+        None => PathBuf::from(environment.text("HOME")?).join(".cache"),
+    };
+    Some(cache.join("tailscale/derper-certs"))
+}
+
+fn key_source(options: &Options, environment: &Environment<'_>) -> Result<KeySource, ConfigError> {
+    if options.dev {
+        return Ok(KeySource::Ephemeral);
+    }
+    match options.c.as_str() {
+        "" if environment.is_root => {
+            Ok(KeySource::File { path: PathBuf::from(ROOT_KEY_PATH), by_default: true })
+        }
+        "" => Err(ConfigError::NoKeyPath),
+        path => Ok(KeySource::File { path: PathBuf::from(path), by_default: false }),
+    }
+}
+
+fn mesh_key_source(options: &Options, environment: &Environment<'_>) -> MeshKeySource {
+    if options.dev {
+        return match environment.text("TAILSCALE_DERPER_MESH_KEY") {
+            Some(key) => MeshKeySource::Text(key),
+            None => MeshKeySource::None,
+        };
+    }
+    match options.mesh_psk_file.as_deref() {
+        Some("") => MeshKeySource::None,
+        Some(path) => MeshKeySource::File(PathBuf::from(path)),
+        None => {
+            let in_home = |home| PathBuf::from(home).join("keys/derp-mesh.key");
+            [Some("/home/derp".to_owned()), environment.text("HOME")]
+                .into_iter()
+                .flatten()
+                .map(in_home)
+                .find(|path| (environment.file_exists)(path))
+                .map_or(MeshKeySource::None, MeshKeySource::File)
+        }
+    }
+}
+
+fn tcp_settings(options: &Options) -> Result<TcpSettings, ConfigError> {
+    let accept_limit = options.accept_connection_limit.is_finite().then_some(AcceptLimit {
+        per_second: options.accept_connection_limit,
+        burst: options.accept_connection_burst,
+    });
+    Ok(TcpSettings {
+        accept_limit,
+        keepalive_idle: keepalive_idle(options.tcp_keepalive_time)?,
+        user_timeout: timeout("tcp-user-timeout", options.tcp_user_timeout, MAX_USER_TIMEOUT)?,
+        write_timeout: timeout("tcp-write-timeout", options.tcp_write_timeout, Duration::MAX)?,
+    })
+}
+
+/// Negative is off, zero is Go's default, and fractions of a second count as whole ones.
+fn keepalive_idle(setting: GoDuration) -> Result<Option<Duration>, ConfigError> {
+    let Some(idle) = setting.to_duration() else { return Ok(None) };
+    if setting.is_zero() {
+        return Ok(Some(ZERO_KEEPALIVE));
+    }
+    let seconds = idle.as_secs() + u64::from(idle.subsec_nanos() > 0);
+    if seconds > MAX_KEEPALIVE_SECONDS {
+        return Err(ConfigError::Flag {
+            flag: "tcp-keepalive-time",
+            value: setting.to_string(),
+            reason: format!("at most {MAX_KEEPALIVE_SECONDS} seconds (about 9 hours) are possible"),
+        });
+    }
+    Ok(Some(Duration::from_secs(seconds)))
+}
+
+/// A timeout that zero switches off.
+fn timeout(
+    flag: &'static str,
+    setting: GoDuration,
+    longest: Duration,
+) -> Result<Option<Duration>, ConfigError> {
+    let fault = |reason: &str| ConfigError::Flag {
+        flag,
+        value: setting.to_string(),
+        reason: reason.to_owned(),
+    };
+    let timeout = setting.to_duration().ok_or_else(|| fault("must not be negative"))?;
+    if timeout > longest {
+        return Err(fault("is too long"));
+    }
+    Ok((!timeout.is_zero()).then_some(timeout))
+}
+
+fn queue_depth(environment: &Environment<'_>) -> Result<usize, ConfigError> {
+    let Some(value) = environment.text(QUEUE_DEPTH_VARIABLE) else {
+        return Ok(DEFAULT_QUEUE_DEPTH);
+    };
+    match value.parse() {
+        Ok(depth) if (1..=MAX_QUEUE_DEPTH).contains(&depth) => Ok(depth),
+        Ok(_) | Err(_) => Err(ConfigError::Variable {
+            name: QUEUE_DEPTH_VARIABLE,
+            value,
+            reason: format!("must be a number from 1 to {MAX_QUEUE_DEPTH}"),
+        }),
+    }
+}
+
+fn log_filter(
+    option: Option<String>,
+    environment: &Environment<'_>,
+) -> Result<String, ConfigError> {
+    let from_environment = || environment.text("RUST_LOG");
+    let (filter, is_option) = match option {
+        Some(filter) => (filter, true),
+        None => (from_environment().unwrap_or_else(|| "info".to_owned()), false),
+    };
+    match EnvFilter::try_new(&filter) {
+        Ok(_) => Ok(filter),
+        Err(error) if is_option => {
+            Err(ConfigError::Flag { flag: "log", value: filter, reason: error.to_string() })
+        }
+        Err(error) => Err(ConfigError::Variable {
+            name: "RUST_LOG",
+            value: filter,
+            reason: error.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,436 @@
+use std::{
+    ffi::OsString, fs, num::NonZeroUsize, os::unix::fs::PermissionsExt, path::Path, time::Duration,
+};
+
+use proptest::prelude::*;
+
+use super::{key_file::*, *};
+use crate::{http::Home, server::AcceptLimit};
+
+fn options(arguments: &[&str]) -> Result<Options, UsageError> {
+    match parse(arguments.iter().map(OsString::from))? {
+        Invocation::Run(options) => Ok(*options),
+        Invocation::Help(_) => panic!("help"),
+    }
+}
+
+fn resolve_with(
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+    is_root: bool,
+) -> Result<Config, ConfigError> {
+    let variable = |name: &str| {
+        let found = variables.iter().find(|(variable, _)| *variable == name);
+        found.map(|(_, value)| (*value).to_owned())
+    };
+    let environment = Environment {
+        variable: &variable,
+        is_root,
+        file_exists: &|path| path == Path::new("/root-home/keys/derp-mesh.key"),
+        processors: NonZeroUsize::new(3).unwrap(),
+    };
+    Config::resolve(options(arguments).unwrap(), &environment)
+}
+
+fn resolve(arguments: &[&str]) -> Result<Config, ConfigError> {
+    let mut with_key = vec!["-c=/key"];
+    with_key.extend(arguments);
+    resolve_with(&with_key, &[], false)
+}
+
+#[test]
+fn the_command_is_well_formed() {
+    <Options as clap::CommandFactory>::command().debug_assert();
+}
+
+#[test]
+fn defaults_are_derpers() {
+    let options = options(&[]).unwrap();
+    assert_eq!(options.a, ":443");
+    assert_eq!((options.http_port, options.stun_port), (80, 3478));
+    assert!(options.stun && options.derp && !options.dev && !options.version);
+    assert_eq!(options.hostname, "derp.tailscale.com");
+    assert_eq!(options.certmode, None);
+    assert_eq!(options.tcp_keepalive_time, GoDuration::from_seconds(600));
+    assert_eq!(options.tcp_user_timeout, GoDuration::from_seconds(15));
+    assert_eq!(options.tcp_write_timeout, GoDuration::from_seconds(2));
+    assert_eq!(options.accept_connection_limit, f64::INFINITY);
+    assert_eq!(options.accept_connection_burst, i64::MAX as u64);
+}
+
+#[test]
+fn one_dash_or_two_joined_or_apart() {
+    for arguments in [
+        ["-a", ":8443", "-http-port", "-1"].as_slice(),
+        &["--a", ":8443", "--http-port", "-1"],
+        &["-a=:8443", "-http-port=-1"],
+        &["--a=:8443", "--http-port=-1"],
+        &["-a=:1", "-a=:8443", "-http-port=5", "--http-port=-1"],
+    ] {
+        let options = options(arguments).unwrap();
+        assert_eq!((options.a.as_str(), options.http_port), (":8443", -1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn booleans_stand_alone_or_with_an_equals_sign() {
+    for (arguments, expected) in [
+        (["-stun"].as_slice(), true),
+        (&["-stun=false"], false),
+        (&["--stun=0"], false),
+        (&["-stun=F"], false),
+        (&["-stun=false", "-stun=t"], true),
+    ] {
+        assert_eq!(options(arguments).unwrap().stun, expected, "{arguments:?}");
+    }
+    let error = options(&["-stun", "false"]).unwrap_err().to_string();
+    assert_eq!(error, "unexpected argument \"false\"; did you mean -stun=false?");
+    let error = options(&["-stun=maybe"]).unwrap_err().to_string();
+    assert_eq!(error, "-stun \"maybe\": must be true or false");
+}
+
+#[test]
+fn lists_are_collected() {
+    let options = options(&["-xdp-interface", "eth0", "--xdp-interface=eth1"]).unwrap();
+    assert_eq!(options.xdp_interface, ["eth0", "eth1"]);
+}
+
+#[test]
+fn faults_are_one_sentence_that_names_the_flag() {
+    for (arguments, expected) in [
+        (
+            ["-htp-port", "1"].as_slice(),
+            "unknown flag -htp-port; did you mean -http-port? (derpd -help lists all flags)",
+        ),
+        (&["-dve"], "unknown flag -dve; did you mean -dev? (derpd -help lists all flags)"),
+        (&["-zzz"], "unknown flag -zzz (derpd -help lists all flags)"),
+        (&["-a"], "-a needs a value"),
+        (&["serve"], "unexpected argument \"serve\""),
+        (&["-"], "unexpected argument \"-\""),
+        (&["--"], "unexpected argument \"--\""),
+        (&["-http-port", "x"], "-http-port \"x\": invalid digit found in string"),
+        (&["-http-port=70000"], "-http-port \"70000\": 70000 is not in -1..=65535"),
+        (&["-stun-port=65536"], "-stun-port \"65536\": 65536 is not in 0..=65535"),
+        (
+            &["-tcp-write-timeout", "5"],
+            "-tcp-write-timeout \"5\": a duration needs a unit, as in 15s, 1h30m or 100ms",
+        ),
+        (
+            &["-accept-connection-limit=NaN"],
+            "-accept-connection-limit \"NaN\": must be a number of connections per second, or +Inf",
+        ),
+        (&["-workers=0"], "-workers \"0\": must be a number from 1 to 1024"),
+        (
+            &["-xdp-mode=fast"],
+            "-xdp-mode \"fast\": unknown XDP mode \"fast\": expected native, generic, auto or off",
+        ),
+        (&["-certmode=none"], "-certmode \"none\": must be one of manual, letsencrypt, gcp"),
+        (
+            &["-verify-clients"],
+            "-verify-clients: derpd does not support verifying clients with tailscaled",
+        ),
+        (&["-mesh-with", "a,b"], "-mesh-with: derpd does not support meshing with other servers"),
+        (&["-rate-config=/x"], "-rate-config: derpd does not support rate limits per client"),
+    ] {
+        assert_eq!(options(arguments).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
+fn flags_that_ask_for_nothing_are_accepted() {
+    let arguments = [
+        "-verify-clients=false",
+        "--verify-client-url=",
+        "-verify-client-url-fail-open",
+        "-bootstrap-dns-names",
+        "",
+        "-acme-email=a@example.com",
+        "-ace=0",
+        "-socket",
+        "/run/tailscaled.sock",
+    ];
+    assert!(options(&arguments).is_ok());
+}
+
+#[test]
+fn help_lists_every_flag_and_variable() {
+    for spelling in ["-h", "--h", "-help", "--help"] {
+        let Invocation::Help(help) = parse([OsString::from(spelling)]).unwrap() else {
+            panic!("no help")
+        };
+        for word in
+            ["-a <", "-c <", "-xdp-interface <", "-tcp-write-timeout <", "2s", "TS_ALLOW_DEBUG_IP"]
+        {
+            assert!(help.contains(word), "{word} is missing from\n{help}");
+        }
+    }
+}
+
+#[test]
+fn listen_addresses() {
+    let listen =
+        |text: &str| resolve(&[&format!("-a={text}")]).map(|config| config.listen.to_string());
+    for (text, expected) in
+        [(":8443", ":8443"), ("127.0.0.1:0", "127.0.0.1:0"), ("[::1]:http", "[::1]:80")]
+    {
+        assert_eq!(listen(text).unwrap(), expected);
+    }
+    for text in [
+        "",
+        "8443",
+        "localhost:80",
+        "::1:80",
+        "[127.0.0.1]:80",
+        "[::1:80",
+        ":65536",
+        ":x",
+        "1.2.3.4:",
+    ] {
+        let error = listen(text).unwrap_err();
+        assert!(error.to_string().starts_with("-a "), "{error}");
+        assert_eq!(error.exit_status(), 2);
+    }
+}
+
+#[test]
+fn tls_follows_port_and_certificate_mode() {
+    let manual = "-certmode=manual";
+    let tls = |arguments: &[&str]| resolve(arguments).map(|config| config.tls);
+    let expected =
+        |http_port| Some(TlsSettings { certificate_directory: "/certs".into(), http_port });
+    assert_eq!(tls(&[manual, "-certdir=/certs"]).unwrap(), expected(Some(80)));
+    assert_eq!(
+        tls(&[manual, "-certdir=/certs", "-a=:1", "-http-port=-1"]).unwrap(),
+        expected(None)
+    );
+    assert_eq!(tls(&["-a=:8080"]).unwrap(), None);
+    assert_eq!(tls(&["-a=:8080", "-certmode=letsencrypt"]).unwrap(), None);
+    for arguments in [["-a=:443"].as_slice(), &["-a=:https", "-certmode=letsencrypt"]] {
+        let error = tls(arguments).unwrap_err();
+        assert!(matches!(error, ConfigError::CertificateMode { .. }), "{error}");
+    }
+    for arguments in [[manual].as_slice(), &[manual, "-certdir="]] {
+        assert!(matches!(tls(arguments), Err(ConfigError::NoCertificateDirectory)));
+    }
+
+    let default = |variables: &[(&str, &str)]| {
+        let config = resolve_with(&["-c=/key", manual], variables, false).unwrap();
+        config.tls.unwrap().certificate_directory
+    };
+    assert_eq!(default(&[("HOME", "/h")]), Path::new("/h/.cache/tailscale/derper-certs"));
+    assert_eq!(
+        default(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]),
+        Path::new("/x/tailscale/derper-certs")
+    );
+}
+
+#[test]
+fn key_sources() {
+    let key = |arguments: &[&str], is_root| {
+        let mut all = vec!["-a=:1"];
+        all.extend(arguments);
+        resolve_with(&all, &[], is_root).map(|config| config.key)
+    };
+    let file = |path: &str, by_default| KeySource::File { path: path.into(), by_default };
+    assert_eq!(key(&["-c", "/k"], true).unwrap(), file("/k", false));
+    assert_eq!(key(&[], true).unwrap(), file("/var/lib/derper/derper.key", true));
+    assert!(matches!(key(&[], false), Err(ConfigError::NoKeyPath)));
+    assert_eq!(key(&["-dev", "-c=/k"], false).unwrap(), KeySource::Ephemeral);
+}
+
+#[test]
+fn development_mode() {
+    let config = resolve_with(&["-dev"], &[("TAILSCALE_DERPER_MESH_KEY", "abc")], false).unwrap();
+    assert_eq!(config.listen.to_string(), ":3340");
+    assert_eq!(config.tls, None);
+    assert_eq!(config.mesh_key, MeshKeySource::Text("abc".to_owned()));
+    assert!(!format!("{config:?}").contains("abc"), "secrets are not printed");
+}
+
+#[test]
+fn mesh_key_sources() {
+    let source = |arguments: &[&str], home: &str| {
+        let mut all = vec!["-a=:1", "-c=/k"];
+        all.extend(arguments);
+        resolve_with(&all, &[("HOME", home)], false).unwrap().mesh_key
+    };
+    assert_eq!(source(&[], "/elsewhere"), MeshKeySource::None);
+    let default = MeshKeySource::File("/root-home/keys/derp-mesh.key".into());
+    assert_eq!(source(&[], "/root-home"), default);
+    assert_eq!(source(&["-mesh-psk-file=/m"], "/root-home"), MeshKeySource::File("/m".into()));
+    assert_eq!(source(&["-mesh-psk-file="], "/root-home"), MeshKeySource::None);
+}
+
+#[test]
+fn limits_and_timeouts() {
+    let tcp = |arguments: &[&str]| {
+        let mut all = vec!["-a=:1"];
+        all.extend(arguments);
+        resolve(&all).map(|config| config.tcp)
+    };
+    let default = tcp(&[]).unwrap();
+    assert_eq!(default.accept_limit, None);
+    assert_eq!(default.keepalive_idle, Some(Duration::from_secs(600)));
+    assert_eq!(default.user_timeout, Some(Duration::from_secs(15)));
+    assert_eq!(default.write_timeout, Some(Duration::from_secs(2)));
+
+    let limited = tcp(&["-accept-connection-limit=2.5", "-accept-connection-burst=4"]).unwrap();
+    assert_eq!(limited.accept_limit, Some(AcceptLimit { per_second: 2.5, burst: 4 }));
+    let off = tcp(&["-tcp-keepalive-time=-1s", "-tcp-user-timeout=0", "-tcp-write-timeout", "0"]);
+    let off = off.unwrap();
+    assert_eq!((off.keepalive_idle, off.user_timeout, off.write_timeout), (None, None, None));
+    let keepalive = |text: &str| tcp(&["-tcp-keepalive-time", text]).map(|tcp| tcp.keepalive_idle);
+    assert_eq!(keepalive("0").unwrap(), Some(Duration::from_secs(15)));
+    assert_eq!(keepalive("1ms").unwrap(), Some(Duration::from_secs(1)));
+    assert!(keepalive("10h").is_err());
+    assert!(tcp(&["-tcp-write-timeout=-1s"]).is_err());
+    assert!(tcp(&["-tcp-user-timeout=1000h"]).is_err());
+}
+
+#[test]
+fn environment_variables() {
+    let with = |name, value| resolve_with(&["-a=:1", "-c=/k"], &[(name, value)], false);
+    let depth = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH";
+    assert_eq!(with(depth, "7").unwrap().queue_depth, 7);
+    assert_eq!(with(depth, "").unwrap().queue_depth, 32);
+    for wrong in ["x", "0", "-1", "65537"] {
+        assert!(matches!(with(depth, wrong), Err(ConfigError::Variable { .. })), "{wrong}");
+    }
+    assert_eq!(with("RUST_LOG", "debug").unwrap().log, "debug");
+    assert!(matches!(with("RUST_LOG", "a=b=c"), Err(ConfigError::Variable { .. })));
+    assert!(matches!(resolve(&["-a=:1", "-log", "a=b=c"]), Err(ConfigError::Flag { .. })));
+    assert_eq!(resolve(&["-a=:1", "-log=warn"]).unwrap().log, "warn");
+    assert_eq!(with("HOME", "/").unwrap().workers.get(), 3);
+}
+
+#[test]
+fn the_kernel_answers_nothing_but_stun() {
+    let without_stun = ["-a=:1", "-stun=false", "-xdp-interface=eth0"];
+    assert!(matches!(resolve(&without_stun), Err(ConfigError::Flag { flag: "xdp-interface", .. })));
+    assert!(resolve(&["-a=:1", "-stun=false", "-xdp-interface=eth0", "-xdp-mode=off"]).is_ok());
+}
+
+#[test]
+fn home_page() {
+    let home = |value: &str| resolve(&["-a=:1", "-home", value]).map(|config| config.home);
+    assert_eq!(home("blank").unwrap(), Home::Blank);
+    assert!(matches!(home("example.com"), Err(ConfigError::Home(_))));
+}
+
+const KEY_TEXT: &str = "privkey:5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";
+
+fn file_source(path: &Path) -> KeySource {
+    KeySource::File { path: path.to_owned(), by_default: false }
+}
+
+#[test]
+fn a_key_file_is_made_once_and_then_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("new/deep/derper.key");
+    let made = load_identity(&file_source(&path)).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&path).unwrap();
+    assert_eq!(text, format!("{{\n\t\"PrivateKey\": \"{}\"\n}}", made.to_secret_text()));
+    let loaded = load_identity(&file_source(&path)).unwrap();
+    assert_eq!(loaded.public(), made.public());
+    assert_eq!(fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn two_new_keys_differ() {
+    let one = load_identity(&KeySource::Ephemeral).unwrap();
+    let two = load_identity(&KeySource::Ephemeral).unwrap();
+    assert_ne!(one.public(), two.public());
+}
+
+#[test]
+fn a_derper_key_file_loads() {
+    let expected = KEY_TEXT.parse::<crate::proto::keys::NodePrivate>().unwrap().public();
+    for contents in [
+        format!("{{\n\t\"PrivateKey\": \"{KEY_TEXT}\"\n}}"),
+        format!("{{\"Other\":[1],\"PrivateKey\":\"{KEY_TEXT}\"}}\n"),
+    ] {
+        assert_eq!(parse_key_file(contents.as_bytes()).unwrap().public(), expected);
+    }
+}
+
+#[test]
+fn damaged_key_files_are_named_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("derper.key");
+    let zero = format!("{{\"PrivateKey\":\"privkey:{}\"}}", "0".repeat(64));
+    for contents in [
+        "",
+        "{",
+        "null",
+        "[]",
+        "{}",
+        "{\"PrivateKey\":1}",
+        "\"secret\"",
+        "{\"PrivateKey\":\"secret\"}",
+        &zero,
+    ] {
+        fs::write(&path, contents).unwrap();
+        let error = load_identity(&file_source(&path)).unwrap_err();
+        assert!(matches!(error, ConfigError::Malformed { .. }), "{contents}: {error}");
+        assert!(error.to_string().contains("derper.key"), "{error}");
+        assert!(!error.to_string().contains('\n'), "{error}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), contents);
+    }
+    let error = load_identity(&file_source(directory.path())).unwrap_err();
+    assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    fs::write(&path, "x").unwrap();
+    let error = load_identity(&file_source(&path.join("below"))).unwrap_err();
+    assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+}
+
+#[test]
+fn mesh_key_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("mesh.key");
+    let load = |contents: &str| {
+        fs::write(&path, contents).unwrap();
+        load_mesh_key(&MeshKeySource::File(path.clone()))
+    };
+    let digits = "aB".repeat(32);
+    let expected = digits.parse().unwrap();
+    assert_eq!(load(&digits).unwrap(), Some(expected));
+    assert!(load(&format!(" {digits}\n")).unwrap().is_some());
+    assert!(load("").unwrap().is_none());
+    assert!(load(&"0".repeat(64)).unwrap().is_none());
+    for wrong in ["\n", "abc", &"g".repeat(64)] {
+        assert!(matches!(load(wrong), Err(ConfigError::Malformed { .. })), "{wrong:?}");
+    }
+    let missing = MeshKeySource::File(directory.path().join("none"));
+    assert!(matches!(load_mesh_key(&missing), Err(ConfigError::Read { .. })));
+    let secret = MeshKeySource::Text("not a key".to_owned());
+    assert!(!load_mesh_key(&secret).unwrap_err().to_string().contains("not a key"));
+}
+
+proptest! {
+    #[test]
+    fn any_arguments_are_judged(arguments in prop::collection::vec("-{0,2}(a|c|stun|http-port|x|verify-clients)?=?\\PC{0,8}", 0..6)) {
+        if let Err(error) = parse(arguments.iter().map(OsString::from)) {
+            prop_assert!(!error.to_string().is_empty());
+        }
+    }
+
+    #[test]
+    fn any_listen_address_is_judged(text in "\\PC{0,24}") {
+        let _ = resolve(&[&format!("-a={text}")]);
+    }
+
+    #[test]
+    fn any_key_file_is_judged(contents in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(parse_key_file(&contents).is_err());
+    }
+
+    #[test]
+    fn any_damage_to_a_key_file_is_judged(position: prop::sample::Index, byte: u8) {
+        let mut contents = render_key_file(&KEY_TEXT.parse().unwrap()).into_bytes();
+        let at = position.index(contents.len());
+        contents[at] = byte;
+        let _ = parse_key_file(&contents);
+    }
+}
