@@ -5,7 +5,7 @@
 //! allocates nothing, has no clock and reads a packet only in small words: copies of whole headers
 //! would overrun the 512 bytes of stack a kernel program has.
 //!
-//! [`answer`] is the entry point: one frame in, one [`Decision`] out. Everything is validated before
+//! [`answer()`] is the entry point: one frame in, one [`Decision`] out. Everything is validated before
 //! anything is written, so a frame that is passed up the stack is passed up untouched.
 #![cfg_attr(not(test), no_std)]
 

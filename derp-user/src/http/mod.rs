@@ -1,7 +1,7 @@
 //! Everything the server says in plain HTTP: probes, the captive portal answer, the home page, the debug pages
 //! and the port-80 listener. Requests that upgrade to DERP leave this module untouched.
 //!
-//! [`Site::respond`] is a pure function of request and origin; [`serve`] puts it on connections.
+//! [`Site::respond`] is a pure function of request and origin; [`serve_connection`] puts it on connections.
 
 mod access;
 mod debug;

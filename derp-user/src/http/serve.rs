@@ -4,7 +4,6 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     future::{Future, pending, poll_fn, ready},
-    io,
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
@@ -13,14 +12,14 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::Either;
 use hyper::{
     Request, body::Incoming, http::request::Parts, server::conn::http1, service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
     time::{sleep, timeout},
@@ -56,15 +55,10 @@ pub enum Outcome<IO> {
     },
 }
 
-/// Serves plain HTTP on a connection from which `already_read` was taken, until it closes or asks for DERP.
+/// Serves plain HTTP on a connection until it closes or asks for DERP.
 ///
 /// Errors of the connection are the client's business: they end it and go to the debug log.
-pub async fn serve_connection<IO>(
-    io: IO,
-    already_read: Bytes,
-    origin: Origin,
-    site: Arc<Site>,
-) -> Outcome<IO>
+pub async fn serve_connection<IO>(io: IO, origin: Origin, site: Arc<Site>) -> Outcome<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -78,8 +72,7 @@ where
         }
         Either::Right(ready(Ok::<_, Infallible>(site.respond(&request, &origin))))
     });
-    let io = TokioIo::new(Rewound { unread: already_read, io });
-    let mut connection = builder().serve_connection(io, service);
+    let mut connection = builder().serve_connection(TokioIo::new(io), service);
     let finished = limit_lifetime(&mut connection, |connection, context| {
         let state = connection.poll_without_shutdown(context);
         if derp_request.borrow().is_some() { Poll::Ready(Ok(())) } else { state }
@@ -89,8 +82,7 @@ where
     match (finished, request) {
         (true, Some(request)) => {
             let parts = connection.into_parts();
-            let Rewound { unread, io } = parts.io.into_inner();
-            Outcome::Derp { io, unread: join(parts.read_buf, unread), request }
+            Outcome::Derp { io: parts.io.into_inner(), unread: parts.read_buf, request }
         }
         _ => Outcome::Done,
     }
@@ -174,58 +166,4 @@ where
         }
     }
     false
-}
-
-/// A connection from which some bytes were already read.
-struct Rewound<IO> {
-    unread: Bytes,
-    io: IO,
-}
-
-impl<IO: AsyncRead + Unpin> AsyncRead for Rewound<IO> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.unread.is_empty() {
-            return Pin::new(&mut self.io).poll_read(context, buffer);
-        }
-        let length = self.unread.len().min(buffer.remaining());
-        buffer.put_slice(&self.unread[..length]);
-        self.unread.advance(length);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<IO: AsyncWrite + Unpin> AsyncWrite for Rewound<IO> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
-
-/// `first` followed by `second`, without copying where one of them is empty.
-fn join(first: Bytes, second: Bytes) -> Bytes {
-    if first.is_empty() {
-        return second;
-    }
-    if second.is_empty() {
-        return first;
-    }
-    let mut joined = BytesMut::with_capacity(first.len() + second.len());
-    joined.extend_from_slice(&first);
-    joined.extend_from_slice(&second);
-    joined.freeze()
 }

@@ -2,7 +2,6 @@
 
 use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -79,11 +78,10 @@ async fn arrive(
     }
     let origin = Origin { remote, listener: Listener::Main { tls: link.is_tls() } };
     let site = Arc::clone(&worker.settings().site);
-    let (mut link, unread, request) =
-        match http::serve_connection(link, Bytes::new(), origin, site).await {
-            Outcome::Derp { io, unread, request } => (io, unread, request),
-            Outcome::Done => return Ok(None),
-        };
+    let (mut link, unread, request) = match http::serve_connection(link, origin, site).await {
+        Outcome::Derp { io, unread, request } => (io, unread, request),
+        Outcome::Done => return Ok(None),
+    };
     worker.counters().accepts.increment();
 
     let options = Options::of(&request.headers);

@@ -66,4 +66,6 @@ impl ResolvesServerCert for Resolver {
 }
 
 #[cfg(test)]
+pub(crate) mod accept_any;
+#[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use x509_parser::{
     prelude::{FromDer, GeneralName, X509Version},
 };
 
-use super::{manual::FilePair, *};
+use super::{accept_any::AcceptAny, manual::FilePair, *};
 use crate::proto::keys::NodePublic;
 
 fn now() -> std::time::SystemTime {
@@ -187,7 +187,7 @@ fn handshake(
         .with_protocol_versions(versions)?
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth();
-    client.dangerous().set_certificate_verifier(Arc::new(accept_any::AcceptAny(provider)));
+    client.dangerous().set_certificate_verifier(Arc::new(AcceptAny(provider)));
     let name = ServerName::try_from(server_name).unwrap();
     let mut client = ClientConnection::new(Arc::new(client), name)?;
     let mut server = ServerConnection::new(Arc::clone(config))?;
@@ -215,55 +215,6 @@ fn handshake(
     let chain = client.peer_certificates().unwrap();
     let ticket = client.tls13_tickets_received() > 0;
     Ok((chain.len(), chain.last().unwrap().clone().into_owned(), ticket))
-}
-
-mod accept_any {
-    use rustls::{
-        DigitallySignedStruct, Error, SignatureScheme,
-        client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        crypto::CryptoProvider,
-        pki_types::{CertificateDer, ServerName, UnixTime},
-    };
-
-    #[derive(Debug)]
-    pub(super) struct AcceptAny(pub(super) std::sync::Arc<CryptoProvider>);
-
-    impl ServerCertVerifier for AcceptAny {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &CertificateDer<'_>,
-            signature: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            let algorithms = &self.0.signature_verification_algorithms;
-            rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            self.0.signature_verification_algorithms.supported_schemes()
-        }
-    }
 }
 
 const TLS12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
