@@ -1,6 +1,9 @@
 //! What CI runs, in order. Every step runs even when an earlier one failed.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 
@@ -135,12 +138,12 @@ fn deny(arguments: &[&str]) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn cargo_deny() -> Result<std::process::Command> {
+fn cargo_deny() -> Result<Command> {
     let program = workspace::pinned_tool(
         "cargo-deny",
         CARGO_DENY,
         "it checks licences, sources and advisories of dependencies",
-        |_| {},
+        |_| Ok(()),
     )?;
     let mut command = process::command(program);
     command.current_dir(workspace::root());

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Developer tasks of derpd")]
+#[command(bin_name = "cargo xtask", about = "Developer tasks of derpd")]
 enum Task {
     /// Build and run a development relay on this machine
     Run {

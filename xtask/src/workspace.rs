@@ -1,6 +1,9 @@
 //! Where things are: the checkout, its target directory, the tools cache.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
@@ -59,19 +62,19 @@ pub(crate) fn pinned_tool(
     name: &str,
     version: &str,
     why: &str,
-    prepare: impl FnOnce(&mut std::process::Command),
+    prepare: impl FnOnce(&mut Command) -> Result<()>,
 ) -> Result<PathBuf> {
     let tools = tools_dir()?;
     let program = tools.join("bin").join(name);
     if installed_version(&program).as_deref() == Some(version) {
         return Ok(program);
     }
-    eprintln!("installing {name} {version} into {} ({why}); this takes minutes", tools.display());
     let mut install = process::cargo();
     install
         .args(["install", "--locked", "--force", name, "--version", version, "--root"])
         .arg(&tools);
-    prepare(&mut install);
+    prepare(&mut install)?;
+    eprintln!("installing {name} {version} into {} ({why}); this takes minutes", tools.display());
     install.run().with_context(|| {
         format!("{name} {version} could not be installed; with network access, run the same command again")
     })?;

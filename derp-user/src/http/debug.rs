@@ -20,10 +20,13 @@ impl Site {
             }
             "/debug/varz" => reply::metrics((self.settings.varz)()),
             "/debug/check" => match (self.settings.check)() {
-                Ok(()) => reply::text(StatusCode::OK, "derp.Server ConsistencyCheck okay"),
+                Ok(()) => reply::exact_text(
+                    StatusCode::OK,
+                    "derp.Server ConsistencyCheck okay".to_owned(),
+                ),
                 Err(findings) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, &findings),
             },
-            _ => reply::text(StatusCode::NOT_FOUND, "404 page not found"),
+            _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };
         below_index(reply::browser(page))
     }

@@ -27,8 +27,12 @@ const BROWSER_HEADERS: [(HeaderName, HeaderValue); 4] = [
 
 /// A plain text message, with the line end that curl users are glad of.
 pub(super) fn text(status: StatusCode, message: &str) -> Reply {
-    let mut response =
-        with_body(status, "text/plain; charset=utf-8", Bytes::from(format!("{message}\n")));
+    exact_text(status, format!("{message}\n"))
+}
+
+/// A plain text that monitors may compare as a whole.
+pub(super) fn exact_text(status: StatusCode, text: String) -> Reply {
+    let mut response = with_body(status, "text/plain; charset=utf-8", Bytes::from(text));
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -71,7 +75,9 @@ pub(super) fn redirect(status: StatusCode, location: &str) -> Reply {
 
 /// Adds the headers of everything a browser may display.
 pub(super) fn browser(mut response: Reply) -> Reply {
-    response.headers_mut().extend(BROWSER_HEADERS);
+    for (name, value) in BROWSER_HEADERS {
+        response.headers_mut().insert(name, value);
+    }
     response
 }
 

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use hyper::{Request, http::HeaderMap};
+use proptest::prelude::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
     net::{TcpListener, TcpStream},
@@ -62,6 +63,7 @@ fn get(line: &str) -> (u16, HeaderMap, String) {
 }
 
 fn assert_browser_headers(headers: &HeaderMap) {
+    assert_eq!(headers.len(), headers.keys().count(), "no header appears twice");
     assert_eq!(headers["strict-transport-security"], "max-age=63072000; includeSubDomains");
     assert_eq!(headers["x-frame-options"], "DENY");
     assert_eq!(headers["x-content-type-options"], "nosniff");
@@ -245,7 +247,7 @@ fn debug_pages() {
     let (status, headers, _) = local("GET /debug");
     assert_eq!((status, headers["location"].to_str().unwrap()), (307, "/debug/"));
 
-    assert_eq!(local("GET /debug/check").2, "derp.Server ConsistencyCheck okay\n");
+    assert_eq!(local("GET /debug/check").2, "derp.Server ConsistencyCheck okay");
     let broken = Settings { check: Box::new(|| Err("1 key too many".to_owned())), ..settings() };
     let (status, _, body) = ask(broken, "GET /debug/check", &[], main_from(LOOPBACK));
     assert_eq!((status, body.as_str()), (500, "1 key too many\n"));
@@ -396,4 +398,45 @@ async fn port_80_serves_until_told_to_stop() {
     stop.send(()).unwrap();
     server.await.unwrap();
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+/// What becomes of a connection on which exactly these bytes arrive.
+fn outcome_of(bytes: &[u8]) -> Outcome<tokio::io::DuplexStream> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let (near, mut far) = duplex(64 * 1024);
+        let site = Arc::new(Site::new(settings()));
+        let server = serve_connection(near, Bytes::new(), main_from(STRANGER), site);
+        let client = async {
+            far.write_all(bytes).await.unwrap();
+            far.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            far.read_to_end(&mut answer).await.unwrap();
+        };
+        // The client waits for the end of answers, so a hand-over has to end it.
+        tokio::select! {
+            biased;
+            outcome = server => outcome,
+            () = client => Outcome::Done,
+        }
+    })
+}
+
+const UPGRADE_REQUEST: &[u8] =
+    b"GET /derp HTTP/1.1\r\nHost: a\r\nUpgrade: DERP\r\nDerp-Fast-Start: 1\r\n\r\n\x02\0\0\0\0";
+
+proptest! {
+    #[test]
+    fn any_bytes_are_served_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        prop_assert!(matches!(outcome_of(&bytes), Outcome::Done));
+    }
+
+    #[test]
+    fn a_damaged_upgrade_never_loses_the_bytes_after_it(at in 0..UPGRADE_REQUEST.len() - 9, byte: u8) {
+        let mut bytes = UPGRADE_REQUEST.to_vec();
+        bytes[at] = byte;
+        if let Outcome::Derp { unread, .. } = outcome_of(&bytes) {
+            prop_assert!(unread.ends_with(b"\x02\0\0\0\0"), "{unread:?}");
+        }
+    }
 }

@@ -434,6 +434,11 @@ mod tests {
             "xdp_stun_server_packets_total",
         ];
         assert_eq!(names, expected.map(str::to_owned).into());
+        const MANUAL: &str = include_str!("../../../docs/OPERATIONS.md");
+        for name in expected {
+            let named = [format!("`{name}`"), format!("`{name}{{")];
+            assert!(named.iter().any(|name| MANUAL.contains(name)), "{name} is not in the manual");
+        }
     }
 
     #[test]

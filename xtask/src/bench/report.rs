@@ -161,7 +161,7 @@ fn setting(rounds: u32, duration: Duration) -> Result<String> {
     write!(
         text,
         "{}: derper {DERPER_VERSION} ({go}) and derpd {} ({}) on {cpus} CPUs of {}, Linux {}. \
-         {rounds} rounds in turns, {} s of load each, on loopback, with a new server process per \
+         Rounds in turns: {rounds}, {} s of load each, on loopback, with a new server process per \
          run; the load generator shares the CPUs. Median (least to most).",
         date.trim(),
         commit.trim(),

@@ -8,29 +8,30 @@ use crate::process::{self, CommandExt as _};
 
 const APT_GET: &str = "/usr/bin/apt-get";
 
-/// Installs those of `packages` that are missing. `why` completes "... are needed to".
-pub(crate) fn ensure(packages: &[&str], why: &str) -> Result<()> {
+/// Installs those of `packages` that are missing. `purpose` completes "which ...".
+pub(crate) fn ensure(packages: &[&str], purpose: &str) -> Result<()> {
     let missing: Vec<_> = packages.iter().copied().filter(|name| !is_installed(name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
+    let typed = format!("apt-get update && apt-get install --no-install-recommends {list}");
     if !Path::new(APT_GET).exists() {
-        bail!("{list}: needed to {why}, and this system has no apt-get to install them with");
-    }
-    if !nix::unistd::geteuid().is_root() {
         bail!(
-            "{list}: needed to {why}; as root, run: apt-get update && apt-get install --no-install-recommends {list}"
+            "{list} missing, which {purpose}, and no apt-get to install Debian packages; docs/TESTING.md names the alternatives"
         );
     }
-    eprintln!("installing Debian packages {list} (needed to {why})");
+    if !nix::unistd::geteuid().is_root() {
+        bail!("{list} missing, which {purpose}; as root, run: {typed}");
+    }
+    eprintln!("installing the Debian packages {list}, which {purpose}");
     // A fresh system has no package lists, an old one has stale ones.
     apt(&["update"])?;
     // Without --no-remove, a conflict would take the user's other compiler away unasked.
     let mut install = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
     install.extend(&missing);
     apt(&install).with_context(|| {
-        format!("{list} could not be installed; with network access and Debian's security archive among apt's sources, run: apt-get update && apt-get install {list}")
+        format!("{list} could not be installed; with network access and Debian's security archive among apt's sources, run: {typed}")
     })
 }
 

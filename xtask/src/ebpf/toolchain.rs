@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use super::apt;
 use crate::{
@@ -48,9 +48,7 @@ impl Toolchain {
     pub(crate) fn find_or_install() -> Result<Self> {
         let compiler = match nightly_with_source() {
             Some(name) => Compiler::Nightly(name),
-            None => debian_compiler().context(
-                "no compiler for the kernel program; alternatively run: rustup toolchain install nightly --component rust-src",
-            )?,
+            None => debian_compiler()?,
         };
         Ok(Self { compiler, linker: linker()? })
     }
@@ -68,7 +66,7 @@ impl Toolchain {
         match &self.compiler {
             Compiler::Nightly(name) => Ok(nightly(name, "cargo")),
             Compiler::Debian => {
-                apt::ensure(&[DEBIAN_CLIPPY], "lint the kernel program")?;
+                apt::ensure(&[DEBIAN_CLIPPY], "lints the kernel program")?;
                 // Through `cargo clippy`, rustup's proxy of the same name would be found first.
                 let mut command = debian("/usr/bin/cargo-clippy");
                 command.env("CARGO", "/usr/bin/cargo");
@@ -122,7 +120,7 @@ fn nightly_with_source() -> Option<String> {
 fn debian_compiler() -> Result<Compiler> {
     apt::ensure(
         &DEBIAN_PACKAGES,
-        "build the kernel program: Debian's Rust with its library source, and LLVM for the linker",
+        "build the kernel program (Debian's Rust with its library source; LLVM for the linker)",
     )?;
     let version = process::command("/usr/bin/rustc").arg("-vV").read()?;
     let (Some(minor), Some(llvm)) = (rust_minor(&version), llvm_major(&version)) else {
@@ -143,13 +141,19 @@ fn debian_compiler() -> Result<Compiler> {
 }
 
 fn linker() -> Result<PathBuf> {
-    // The installed linker needs LLVM's shared library, which comes with the same package.
-    apt::ensure(&[LLVM_PACKAGE], "link the kernel program")?;
     workspace::pinned_tool("bpf-linker", BPF_LINKER, "it links the kernel program", |install| {
+        let prefix = match std::env::var("LLVM_PREFIX") {
+            Ok(prefix) => prefix,
+            Err(_) => {
+                apt::ensure(&[LLVM_PACKAGE], "is needed to build bpf-linker")?;
+                LLVM_PREFIX.to_owned()
+            }
+        };
         install
             .args(["--no-default-features", "--features", LLVM_FEATURE])
-            .env("LLVM_PREFIX", LLVM_PREFIX)
-            .env("PATH", path_with(&format!("{LLVM_PREFIX}/bin")));
+            .env("PATH", path_with(&format!("{prefix}/bin")))
+            .env("LLVM_PREFIX", prefix);
+        Ok(())
     })
 }
 

@@ -23,17 +23,20 @@ pub(crate) fn bind(listen: ListenAddress, flag: &str) -> anyhow::Result<TcpListe
         }
         other => other,
     };
-    bound.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => anyhow!(
-            "cannot listen on {listen} ({flag}): the port is in use by another process (`ss -ltnp` names it)"
-        ),
-        io::ErrorKind::PermissionDenied => anyhow!(
-            "cannot listen on {listen} ({flag}): ports below 1024 need root or CAP_NET_BIND_SERVICE"
-        ),
-        io::ErrorKind::AddrNotAvailable => {
-            anyhow!("cannot listen on {listen} ({flag}): this machine does not have the address")
+    bound.map_err(|error| {
+        let what = format!("cannot listen on {listen} ({flag})");
+        match error.raw_os_error() {
+            Some(nix::libc::EADDRINUSE) => {
+                anyhow!("{what}: the port is in use by another process (`ss -ltnp` names it)")
+            }
+            Some(nix::libc::EACCES) => {
+                anyhow!("{what}: ports below 1024 need root or CAP_NET_BIND_SERVICE")
+            }
+            Some(nix::libc::EADDRNOTAVAIL) => {
+                anyhow!("{what}: this machine does not have the address")
+            }
+            Some(_) | None => anyhow!("{what}: {error}"),
         }
-        _ => anyhow!("cannot listen on {listen} ({flag}): {error}"),
     })
 }
 

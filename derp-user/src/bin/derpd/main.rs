@@ -27,7 +27,7 @@ use derp_user::{
     stun::StunServer,
     tls,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::metrics::Sources;
 
@@ -89,6 +89,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .build()
         .context("cannot start the control runtime")?;
     let _entered = runtime.enter();
+    let signals = Signals::catch()?;
 
     let main_listener = listen::bind(config.listen, "-a")?;
     let listen = config.listen.with_port(main_listener.local_addr()?.port());
@@ -126,7 +127,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         attachments: &attachments,
         public_key,
     });
-    runtime.block_on(control(port80, site, stun, watcher))?;
+    runtime.block_on(control(signals, port80, site, stun, watcher))?;
     // The process ends either way; a worker's failure at this point helps nobody.
     if let Err(error) = server.stop() {
         tracing::debug!("stop: {error}");
@@ -241,15 +242,29 @@ fn server_settings(
     }
 }
 
+/// The signals that stop the relay. Caught before it says that it serves, so that none is missed.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn catch() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
+            terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
+        })
+    }
+}
+
 /// Runs what is not the relay itself, until a signal says to stop.
 async fn control(
+    mut signals: Signals,
     port80: Option<TcpListener>,
     site: Arc<Site>,
     stun: Option<StunServer>,
     watcher: Option<dataplane::Watcher>,
 ) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let port80 = port80.map(tokio::net::TcpListener::from_std).transpose()?;
     let services = async {
         let port80 = async {
@@ -273,8 +288,8 @@ async fn control(
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        _ = interrupt.recv() => tracing::info!("received SIGINT, stopping"),
-        _ = terminate.recv() => tracing::info!("received SIGTERM, stopping"),
+        _ = signals.interrupt.recv() => tracing::info!("received SIGINT, stopping"),
+        _ = signals.terminate.recv() => tracing::info!("received SIGTERM, stopping"),
         () = services => {}
     }
     Ok(())

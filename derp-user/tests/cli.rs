@@ -1,0 +1,425 @@
+//! The binary from outside: what it says and how it exits when something is wrong, and what it leaves on disk.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, geteuid},
+};
+use tempfile::TempDir;
+
+const KEY: &str = "privkey:5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";
+const PUBLIC: &str = "nodekey:de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f";
+/// A test that should have ended long before this is ended, so that it fails instead of hanging.
+const HANG: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
+
+fn derpd<T: AsRef<OsStr>>(arguments: &[T]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Exit code, standard output and standard error of a run that ends by itself.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let mut child = command.spawn().expect("derpd starts");
+    let status = wait(&mut child);
+    let (mut stdout, mut stderr) = (String::new(), String::new());
+    child.stdout.take().expect("piped").read_to_string(&mut stdout).expect("text");
+    child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
+    (status.code().unwrap_or_else(|| panic!("{status}: {stderr}")), stdout, stderr)
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("waitable") {
+            return status;
+        }
+        if started.elapsed() > HANG {
+            let _ = child.kill();
+            panic!("derpd did not end by itself");
+        }
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Asserts that the run fails with `code` and that its complaint is one line, the last, holding all `parts`.
+fn assert_refused(command: &mut Command, code: i32, parts: &[&str]) {
+    let (got, stdout, stderr) = run(command);
+    let complaints: Vec<&str> = stderr.lines().filter(|line| line.starts_with("derpd: ")).collect();
+    assert_eq!((got, stdout.as_str()), (code, ""), "{stderr}");
+    let [complaint] = complaints[..] else { panic!("not one complaint: {stderr}") };
+    assert_eq!(stderr.lines().last(), Some(complaint));
+    for part in parts {
+        assert!(complaint.contains(part), "{part:?} is missing from {complaint:?}");
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// A directory with a key file, and arguments for a plain-HTTP relay on ports that the system chooses.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        fs::write(directory.path().join("derper.key"), format!("{{\"PrivateKey\":\"{KEY}\"}}"))
+            .expect("writable");
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        text(&self.directory.path().join(name)).to_owned()
+    }
+
+    fn arguments(&self, extra: &[&str]) -> Vec<String> {
+        let key = self.path("derper.key");
+        let basic = ["-a", "127.0.0.1:0", "-stun-port", "0", "-c", &key];
+        basic.iter().chain(extra).map(|argument| (*argument).to_owned()).collect()
+    }
+
+    /// The same over TLS for the host name 127.0.0.1, without a second listener.
+    fn tls_arguments(&self, extra: &[&str]) -> Vec<String> {
+        let directory = self.path("certs");
+        let tls =
+            ["-certmode=manual", "-certdir", &directory, "-hostname=127.0.0.1", "-http-port=-1"];
+        let extra: Vec<&str> = tls.iter().chain(extra).copied().collect();
+        self.arguments(&extra)
+    }
+}
+
+/// A running relay, killed when dropped.
+struct Relay {
+    child: Child,
+    lines: Vec<String>,
+}
+
+impl Relay {
+    /// Starts derpd and reads its log up to the line that says it serves.
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.spawn().expect("derpd starts");
+        let mut log = BufReader::new(child.stderr.take().expect("piped"));
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if log.read_line(&mut line).expect("text") == 0 {
+                panic!("derpd ended with {}: {lines:?}", wait(&mut child));
+            }
+            let serves = line.contains("derper: serving on ");
+            lines.push(line.trim_end().to_owned());
+            if serves {
+                break;
+            }
+        }
+        // Whatever else it logs must not block it.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        Self { child, lines }
+    }
+
+    fn has_line(&self, part: &str) -> bool {
+        self.lines.iter().any(|line| line.contains(part))
+    }
+
+    fn stop(mut self, signal: Signal) -> ExitStatus {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
+        kill(pid, signal).expect("it runs");
+        wait(&mut self.child)
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn version_and_help_go_to_standard_output() {
+    for flag in ["-version", "--version"] {
+        let (code, stdout, stderr) = run(&mut derpd(&[flag]));
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.starts_with(concat!("derpd ", env!("CARGO_PKG_VERSION"), " (")));
+        assert_eq!(stdout.lines().count(), 1);
+    }
+    for flag in ["-h", "-help", "--help"] {
+        let (code, stdout, stderr) = run(&mut derpd(&[flag]));
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        assert!(stdout.contains("Usage: derpd [flags]") && stdout.contains("-stun-port"));
+    }
+}
+
+#[test]
+fn the_manual_has_every_flag() {
+    const MANUAL: &str = include_str!("../../docs/OPERATIONS.md");
+    let (_, help, _) = run(&mut derpd(&["-help"]));
+    let flags: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix('-'))
+        .filter_map(|line| line.split([' ', '[']).next())
+        .collect();
+    assert!(flags.len() > 20, "{flags:?}");
+    for flag in flags {
+        assert!(MANUAL.contains(&format!("\n| `-{flag}` |")), "-{flag} is missing");
+    }
+}
+
+#[test]
+fn bad_flags_exit_with_2() {
+    for (arguments, parts) in [
+        (["-hostnam", "x"].as_slice(), ["unknown flag -hostnam", "-hostname?"].as_slice()),
+        (&["-a"], &["-a needs a value"]),
+        (&["-a", "8443"], &["-a \"8443\"", ":port"]),
+        (&["-stun-port", "x"], &["-stun-port \"x\""]),
+        (&["-stun=perhaps"], &["-stun \"perhaps\"", "true or false"]),
+        (&["-tcp-write-timeout", "2"], &["-tcp-write-timeout \"2\"", "unit"]),
+        (
+            &["-tcp-write-timeout", "-2s", "-a", ":1", "-c", "/k"],
+            &["-tcp-write-timeout", "negative"],
+        ),
+        (&["-verify-clients"], &["-verify-clients", "does not support"]),
+        (&["-mesh-with=a"], &["-mesh-with", "does not support"]),
+        (&["-xdp-mode", "fast"], &["-xdp-mode \"fast\"", "native, generic, auto or off"]),
+        (&["-c", "/k"], &["-certmode manual"]),
+        (&["-c", "/k", "-certmode", "manual"], &["-certdir"]),
+        (&["-a", ":1", "-c", "/k", "-home", "example.com"], &["-home \"example.com\""]),
+        (&["-a", ":1", "-c", "/k", "-log", "a=b=c"], &["-log \"a=b=c\""]),
+        (&["start"], &["unexpected argument \"start\""]),
+    ] {
+        assert_refused(&mut derpd(arguments), 2, parts);
+    }
+}
+
+#[test]
+fn bad_environment_variables_are_named() {
+    let place = Place::new();
+    for (name, value) in [
+        ("TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH", "many"),
+        ("TS_ALLOW_DEBUG_IP", "localhost"),
+        ("TS_DEBUG_TRUSTED_CIDRS", "10.0.0.0/8,all"),
+        ("TS_DEBUG_KEY_PATH", "/does/not/exist"),
+        ("RUST_LOG", "a=b=c"),
+    ] {
+        assert_refused(derpd(&place.arguments(&[])).env(name, value), 1, &[name]);
+    }
+}
+
+#[test]
+fn case_68_the_key_file_is_made_once_and_keeps_the_identity() {
+    let place = Place::new();
+    let path = place.path("new/derper.key");
+    let arguments = ["-a", "127.0.0.1:0", "-stun-port", "0", "-c", &path];
+    let first = Relay::start(&mut derpd(&arguments));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let contents = fs::read_to_string(&path).unwrap();
+    assert!(contents.starts_with("{\n\t\"PrivateKey\": \"privkey:"));
+    let key_line = |relay: &Relay| {
+        let line = relay.lines.iter().find(|line| line.contains("server key")).unwrap();
+        line.split("nodekey:").nth(1).unwrap().to_owned()
+    };
+    let key = key_line(&first);
+    drop(first);
+    assert_eq!(key_line(&Relay::start(&mut derpd(&arguments))), key);
+    assert_eq!(fs::read_to_string(&path).unwrap(), contents);
+
+    let existing = Relay::start(&mut derpd(&place.arguments(&[])));
+    assert!(existing.has_line(PUBLIC), "{:?}", existing.lines);
+}
+
+#[test]
+fn a_damaged_key_file_is_named_and_left_alone() {
+    let place = Place::new();
+    let path = place.path("derper.key");
+    for contents in ["", "{\"PrivateKey\":", "{\"PrivateKey\":\"privkey:12\"}", "{}", "\u{0}\u{1}"]
+    {
+        fs::write(&path, contents).unwrap();
+        assert_refused(&mut derpd(&place.arguments(&[])), 1, &["-c", &path, "left as it is"]);
+        assert_eq!(fs::read_to_string(&path).unwrap(), contents);
+    }
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_refused(&mut derpd(&place.arguments(&[])), 1, &["-c", "cannot read", &path]);
+    let below_a_file = place.path("file/derper.key");
+    fs::write(place.path("file"), "").unwrap();
+    let arguments = ["-a", "127.0.0.1:0", "-stun-port", "0", "-c", &below_a_file];
+    assert_refused(&mut derpd(&arguments), 1, &["-c", "cannot", &place.path("file")]);
+}
+
+#[test]
+fn a_bad_mesh_key_file_is_named() {
+    let place = Place::new();
+    let path = place.path("mesh.key");
+    let arguments = place.arguments(&["-mesh-psk-file", &path]);
+    assert_refused(&mut derpd(&arguments), 1, &["-mesh-psk-file", "cannot read", &path]);
+    fs::write(&path, "not a key\n").unwrap();
+    assert_refused(&mut derpd(&arguments), 1, &["-mesh-psk-file", "invalid mesh key", &path]);
+    fs::write(&path, "ab".repeat(32)).unwrap();
+    let relay = Relay::start(&mut derpd(&arguments));
+    assert!(relay.has_line("Got mesh key from static file"));
+    assert!(relay.has_line("DERP mesh key configured"));
+}
+
+#[test]
+fn case_66_the_certificate_of_an_ip_address_is_made_with_its_hint() {
+    let place = Place::new();
+    let relay = Relay::start(&mut derpd(&place.tls_arguments(&[])));
+    assert!(relay.has_line(" with TLS"));
+    let at = relay
+        .lines
+        .iter()
+        .position(|line| {
+            line.ends_with(
+                "Using self-signed certificate for IP address \"127.0.0.1\". Configure it in DERPMap \
+                 using: (https://tailscale.com/s/custom-derp)",
+            )
+        })
+        .expect("the hint");
+    let node: serde_json::Value = serde_json::from_str(&relay.lines[at + 1]).expect("JSON");
+    let pem = fs::read(place.path("certs/127.0.0.1.crt")).unwrap();
+    let leaf = pem::parse(pem).unwrap();
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf.contents());
+    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(node["CertName"], format!("sha256-raw:{digest}"));
+    assert_eq!(node["HostName"], "127.0.0.1");
+    let mode = |name| fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode("certs"), mode("certs/127.0.0.1.crt"), mode("certs/127.0.0.1.key")),
+        (0o700, 0o644, 0o600)
+    );
+}
+
+#[test]
+fn bad_certificate_files_are_named_and_left_alone() {
+    let place = Place::new();
+    drop(Relay::start(&mut derpd(&place.tls_arguments(&[]))));
+    let (certificate, key) = (place.path("certs/127.0.0.1.crt"), place.path("certs/127.0.0.1.key"));
+    let saved = fs::read(&key).unwrap();
+
+    fs::write(&key, "junk").unwrap();
+    assert_refused(&mut derpd(&place.tls_arguments(&[])), 1, &[&key, "not a PEM private key"]);
+    assert_eq!(fs::read(&key).unwrap(), b"junk");
+    fs::write(&key, &saved).unwrap();
+
+    let other = place.tls_arguments(&["-hostname", "derp.example.com"]);
+    let missing = place.path("certs/derp.example.com.crt");
+    assert_refused(&mut derpd(&other), 1, &["-hostname derp.example.com", &missing]);
+
+    fs::remove_file(&certificate).unwrap();
+    assert_refused(&mut derpd(&place.tls_arguments(&[])), 1, &[&key, &certificate]);
+    assert_eq!(fs::read(&key).unwrap(), saved, "the key of a half pair is not replaced");
+}
+
+#[test]
+fn a_port_in_use_is_named_with_its_flag() {
+    let place = Place::new();
+    let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = tcp.local_addr().unwrap();
+    let address = taken.to_string();
+    let arguments = place.arguments(&["-a", &address]);
+    assert_refused(&mut derpd(&arguments), 1, &[&address, "(-a)", "in use"]);
+
+    let port = taken.port().to_string();
+    let arguments = place.tls_arguments(&["-http-port", &port]);
+    assert_refused(&mut derpd(&arguments), 1, &[&address, "(-http-port)", "in use"]);
+
+    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = udp.local_addr().unwrap();
+    let (port, address) = (address.port().to_string(), address.to_string());
+    let arguments = place.arguments(&["-stun-port", &port]);
+    assert_refused(&mut derpd(&arguments), 1, &[&address, "-stun-port", "in use"]);
+
+    let arguments = place.arguments(&["-a", "192.0.2.1:0"]);
+    assert_refused(
+        &mut derpd(&arguments),
+        1,
+        &["192.0.2.1:0", "(-a)", "does not have the address"],
+    );
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_named() {
+    let place = Place::new();
+    for mode in ["native", "generic", "auto"] {
+        let arguments = place.arguments(&["-xdp-interface", "nosuch0", "-xdp-mode", mode]);
+        assert_refused(&mut derpd(&arguments), 1, &["\"nosuch0\"", "does not exist"]);
+    }
+    let arguments = place.arguments(&["-xdp-mode", "native"]);
+    assert_refused(&mut derpd(&arguments), 1, &["-xdp-interface"]);
+}
+
+/// A command that runs without privileges, if this machine lets us.
+fn unprivileged<T: AsRef<OsStr>>(place: &Place, arguments: &[T]) -> Option<Command> {
+    let mut command = derpd(arguments);
+    if geteuid().is_root() {
+        fs::set_permissions(place.directory.path(), fs::Permissions::from_mode(0o755))
+            .expect("our own directory");
+        command.uid(NOBODY).gid(NOBODY);
+        let started = derpd(&["-version"]).uid(NOBODY).gid(NOBODY).spawn();
+        let Ok(mut probe) = started else {
+            println!("skipped: unprivileged start: user {NOBODY} may not run the test binary");
+            return None;
+        };
+        wait(&mut probe);
+    }
+    Some(command)
+}
+
+#[test]
+fn missing_capabilities_are_named() {
+    let place = Place::new();
+    let arguments = place.arguments(&["-xdp-interface", "lo", "-xdp-mode", "generic"]);
+    let Some(mut command) = unprivileged(&place, &arguments) else { return };
+    if derp_user::dataplane::embedded_object().is_some() {
+        assert_refused(&mut command, 1, &["CAP_BPF", "CAP_NET_ADMIN"]);
+    } else {
+        println!("skipped: missing CAP_BPF: this build has no XDP program");
+        assert_refused(&mut command, 1, &["built without its XDP program"]);
+    }
+}
+
+#[test]
+fn a_low_port_without_the_right_is_explained() {
+    let place = Place::new();
+    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    if first_free.ok().and_then(|port| port.trim().parse::<u16>().ok()).unwrap_or(1024) <= 81 {
+        println!("skipped: low port: this machine lets everybody bind it");
+        return;
+    }
+    let arguments = place.arguments(&["-a", "127.0.0.1:81"]);
+    let Some(mut command) = unprivileged(&place, &arguments) else { return };
+    assert_refused(&mut command, 1, &["127.0.0.1:81", "(-a)", "CAP_NET_BIND_SERVICE"]);
+}
+
+#[test]
+fn an_ordinary_user_must_name_the_key_file() {
+    let place = Place::new();
+    let Some(mut command) = unprivileged(&place, &["-a", "127.0.0.1:0"]) else { return };
+    assert_refused(&mut command, 2, &["-c is needed"]);
+}
+
+#[test]
+fn signals_end_it_with_status_0() {
+    let place = Place::new();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let relay = Relay::start(&mut derpd(&place.arguments(&[])));
+        assert!(relay.has_line("derper: serving on 127.0.0.1:"));
+        assert!(relay.has_line("STUN server listening on 127.0.0.1:"));
+        assert!(relay.stop(signal).success(), "{signal}");
+    }
+}
