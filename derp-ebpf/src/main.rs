@@ -20,7 +20,11 @@ fn derpd_xdp(context: XdpContext) -> u32 {
     match decision.reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Transmit => xdp_action::XDP_TX,
-        Verdict::Aborted => xdp_action::XDP_ABORTED,
+        Verdict::Aborted => {
+            // Cannot happen to a correct program, so it is worth a line, and costs nothing otherwise.
+            aya_log_ebpf::error!(&context, "the answer to a STUN request broke off half way");
+            xdp_action::XDP_ABORTED
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     programs::{ProgramInfo, TestRun as _, TestRunOptions, Xdp as XdpProgram},
 };
+use aya_log::EbpfLogger;
 use derp_common::{
     Address, Family, Interface, Reason, Settings,
     maps::{ADDRESSES, COUNTERS, Counter, INTERFACES, PROGRAM, SETTINGS, counter_index},
@@ -20,7 +21,11 @@ pub struct Kernel {
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Counter>,
     tables: Option<Tables>,
+    log: Option<KernelLog>,
 }
+
+/// What the program has to say, which is only ever that it failed; it goes to the `log` crate.
+pub(super) type KernelLog = EbpfLogger<&'static dyn log::Log>;
 
 /// What the kernel knows of this host: its addresses and the MACs of its interfaces.
 #[derive(Debug)]
@@ -61,7 +66,10 @@ impl Kernel {
         let counters = take(&mut ebpf, COUNTERS)?;
         let addresses = take(&mut ebpf, ADDRESSES)?;
         let interfaces = take(&mut ebpf, INTERFACES)?;
-        Ok(Self { ebpf, settings, counters, tables: Some(Tables { addresses, interfaces }) })
+        let tables = Some(Tables { addresses, interfaces });
+        // A compiler that sees that the program cannot fail leaves the log out.
+        let log = EbpfLogger::init(&mut ebpf).ok();
+        Ok(Self { ebpf, settings, counters, tables, log })
     }
 
     /// Tells the program what to answer. Until then it passes everything.
@@ -76,6 +84,11 @@ impl Kernel {
     /// Hands out the host tables, once; whoever has them keeps them current.
     pub fn take_tables(&mut self) -> Option<Tables> {
         self.tables.take()
+    }
+
+    /// Hands out the program's log, once.
+    pub(super) fn take_log(&mut self) -> Option<KernelLog> {
+        self.log.take()
     }
 
     /// Attaches the program to an interface until this value is dropped.

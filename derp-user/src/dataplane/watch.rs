@@ -6,21 +6,23 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use rtnetlink::MulticastGroup;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::{DataplaneError, host::HostTables};
+use super::{DataplaneError, host::HostTables, kernel::KernelLog};
 
 /// After a change, how long further ones are gathered before the host is read again.
 const SETTLE: Duration = Duration::from_millis(20);
 /// How often the host is read without being told to, should a notice be lost.
-const UNPROMPTED: Duration = Duration::from_secs(60);
+const UNPROMPTED: Duration = Duration::from_secs(10);
 
-/// Keeps the kernel's knowledge of this host current. Run it beside the attached program.
+/// Keeps the kernel's knowledge of this host current, and passes on what the program logs. Run it beside
+/// the attached program.
 pub struct Watcher {
     tables: HostTables,
+    log: Option<KernelLog>,
 }
 
 impl Watcher {
-    pub(super) fn new(tables: HostTables) -> Self {
-        Self { tables }
+    pub(super) fn new(tables: HostTables, log: Option<KernelLog>) -> Self {
+        Self { tables, log }
     }
 
     /// Follows the host until it is dropped; on a Tokio runtime with I/O and time, current-thread
@@ -55,6 +57,10 @@ impl Watcher {
                 () = sleep(SETTLE) => {}
             }
             while let Some(Some(_)) = notices.next().now_or_never() {}
+            // Such a line reports a fault of the program; it may be some seconds late.
+            if let Some(log) = &mut self.log {
+                log.flush();
+            }
             if let Err(error) = self.tables.refresh() {
                 tracing::warn!(%error, "the kernel's view of this host's addresses may be stale");
             }

@@ -98,7 +98,8 @@ impl Xdp {
         for Attachment { interface, mode } in &attachments {
             tracing::info!(%interface, %mode, "XDP attached");
         }
-        Ok(Self { kernel, attachments, watcher: Some(Watcher::new(tables)) })
+        let watcher = Some(Watcher::new(tables, kernel.take_log()));
+        Ok(Self { kernel, attachments, watcher })
     }
 
     /// Returns where the program runs, and how.
