@@ -38,8 +38,8 @@ pub(crate) struct Options {
     /// Another relay program to run instead of derpd, such as Tailscale's derper
     #[arg(long)]
     relay: Option<PathBuf>,
-    /// Attach derpd's kernel program in this mode to the links of the clients
-    #[arg(long, conflicts_with = "relay")]
+    /// Attach the kernel program of derpd in this mode (such as generic) to the links of the clients
+    #[arg(long)]
     xdp_mode: Option<String>,
     /// Size of the file in millions of bytes
     #[arg(long, default_value_t = 50)]
