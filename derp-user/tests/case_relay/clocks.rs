@@ -39,7 +39,7 @@ fn case_30_keep_alive_comes_after_60_to_65_seconds_and_again_with_the_same_perio
     assert!((first - second).abs() < 3.0, "the periods were {first} and {second} s");
 }
 
-/// derpd leaves at the write deadline of 2 s, derper after 5 s more (its TLS library tries to say
+/// derpd leaves at the write deadline of 2 s; derper may take 5 s more (its TLS library tries to say
 /// goodbye on the socket that is blocked).
 #[test]
 fn case_41_a_client_whose_window_stays_closed_is_dropped_at_the_write_deadline() {

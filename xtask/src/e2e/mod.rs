@@ -162,7 +162,7 @@ fn measure(
     size: u64,
     programs: &Programs,
 ) -> Result<String> {
-    let check = left.netcheck()?;
+    let check = retry("a netcheck that sees the relay", PATIENCE, || left.netcheck())?;
     let pong = retry("a ping over the relay", PATIENCE, || left.ping(right))?;
     say(&format!("copying {} MB", size / MEGABYTE));
     let source = lab.directory().join("sent");
@@ -182,7 +182,7 @@ fn measure(
     fetched?;
     let received = digest(&copy)?;
     ensure!(received == sent, "sent a file with SHA-256 {sent}, received one with {received}");
-    left.ping(right).context("after the copy")?;
+    retry("a ping after the copy", PATIENCE, || left.ping(right))?;
     let megabytes = size as f64 / MEGABYTE as f64;
     Ok(format!(
         "netcheck:    UDP true, latency {:.2} ms\n\
