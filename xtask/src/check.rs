@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    ebpf, go,
+    e2e, ebpf, go,
     process::{self, CommandExt as _},
     test,
     workspace::{self, HOST_PACKAGES},
@@ -27,6 +27,7 @@ pub(crate) fn command() -> Result<()> {
     report.step("advisories", advisories);
     report.step("documentation", documentation);
     report.step("tests", tests);
+    report.step("end to end", end_to_end);
     report.finish()
 }
 
@@ -159,6 +160,18 @@ fn documentation() -> Result<Outcome> {
 
 fn tests() -> Result<Outcome> {
     test::command(&[])?;
+    Ok(Outcome::Done)
+}
+
+/// Two real clients and a file; what it needs is not on every machine.
+fn end_to_end() -> Result<Outcome> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(Outcome::Skipped("network namespaces need root".to_owned()));
+    }
+    if let Err(reason) = go::check_modules(&workspace::interop_module()) {
+        return Ok(Outcome::Skipped(format!("{reason:#}")));
+    }
+    e2e::command(&e2e::Options::default())?;
     Ok(Outcome::Done)
 }
 

@@ -31,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROL_PORT: u16 = 8080;
 const FILE_PORT: u16 = 8081;
 const MEGABYTE: u64 = 1_000_000;
+const DEFAULT_MEGABYTES: u64 = 50;
 
 /// Options of `cargo xtask e2e`.
 #[derive(Args)]
@@ -42,8 +43,14 @@ pub(crate) struct Options {
     #[arg(long)]
     xdp_mode: Option<String>,
     /// Size of the file in millions of bytes
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = DEFAULT_MEGABYTES)]
     megabytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { relay: None, xdp_mode: None, megabytes: DEFAULT_MEGABYTES }
+    }
 }
 
 /// Runs everything and prints a short report.
