@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     connection::Connection,
-    link::Link,
+    link::{Link, Parts},
     session::{self, Session},
     transport::TransportError,
     upgrade::{self, Options},
@@ -101,7 +101,6 @@ async fn arrive(
         .map_err(|_| ArrivalError::TimedOut("ClientInfo frame"))??;
     let early = bytes.split_off(frame_length);
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
-    link.flush().await?;
     let logged_in = login::open_client_info(&worker.settings().private_key, payload)?;
     enter(worker, link, remote, logged_in, options.not_ideal, early).map(Some)
 }
@@ -121,14 +120,13 @@ fn enter(
     let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
     let traits = ClientTraits { mesh_peer: trusted, prober: logged_in.info.is_prober, not_ideal };
     let presence = Presence { key: logged_in.key, address: remote, traits };
-    let (stream, transport, unread) = link.into_parts();
+    let Parts { stream, transport, unread, unsent } =
+        link.into_session(&logged_in.server_info(nonce))?;
     early.extend(unread);
-    // Waiting in front of everything else, ServerInfo is the client's second frame even if a packet
-    // for it arrives first.
-    let server_info = logged_in.server_info(nonce);
     let id = worker.hub().next_id();
+    // ServerInfo is on its way before anybody can send to this client, so it is the second frame.
     let connection =
-        Arc::new(Connection::new(id, logged_in.key, remote, stream, transport, server_info));
+        Arc::new(Connection::new(id, logged_in.key, remote, stream, transport, unsent));
     worker.hub().register(&connection, presence, worker.counters());
     Ok(Session::new(connection, trusted, early))
 }

@@ -89,15 +89,17 @@ struct Outbound {
 }
 
 impl Connection {
-    /// Takes over an established stream. `first` is sent before anything else.
+    /// Takes over an established stream. `unsent` are socket bytes to be sent before anything else,
+    /// by the first [`Self::flush`].
     pub(super) fn new(
         id: ConnectionId,
         key: NodePublic,
         remote: SocketAddr,
         stream: TcpStream,
         transport: Transport,
-        first: Vec<u8>,
+        unsent: Vec<u8>,
     ) -> Self {
+        let blocked = !unsent.is_empty();
         Self {
             id,
             key,
@@ -105,14 +107,14 @@ impl Connection {
             stream,
             outbound: Mutex::new(Outbound {
                 transport,
-                unsent: Vec::new(),
-                stalled_since: None,
-                urgent: first,
+                unsent,
+                stalled_since: blocked.then(Instant::now),
+                urgent: Vec::new(),
                 pong_waits: false,
                 waiting: None,
                 ended: false,
             }),
-            blocked: AtomicBool::new(false),
+            blocked: AtomicBool::new(blocked),
             duplicate: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             attention: AtomicBool::new(false),
@@ -309,7 +311,7 @@ impl Connection {
             self.transmit(&mut outbound, &scratch.outgoing);
         }
         // The session's keys and buffers go now, however long others still hold this connection.
-        outbound.transport = Transport::Plain;
+        outbound.transport = Transport::plain();
         outbound.unsent = Vec::new();
         outbound.urgent = Vec::new();
         drop(outbound);

@@ -35,10 +35,20 @@ pub(super) struct Link {
     first_bytes: [u8; 5],
 }
 
+/// What is left of a link when a session begins.
+pub(super) struct Parts {
+    pub(super) stream: TcpStream,
+    pub(super) transport: Transport,
+    /// DERP bytes that nobody has read.
+    pub(super) unread: Vec<u8>,
+    /// Socket bytes that have not been sent.
+    pub(super) unsent: Vec<u8>,
+}
+
 impl Link {
     /// A stream that carries DERP or HTTP as it is.
     pub(super) fn plain(stream: TcpStream) -> Self {
-        Self::new(stream, Transport::Plain, Phase::Established)
+        Self::new(stream, Transport::plain(), Phase::Established)
     }
 
     /// A stream whose peer must begin a TLS handshake.
@@ -62,7 +72,7 @@ impl Link {
     }
 
     pub(super) fn is_tls(&self) -> bool {
-        matches!(self.transport, Transport::Tls(_))
+        self.transport.is_tls()
     }
 
     /// Completes the TLS handshake.
@@ -77,10 +87,19 @@ impl Link {
         std::future::poll_fn(|context| self.poll_transmit(context)).await
     }
 
-    /// The parts, once everything written has been flushed, and the decrypted bytes that nobody
-    /// has read.
-    pub(super) fn into_parts(self) -> (TcpStream, Transport, Vec<u8>) {
-        (self.stream, self.transport, self.plain)
+    /// Turns the link into what a session consists of. `first` goes to the peer before anything else.
+    ///
+    /// # Errors
+    ///
+    /// If the connection cannot carry data.
+    pub(super) fn into_session(mut self, first: &[u8]) -> Result<Parts, TransportError> {
+        self.transport.send(first, &mut self.outgoing)?;
+        Ok(Parts {
+            stream: self.stream,
+            transport: self.transport.establish()?,
+            unread: self.plain,
+            unsent: self.outgoing.filled().get(self.written..).unwrap_or_default().to_vec(),
+        })
     }
 
     /// Reads from the socket once and decrypts. `Ok` also at the end of the stream.

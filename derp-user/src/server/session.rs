@@ -129,10 +129,10 @@ async fn serve(session: &mut Session, worker: &Worker) -> End {
     let mut keep_alive_at = Instant::now() + period;
     let mut timer = pin!(sleep_until(keep_alive_at.into()));
 
+    connection.flush(&mut worker.scratch().write, worker.counters());
     if let Err(end) = session.handle_early(worker) {
         return end;
     }
-    connection.flush(&mut worker.scratch().write, worker.counters());
     loop {
         let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
         arm(timer.as_mut(), deadline.map_or(keep_alive_at, |deadline| deadline.min(keep_alive_at)));

@@ -41,6 +41,8 @@ pub fn server_config(
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // The server goes on with the keys alone once a connection is established.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

@@ -1,15 +1,21 @@
 //! What lies between DERP bytes and socket bytes: TLS, or nothing. Without I/O.
 
+mod handshake;
+mod records;
+
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use rustls::{
     ServerConfig,
-    server::UnbufferedServerConnection,
-    unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
+    unbuffered::{EncodeError, EncryptError},
 };
 
-/// Room that a TLS record needs beyond its payload: header, explicit nonce or content type, tag.
-const RECORD_OVERHEAD: usize = 64;
+pub(super) use self::records::RecordFault;
+use self::{handshake::Session, records::Records};
+
 /// Most payload bytes of one TLS record (RFC 8446 section 5.1).
 const RECORD_PAYLOAD: usize = 16 << 10;
 /// Most ciphertext bytes of an incomplete record or handshake message that a connection keeps.
@@ -18,13 +24,16 @@ const MAX_INCOMPLETE: usize = 128 << 10;
 /// Why a connection's bytes cannot be understood or produced.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TransportError {
-    /// The peer broke TLS, or was refused by it.
+    /// The peer broke TLS in the handshake, or was refused by it.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// Application data was to be sent before the handshake ended or after the connection closed.
+    /// The peer broke TLS after the handshake.
+    #[error("TLS: {0}")]
+    Record(#[from] RecordFault),
+    /// Application data was to be sent before the handshake ended or after the connection failed.
     #[error("TLS: the connection cannot carry data now")]
     NotEstablished,
-    /// The cipher refused to encrypt, as it does when its key is used up.
+    /// The cipher refused to encrypt.
     #[error("TLS: {0}")]
     Encrypt(#[from] EncryptError),
     /// A handshake message could not be written out.
@@ -82,43 +91,65 @@ pub(super) enum Phase {
 }
 
 /// One connection's transport state.
-pub(super) enum Transport {
-    /// DERP bytes are socket bytes.
-    Plain,
-    /// DERP bytes travel in TLS records.
-    Tls(Box<Tls>),
-}
-
-/// A TLS session and the ciphertext it cannot use yet.
-pub(super) struct Tls {
-    session: UnbufferedServerConnection,
-    /// An incomplete record. Kept with the session, because the session remembers positions in it
-    /// while a handshake message is split over records: every call must see these bytes.
+pub(super) struct Transport {
+    layer: Layer,
+    /// An incomplete record or handshake message. Bytes stay here until the layer has no more use
+    /// for them: rustls remembers positions in them.
     incomplete: Vec<u8>,
-    peer_closed: bool,
-    /// After an error the session is left alone: it may remember positions in bytes that are gone.
+    /// After an error the layer is left alone: what it remembers may be gone.
     failed: bool,
 }
 
+enum Layer {
+    /// DERP bytes are socket bytes.
+    Plain,
+    /// A TLS handshake; afterwards, a TLS 1.2 connection.
+    Session(Box<Session>),
+    /// An established TLS 1.3 connection.
+    Records(Box<Records>),
+}
+
 impl Transport {
+    /// A transport that carries DERP bytes as they are.
+    pub(super) fn plain() -> Self {
+        Self::new(Layer::Plain)
+    }
+
     /// A transport that waits for a TLS ClientHello.
     pub(super) fn tls(config: Arc<ServerConfig>) -> Result<Self, TransportError> {
-        let session = UnbufferedServerConnection::new(config)?;
-        Ok(Self::Tls(Box::new(Tls {
-            session,
-            incomplete: Vec::new(),
-            peer_closed: false,
-            failed: false,
-        })))
+        Ok(Self::new(Layer::Session(Box::new(Session::new(config)?))))
+    }
+
+    fn new(layer: Layer) -> Self {
+        Self { layer, incomplete: Vec::new(), failed: false }
+    }
+
+    /// Whether there is TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        !matches!(self.layer, Layer::Plain)
+    }
+
+    /// Reduces a TLS 1.3 connection whose handshake is over, and whose every byte for the peer has
+    /// been taken from it, to what its records need.
+    ///
+    /// # Errors
+    ///
+    /// If the handshake is not over.
+    pub(super) fn establish(self) -> Result<Self, TransportError> {
+        let Self { layer, incomplete, failed } = self;
+        let layer = match layer {
+            Layer::Session(session) if session.is_tls13() => {
+                Layer::Records(Box::new(session.into_records()?))
+            }
+            unchanged @ (Layer::Plain | Layer::Session(_) | Layer::Records(_)) => unchanged,
+        };
+        Ok(Self { layer, incomplete, failed })
     }
 
     /// Ciphertext bytes kept from earlier reads. They must stand before the new ones in
     /// [`Self::receive`].
     pub(super) fn incomplete(&self) -> &[u8] {
-        match self {
-            Self::Plain => &[],
-            Self::Tls(tls) => &tls.incomplete,
-        }
+        &self.incomplete
     }
 
     /// Takes the socket bytes in `received`, which begin with [`Self::incomplete`]. Appends the DERP
@@ -130,13 +161,33 @@ impl Transport {
         plain: &mut Vec<u8>,
         outgoing: &mut Outgoing,
     ) -> Result<Phase, TransportError> {
-        match self {
-            Self::Plain => {
-                plain.extend_from_slice(received);
-                Ok(Phase::Established)
-            }
-            Self::Tls(tls) => tls.receive(received, plain, outgoing),
+        if self.failed {
+            return Err(TransportError::NotEstablished);
         }
+        let result = match &mut self.layer {
+            Layer::Plain => {
+                plain.extend_from_slice(received);
+                Ok((received.len(), Phase::Established))
+            }
+            Layer::Session(session) => session.receive(received, plain, outgoing),
+            Layer::Records(records) => records.receive(received, plain, outgoing),
+        };
+        let kept = result.and_then(|(consumed, phase)| {
+            let rest = received.get(consumed..).unwrap_or_default();
+            if rest.len() > MAX_INCOMPLETE {
+                return Err(TransportError::TooLong);
+            }
+            if rest.is_empty() {
+                // An idle connection keeps no memory for this.
+                self.incomplete = Vec::new();
+            } else {
+                self.incomplete.clear();
+                self.incomplete.extend_from_slice(rest);
+            }
+            Ok(phase)
+        });
+        self.failed = kept.is_err();
+        kept
     }
 
     /// Appends to `outgoing` the socket bytes that carry the DERP bytes in `plain`.
@@ -145,135 +196,26 @@ impl Transport {
         plain: &[u8],
         outgoing: &mut Outgoing,
     ) -> Result<(), TransportError> {
-        match self {
-            Self::Plain => {
+        if self.failed {
+            return Err(TransportError::NotEstablished);
+        }
+        match &mut self.layer {
+            Layer::Plain => {
                 outgoing.extend(plain);
                 Ok(())
             }
-            Self::Tls(tls) => tls.send(plain, outgoing),
+            Layer::Session(session) => session.send(&mut self.incomplete, plain, outgoing),
+            Layer::Records(records) => records.send(plain, outgoing),
         }
     }
 
     /// Appends the farewell that tells the peer that this end of stream is no accident.
     pub(super) fn close(&mut self, outgoing: &mut Outgoing) {
-        let Self::Tls(tls) = self else { return };
-        if tls.failed {
-            return;
-        }
-        let status = tls.session.process_tls_records(&mut tls.incomplete);
-        if let Ok(ConnectionState::WriteTraffic(mut traffic)) = status.state
-            && let Ok(written) = traffic.queue_close_notify(outgoing.room(RECORD_OVERHEAD))
-        {
-            outgoing.filled += written;
+        match &mut self.layer {
+            _ if self.failed => {}
+            Layer::Plain => {}
+            Layer::Session(session) => session.close(&mut self.incomplete, outgoing),
+            Layer::Records(records) => records.close(outgoing),
         }
     }
 }
-
-impl Tls {
-    fn receive(
-        &mut self,
-        received: &mut [u8],
-        plain: &mut Vec<u8>,
-        outgoing: &mut Outgoing,
-    ) -> Result<Phase, TransportError> {
-        if self.failed {
-            return Err(TransportError::NotEstablished);
-        }
-        let mut consumed = 0;
-        let phase = loop {
-            let UnbufferedStatus { discard, state } =
-                self.session.process_tls_records(&mut received[consumed..]);
-            let phase = match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        plain.extend_from_slice(record?.payload);
-                    }
-                    None
-                }
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    let room = outgoing.room(RECORD_PAYLOAD + 4 * RECORD_OVERHEAD);
-                    outgoing.filled += data.encode(room)?;
-                    None
-                }
-                Ok(ConnectionState::TransmitTlsData(transmit)) => {
-                    // Sent in order with everything else in `outgoing`.
-                    transmit.done();
-                    None
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.peer_closed = true;
-                    None
-                }
-                Ok(ConnectionState::BlockedHandshake) => Some(Phase::Handshaking),
-                Ok(ConnectionState::WriteTraffic(_)) => Some(Phase::Established),
-                Ok(_) => Some(Phase::Ended),
-                Err(error) => {
-                    self.failed = true;
-                    self.take_alert(&mut received[consumed + discard..], outgoing);
-                    return Err(error.into());
-                }
-            };
-            consumed += discard;
-            if let Some(phase) = phase {
-                break phase;
-            }
-        };
-        self.keep(&received[consumed..])?;
-        Ok(if self.peer_closed { Phase::Ended } else { phase })
-    }
-
-    fn send(&mut self, plain: &[u8], outgoing: &mut Outgoing) -> Result<(), TransportError> {
-        if self.failed {
-            return Err(TransportError::NotEstablished);
-        }
-        loop {
-            match self.session.process_tls_records(&mut self.incomplete).state? {
-                ConnectionState::WriteTraffic(mut traffic) => {
-                    let records = plain.len() / RECORD_PAYLOAD + 1;
-                    let room = outgoing.room(plain.len() + records * RECORD_OVERHEAD);
-                    outgoing.filled += traffic.encrypt(plain, room)?;
-                    return Ok(());
-                }
-                ConnectionState::EncodeTlsData(mut data) => {
-                    let room = outgoing.room(RECORD_PAYLOAD + 4 * RECORD_OVERHEAD);
-                    outgoing.filled += data.encode(room)?;
-                }
-                ConnectionState::TransmitTlsData(transmit) => transmit.done(),
-                ConnectionState::PeerClosed => self.peer_closed = true,
-                ConnectionState::ReadTraffic(_)
-                | ConnectionState::ReadEarlyData(_)
-                | ConnectionState::BlockedHandshake
-                | ConnectionState::Closed
-                | _ => return Err(TransportError::NotEstablished),
-            }
-        }
-    }
-
-    /// After a failure, the session still holds the alert that tells the peer why.
-    fn take_alert(&mut self, rest: &mut [u8], outgoing: &mut Outgoing) {
-        if let Ok(ConnectionState::EncodeTlsData(mut alert)) =
-            self.session.process_tls_records(rest).state
-            && let Ok(written) = alert.encode(outgoing.room(4 * RECORD_OVERHEAD))
-        {
-            outgoing.filled += written;
-        }
-    }
-
-    /// Keeps the bytes that are no whole record; an idle connection keeps no memory for them.
-    fn keep(&mut self, rest: &[u8]) -> Result<(), TransportError> {
-        if rest.len() > MAX_INCOMPLETE {
-            self.failed = true;
-            return Err(TransportError::TooLong);
-        }
-        if rest.is_empty() {
-            self.incomplete = Vec::new();
-        } else {
-            self.incomplete.clear();
-            self.incomplete.extend_from_slice(rest);
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests;

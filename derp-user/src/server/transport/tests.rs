@@ -60,10 +60,12 @@ fn client_reads(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// A pair after the handshake, with every byte of the client delivered on its own if `drip`.
+/// A pair after the handshake, with every byte of the client delivered on its own if `drip`, and
+/// reduced to records where possible if `reduced`.
 fn established(
     version: &'static rustls::SupportedProtocolVersion,
     drip: bool,
+    reduced: bool,
 ) -> (Transport, ClientConnection) {
     let (mut server, mut client) = (server(), client(version));
     let mut phase = Phase::Handshaking;
@@ -75,6 +77,10 @@ fn established(
             assert!(plain.is_empty());
             client_reads(&mut client, &answer);
         }
+    }
+    if reduced {
+        server = server.establish().unwrap();
+        assert_eq!(matches!(server.layer, Layer::Records(_)), version == &rustls::version::TLS13);
     }
     (server, client)
 }
@@ -88,8 +94,8 @@ fn send(server: &mut Transport, plain: &[u8]) -> Result<Vec<u8>, TransportError>
 #[test]
 fn both_versions_carry_data_both_ways() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        for drip in [false, true] {
-            let (mut server, mut client) = established(version, drip);
+        for (drip, reduced) in [(false, false), (true, false), (false, true)] {
+            let (mut server, mut client) = established(version, drip, reduced);
             let large: Vec<u8> = (0..100_000u32).map(|number| number as u8).collect();
             let bytes = send(&mut server, &large).unwrap();
             assert_eq!(client_reads(&mut client, &bytes), large);
@@ -104,6 +110,24 @@ fn both_versions_carry_data_both_ways() {
     }
 }
 
+/// The cipher reckons from the first record number it is shown, and after a few records it refused
+/// one that seemed to go back.
+#[test]
+fn regression_records_go_on_where_the_session_stopped() {
+    for before in 0..5u8 {
+        let (mut server, mut client) = established(&rustls::version::TLS13, false, false);
+        for number in 0..before {
+            let bytes = send(&mut server, &[number]).unwrap();
+            assert_eq!(client_reads(&mut client, &bytes), [number]);
+        }
+        server = server.establish().unwrap();
+        for number in 0..200 {
+            let bytes = send(&mut server, &[number]).unwrap();
+            assert_eq!(client_reads(&mut client, &bytes), [number]);
+        }
+    }
+}
+
 #[test]
 fn data_may_not_go_before_the_handshake_ends() {
     assert!(matches!(send(&mut server(), b"x"), Err(TransportError::NotEstablished)));
@@ -111,13 +135,74 @@ fn data_may_not_go_before_the_handshake_ends() {
 
 #[test]
 fn a_farewell_goes_both_ways() {
-    let (mut server, mut client) = established(&rustls::version::TLS13, false);
-    let mut outgoing = Outgoing::default();
-    server.close(&mut outgoing);
-    client.read_tls(&mut outgoing.filled()).unwrap();
-    assert!(client.process_new_packets().unwrap().peer_has_closed());
+    for (version, reduced) in BOTH_LAYERS {
+        let (mut server, mut client) = established(version, false, reduced);
+        let mut outgoing = Outgoing::default();
+        server.close(&mut outgoing);
+        client.read_tls(&mut outgoing.filled()).unwrap();
+        assert!(client.process_new_packets().unwrap().peer_has_closed());
+        client.send_close_notify();
+        assert_eq!(feed(&mut server, &client_bytes(&mut client)).unwrap().0, Phase::Ended);
+    }
+}
+
+const BOTH_LAYERS: [(&rustls::SupportedProtocolVersion, bool); 3] = [
+    (&rustls::version::TLS12, false),
+    (&rustls::version::TLS13, false),
+    (&rustls::version::TLS13, true),
+];
+
+/// A client that updates its keys, and asks for the same, is followed and gets what it asked for.
+#[test]
+fn key_updates_are_followed_both_ways() {
+    for reduced in [false, true] {
+        let (mut server, mut client) = established(&rustls::version::TLS13, false, reduced);
+        for round in 0..100u8 {
+            client.refresh_traffic_keys().unwrap();
+            std::io::Write::write_all(&mut client.writer(), &[round]).unwrap();
+            let (phase, plain, _) = feed(&mut server, &client_bytes(&mut client)).unwrap();
+            assert_eq!((phase, plain), (Phase::Established, vec![round]));
+            let bytes = send(&mut server, &[round]).unwrap();
+            assert_eq!(client_reads(&mut client, &bytes), [round]);
+        }
+    }
+}
+
+#[test]
+fn idle_key_updates_are_limited() {
+    let (mut server, mut client) = established(&rustls::version::TLS13, false, true);
+    let refused = (0..100).position(|_| {
+        client.refresh_traffic_keys().unwrap();
+        feed(&mut server, &client_bytes(&mut client)).is_err()
+    });
+    assert_eq!(refused, Some(32));
+}
+
+/// A write key is replaced before it has sealed as many records as its cipher allows.
+#[test]
+fn the_write_key_is_replaced_in_time() {
+    let (mut server, mut client) = established(&rustls::version::TLS13, false, true);
+    let Layer::Records(layer) = &mut server.layer else { panic!("not reduced") };
+    assert_eq!(layer.skip_to_the_last_records_of_the_write_key(), 1 << 24);
+    // The client cannot follow the jump, so the records are counted instead.
+    assert_eq!(records(&send(&mut server, b"update, then data").unwrap()), 2);
+    assert_eq!(records(&send(&mut server, b"data").unwrap()), 1);
     client.send_close_notify();
-    assert_eq!(feed(&mut server, &client_bytes(&mut client)).unwrap().0, Phase::Ended);
+}
+
+#[test]
+fn a_tampered_record_gets_an_alert() {
+    let (mut server, mut client) = established(&rustls::version::TLS13, false, true);
+    std::io::Write::write_all(&mut client.writer(), b"data").unwrap();
+    let mut bytes = client_bytes(&mut client);
+    *bytes.last_mut().unwrap() ^= 1;
+    let (mut plain, mut outgoing) = (Vec::new(), Outgoing::default());
+    let error = server.receive(&mut bytes, &mut plain, &mut outgoing).unwrap_err();
+    assert!(matches!(error, TransportError::Record(RecordFault::Seal)), "{error}");
+    client.read_tls(&mut outgoing.filled()).unwrap();
+    let told = client.process_new_packets().unwrap_err();
+    assert_eq!(told, rustls::Error::AlertReceived(rustls::AlertDescription::BadRecordMac));
+    assert!(send(&mut server, b"no more").is_err());
 }
 
 /// Seals TLS 1.3 records with the client's own keys, so that they can be of any shape.
@@ -166,8 +251,9 @@ const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 1];
 /// received bytes. Whoever sends then must show it those bytes, or it reads out of bounds.
 #[test]
 fn regression_sending_between_the_halves_of_a_key_update() {
-    for split in 1..KEY_UPDATE.len() {
-        let (mut server, client) = established(&rustls::version::TLS13, false);
+    for (split, reduced) in (1..KEY_UPDATE.len()).flat_map(|split| [(split, false), (split, true)])
+    {
+        let (mut server, client) = established(&rustls::version::TLS13, false, reduced);
         let mut forger = Forger::new(client);
         let first = forger.record(HANDSHAKE, &KEY_UPDATE[..split]);
         let second = forger.record(HANDSHAKE, &KEY_UPDATE[split..]);
@@ -193,7 +279,7 @@ fn records(mut bytes: &[u8]) -> usize {
 
 #[test]
 fn a_handshake_message_that_never_ends_is_refused() {
-    let (mut server, client) = established(&rustls::version::TLS13, false);
+    let (mut server, client) = established(&rustls::version::TLS13, false, false);
     let mut forger = Forger::new(client);
     let endless = (0..100).map(|number| {
         // A NewSessionTicket of 16 MiB, begun and never finished.
@@ -207,13 +293,55 @@ fn a_handshake_message_that_never_ends_is_refused() {
 
 #[test]
 fn empty_records_are_no_data() {
-    let (mut server, client) = established(&rustls::version::TLS13, false);
-    let mut forger = Forger::new(client);
-    let bytes: Vec<u8> = [&b""[..], b"", b"data"]
-        .iter()
-        .flat_map(|data| forger.record(APPLICATION_DATA, data))
-        .collect();
-    assert_eq!(feed(&mut server, &bytes).unwrap().1, b"data");
+    for reduced in [false, true] {
+        let (mut server, client) = established(&rustls::version::TLS13, false, reduced);
+        let mut forger = Forger::new(client);
+        let bytes: Vec<u8> = [&b""[..], b"", b"data"]
+            .iter()
+            .flat_map(|data| forger.record(APPLICATION_DATA, data))
+            .collect();
+        assert_eq!(feed(&mut server, &bytes).unwrap().1, b"data");
+    }
+}
+
+/// What the records accept after the handshake, and what they refuse, one mutation each.
+#[test]
+fn records_refuse_everything_but_data_farewells_and_key_updates() {
+    let update_in_two = [&KEY_UPDATE[..], &KEY_UPDATE[..]].concat();
+    let long = vec![0; RECORD_PAYLOAD + 1];
+    let cases: [(u8, &[u8], bool); 12] = [
+        (APPLICATION_DATA, b"data", true),
+        (HANDSHAKE, &KEY_UPDATE, true),
+        (21, &[1, 0], true),
+        (21, &[1, 90], true),
+        (21, &[2, 80], false),
+        (21, &[1], false),
+        (20, &[1], false),
+        (HANDSHAKE, b"", false),
+        (HANDSHAKE, &[24, 0, 0, 1, 2], false),
+        (HANDSHAKE, &[4, 0, 0, 1, 0], false),
+        (HANDSHAKE, &update_in_two, false),
+        (APPLICATION_DATA, &long, false),
+    ];
+    for (content_type, content, accepted) in cases {
+        let (mut server, client) = established(&rustls::version::TLS13, false, true);
+        let record = Forger::new(client).record(content_type, content);
+        assert_eq!(
+            feed(&mut server, &record).is_ok(),
+            accepted,
+            "{content_type} {:?}",
+            content.first()
+        );
+    }
+    for unsealed in [
+        &[20, 3, 3, 0, 1, 1][..],
+        &[21, 3, 3, 0, 2, 1, 0],
+        &[22, 3, 3, 0, 1, 0],
+        &[23, 3, 3, 0xff, 0xff],
+    ] {
+        let (mut server, _client) = established(&rustls::version::TLS13, false, true);
+        assert!(feed(&mut server, unsealed).is_err(), "{unsealed:?}");
+    }
 }
 
 proptest! {
@@ -236,8 +364,9 @@ proptest! {
     fn any_record_after_the_handshake(
         records in proptest::collection::vec((any::<u8>(), proptest::collection::vec(any::<u8>(), 0..40)), 1..6),
         cut in any::<prop::sample::Index>(),
+        reduced: bool,
     ) {
-        let (mut server, client) = established(&rustls::version::TLS13, false);
+        let (mut server, client) = established(&rustls::version::TLS13, false, reduced);
         let mut forger = Forger::new(client);
         let types = [20, 21, HANDSHAKE, APPLICATION_DATA];
         let bytes: Vec<u8> = records

@@ -1,0 +1,304 @@
+//! TLS 1.3 records after the handshake (RFC 8446 section 5).
+//!
+//! rustls makes the handshake, derives every key and seals and opens each record; this module only
+//! finds the records, counts them and follows key updates. Compared with leaving that to a rustls
+//! session, a record costs no queue and fewer allocations, and an idle connection keeps far less memory.
+
+use rustls::{
+    AlertDescription, ConnectionTrafficSecrets, ContentType, ProtocolVersion, SupportedCipherSuite,
+    Tls13CipherSuite,
+    crypto::cipher::{
+        InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks,
+        OutboundPlainMessage,
+    },
+    kernel::KernelConnection,
+    server::{ServerConnectionData, UnbufferedServerConnection},
+};
+
+use super::{Outgoing, Phase, RECORD_PAYLOAD, TransportError};
+
+/// Type, legacy version and length.
+const HEADER_LENGTH: usize = 5;
+/// Longest record: payload, content type, padding and tag (RFC 8446 section 5.2).
+const MAX_CIPHERTEXT: usize = RECORD_PAYLOAD + 256;
+/// Handshake type and length of KeyUpdate, the only message that a client may send now.
+const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
+/// More key updates than this without data between them serve no purpose but to cost time.
+const MAX_IDLE_KEY_UPDATES: u32 = 32;
+/// A write key is replaced this many records before its limit.
+const KEY_MARGIN: u64 = 1024;
+
+/// What a peer did that ends the connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(in crate::server) enum RecordFault {
+    #[error("a record of {0} bytes")]
+    TooLong(usize),
+    #[error("a record of a type that is not allowed now")]
+    UnexpectedType,
+    #[error("a record that does not open")]
+    Seal,
+    #[error("a handshake message other than a well-formed KeyUpdate")]
+    Handshake,
+    #[error("too many key updates")]
+    KeyUpdates,
+    #[error("the peer's alert {0:?}")]
+    Alert(AlertDescription),
+}
+
+impl RecordFault {
+    /// What the peer is told; nothing if it said so itself.
+    fn alert(self) -> Option<AlertDescription> {
+        match self {
+            Self::TooLong(_) => Some(AlertDescription::RecordOverflow),
+            Self::UnexpectedType | Self::Handshake | Self::KeyUpdates => {
+                Some(AlertDescription::UnexpectedMessage)
+            }
+            Self::Seal => Some(AlertDescription::BadRecordMac),
+            Self::Alert(_) => None,
+        }
+    }
+}
+
+/// The records of one established connection.
+pub(in crate::server) struct Records {
+    keys: KernelConnection<ServerConnectionData>,
+    suite: &'static Tls13CipherSuite,
+    encrypter: Box<dyn MessageEncrypter>,
+    written: u64,
+    decrypter: Box<dyn MessageDecrypter>,
+    read: u64,
+    /// The beginning of a handshake message that goes on in the next record.
+    handshake: Vec<u8>,
+    idle_key_updates: u32,
+    /// The peer asked for a new write key.
+    update_owed: bool,
+    ended: bool,
+}
+
+impl Records {
+    /// Takes over a session that has finished its handshake and has nothing left to send.
+    pub(super) fn new(session: UnbufferedServerConnection) -> Result<Self, TransportError> {
+        let (secrets, keys) = session.dangerous_into_kernel_connection()?;
+        let SupportedCipherSuite::Tls13(suite) = keys.negotiated_cipher_suite() else {
+            return Err(TransportError::NotEstablished);
+        };
+        let (written, write_secrets) = secrets.tx;
+        let (read, read_secrets) = secrets.rx;
+        let mut encrypter = encrypter(suite, write_secrets)?;
+        // aws-lc's sealing key takes the first number it sees for 0 and refuses to go back, so it is
+        // shown the numbers that the handshake's session has used. What it seals here is thrown away.
+        (0..written).try_for_each(|number| {
+            encrypter.encrypt(message(ContentType::ApplicationData, &[]), number).map(drop)
+        })?;
+        Ok(Self {
+            keys,
+            suite,
+            encrypter,
+            written,
+            decrypter: decrypter(suite, read_secrets)?,
+            read,
+            handshake: Vec::new(),
+            idle_key_updates: 0,
+            update_owed: false,
+            ended: false,
+        })
+    }
+
+    /// Opens the records in `received` and appends their data to `plain`; how many bytes they took.
+    /// After an error, `outgoing` holds the alert for the peer.
+    pub(super) fn receive(
+        &mut self,
+        received: &mut [u8],
+        plain: &mut Vec<u8>,
+        outgoing: &mut Outgoing,
+    ) -> Result<(usize, Phase), TransportError> {
+        let mut at = 0;
+        while !self.ended {
+            let Some(&[content_type, _, _, high, low]) = received[at..].first_chunk() else {
+                break;
+            };
+            let length = usize::from(u16::from_be_bytes([high, low]));
+            if length > MAX_CIPHERTEXT {
+                return Err(self.refuse(RecordFault::TooLong(length), outgoing));
+            }
+            let start = at + HEADER_LENGTH;
+            let Some(record) = received.get_mut(start..start + length) else { break };
+            if let Err(fault) = self.open(ContentType::from(content_type), record, plain)? {
+                return Err(self.refuse(fault, outgoing));
+            }
+            at = start + length;
+        }
+        Ok((at, if self.ended { Phase::Ended } else { Phase::Established }))
+    }
+
+    /// Appends the records that carry `plain` to `outgoing`.
+    pub(super) fn send(
+        &mut self,
+        plain: &[u8],
+        outgoing: &mut Outgoing,
+    ) -> Result<(), TransportError> {
+        let limit = self.suite.common.confidentiality_limit.saturating_sub(KEY_MARGIN);
+        if self.update_owed || self.written >= limit {
+            self.update_owed = false;
+            self.seal(ContentType::Handshake, &[&KEY_UPDATE[..], &[0]].concat(), outgoing)?;
+            let (written, secrets) = self.keys.update_tx_secret()?;
+            self.encrypter = encrypter(self.suite, secrets)?;
+            self.written = written;
+        }
+        plain
+            .chunks(RECORD_PAYLOAD)
+            .try_for_each(|chunk| self.seal(ContentType::ApplicationData, chunk, outgoing))
+    }
+
+    /// Appends the farewell to `outgoing`.
+    pub(super) fn close(&mut self, outgoing: &mut Outgoing) {
+        self.say(AlertDescription::CloseNotify, outgoing);
+    }
+
+    fn seal(
+        &mut self,
+        content_type: ContentType,
+        content: &[u8],
+        outgoing: &mut Outgoing,
+    ) -> Result<(), TransportError> {
+        let sealed = self.encrypter.encrypt(message(content_type, content), self.written)?;
+        self.written += 1;
+        outgoing.extend(&sealed.encode());
+        Ok(())
+    }
+
+    /// Opens one record in place and acts on it. The outer error is ours, the inner one the peer's.
+    fn open(
+        &mut self,
+        content_type: ContentType,
+        record: &mut [u8],
+        plain: &mut Vec<u8>,
+    ) -> Result<Result<(), RecordFault>, TransportError> {
+        if content_type != ContentType::ApplicationData {
+            return Ok(Err(RecordFault::UnexpectedType));
+        }
+        let message = InboundOpaqueMessage::new(content_type, ProtocolVersion::TLSv1_2, record);
+        let Ok(message) = self.decrypter.decrypt(message, self.read) else {
+            return Ok(Err(RecordFault::Seal));
+        };
+        self.read += 1;
+        if message.typ == ContentType::Handshake {
+            return self.open_handshake(message.payload);
+        }
+        if !self.handshake.is_empty() {
+            return Ok(Err(RecordFault::UnexpectedType));
+        }
+        Ok(match (message.typ, message.payload) {
+            (ContentType::ApplicationData, data) => {
+                self.idle_key_updates = 0;
+                plain.extend_from_slice(data);
+                Ok(())
+            }
+            (ContentType::Alert, &[_level, description]) => {
+                let alert = AlertDescription::from(description);
+                self.ended = alert == AlertDescription::CloseNotify;
+                // User_canceled announces the close_notify that follows.
+                if self.ended || alert == AlertDescription::UserCanceled {
+                    Ok(())
+                } else {
+                    Err(RecordFault::Alert(alert))
+                }
+            }
+            _ => Err(RecordFault::UnexpectedType),
+        })
+    }
+
+    /// Collects a handshake message, which may be split over records, and follows a KeyUpdate. It
+    /// must end its record: what comes next is under the new key.
+    fn open_handshake(
+        &mut self,
+        content: &[u8],
+    ) -> Result<Result<(), RecordFault>, TransportError> {
+        const WHOLE: usize = KEY_UPDATE.len() + 1;
+        self.handshake.extend_from_slice(content);
+        let seen = self.handshake.len().min(KEY_UPDATE.len());
+        if content.is_empty()
+            || self.handshake[..seen] != KEY_UPDATE[..seen]
+            || self.handshake.len() > WHOLE
+        {
+            return Ok(Err(RecordFault::Handshake));
+        }
+        let Some(request) = self.handshake.get(KEY_UPDATE.len()).copied() else {
+            return Ok(Ok(()));
+        };
+        if request > 1 {
+            return Ok(Err(RecordFault::Handshake));
+        }
+        self.handshake = Vec::new();
+        self.idle_key_updates += 1;
+        if self.idle_key_updates > MAX_IDLE_KEY_UPDATES {
+            return Ok(Err(RecordFault::KeyUpdates));
+        }
+        let (read, secrets) = self.keys.update_rx_secret()?;
+        self.decrypter = decrypter(self.suite, secrets)?;
+        self.read = read;
+        self.update_owed |= request == 1;
+        Ok(Ok(()))
+    }
+
+    fn refuse(&mut self, fault: RecordFault, outgoing: &mut Outgoing) -> TransportError {
+        if let Some(alert) = fault.alert() {
+            self.say(alert, outgoing);
+        }
+        TransportError::Record(fault)
+    }
+
+    /// Appends an alert. If it cannot be sealed, the peer sees the end of the stream instead.
+    fn say(&mut self, alert: AlertDescription, outgoing: &mut Outgoing) {
+        const WARNING: u8 = 1;
+        const FATAL: u8 = 2;
+        let level = if alert == AlertDescription::CloseNotify { WARNING } else { FATAL };
+        let _ = self.seal(ContentType::Alert, &[level, u8::from(alert)], outgoing);
+    }
+}
+
+fn message(content_type: ContentType, content: &[u8]) -> OutboundPlainMessage<'_> {
+    OutboundPlainMessage {
+        typ: content_type,
+        version: ProtocolVersion::TLSv1_3,
+        payload: OutboundChunks::Single(content),
+    }
+}
+
+#[cfg(test)]
+impl Records {
+    /// Pretends that the write key has nearly reached its limit, and returns the limit.
+    pub(super) fn skip_to_the_last_records_of_the_write_key(&mut self) -> u64 {
+        let limit = self.suite.common.confidentiality_limit;
+        self.written = limit - KEY_MARGIN;
+        limit
+    }
+}
+
+fn encrypter(
+    suite: &Tls13CipherSuite,
+    secrets: ConnectionTrafficSecrets,
+) -> Result<Box<dyn MessageEncrypter>, TransportError> {
+    let (key, iv) = key_and_iv(secrets)?;
+    Ok(suite.aead_alg.encrypter(key, iv))
+}
+
+fn decrypter(
+    suite: &Tls13CipherSuite,
+    secrets: ConnectionTrafficSecrets,
+) -> Result<Box<dyn MessageDecrypter>, TransportError> {
+    let (key, iv) = key_and_iv(secrets)?;
+    Ok(suite.aead_alg.decrypter(key, iv))
+}
+
+fn key_and_iv(
+    secrets: ConnectionTrafficSecrets,
+) -> Result<(rustls::crypto::cipher::AeadKey, rustls::crypto::cipher::Iv), TransportError> {
+    match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok((key, iv)),
+        // The enum may grow with rustls.
+        _ => Err(TransportError::NotEstablished),
+    }
+}
