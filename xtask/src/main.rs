@@ -1,11 +1,13 @@
 //! Developer tasks of derpd: `cargo xtask <command>`.
 
+mod apt;
 mod bench;
 mod check;
 mod derp_map;
 mod e2e;
 mod ebpf;
 mod go;
+mod namespaces;
 mod process;
 mod run;
 mod test;

@@ -22,7 +22,7 @@ use self::{
     node::Node,
 };
 use crate::{
-    derp_map, go,
+    derp_map, go, namespaces,
     process::{self, CommandExt as _},
     workspace,
 };
@@ -57,6 +57,7 @@ impl Default for Options {
 pub(crate) fn command(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     go::check_version()?;
+    namespaces::ensure_programs()?;
     let programs = Programs::build(options.relay.as_deref())?;
     let lab = Lab::build().context("building the network")?;
     let (mut relay, map) = start_relay(&lab, &programs, options)?;

@@ -1,6 +1,5 @@
 //! The kernel program: its toolchain and its build.
 
-mod apt;
 mod privilege;
 mod toolchain;
 

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::apt;
+use crate::apt;
 use crate::{
     process::{self, CommandExt as _},
     workspace,

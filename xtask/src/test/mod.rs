@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    ebpf, go,
+    ebpf, go, namespaces,
     process::{self, CommandExt as _},
     workspace,
 };
@@ -24,10 +24,14 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
     tests.args(["test", "--locked", "--no-fail-fast"]).args(arguments);
     // Shows what passing tests print, which is where a test says that it skipped itself.
     tests.args(["--", "--show-output"]);
-    match ebpf::build_if_possible()? {
+    let complete = ebpf::build_if_possible()?
+        .and_then(|()| namespaces::ensure_programs().map_err(|reason| format!("{reason:#}")));
+    match complete {
         // With everything there, a kernel test that skips itself would hide a fault.
         Ok(()) => drop(tests.env("DERPD_REQUIRE_XDP", "1")),
-        Err(reason) => tally.skip(&format!("tests on the loaded kernel program: {reason}")),
+        Err(reason) => {
+            tally.skip(&format!("all or some tests on the loaded kernel program: {reason}"))
+        }
     }
     compile_interop_tests()?;
     compile_ts_derp_client()?;
