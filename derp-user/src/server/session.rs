@@ -112,13 +112,27 @@ impl Session {
 /// Runs a registered session to its end.
 pub(super) async fn run(mut session: Session, worker: &Worker) {
     let connection = Arc::clone(&session.connection);
+    let _departure = Departure { connection: &connection, worker };
     let end = serve(&mut session, worker).await;
     if matches!(end, End::WriteTimeout) {
         worker.counters().write_timeouts.increment();
     }
-    worker.hub().unregister(connection.id, worker.counters());
-    connection.end(&mut worker.scratch().write, worker.counters());
     tracing::debug!("derp client {}{}: {end}", connection.remote, connection.key.short());
+}
+
+/// Takes a connection out of the relay when its session ends, however it ends: also when the server
+/// stops, or when a bug makes the session panic.
+struct Departure<'a> {
+    connection: &'a Connection,
+    worker: &'a Worker,
+}
+
+impl Drop for Departure<'_> {
+    fn drop(&mut self) {
+        let Self { connection, worker } = self;
+        worker.hub().unregister(connection.id, worker.counters());
+        connection.end(&mut worker.scratch().write, worker.counters());
+    }
 }
 
 async fn serve(session: &mut Session, worker: &Worker) -> End {
@@ -136,9 +150,10 @@ async fn serve(session: &mut Session, worker: &Worker) -> End {
     loop {
         let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
         arm(timer.as_mut(), deadline.map_or(keep_alive_at, |deadline| deadline.min(keep_alive_at)));
-        let event = poll_fn(|context| match connection.poll_event(context) {
-            Poll::Ready(event) => Poll::Ready(Some(event)),
-            Poll::Pending => timer.as_mut().poll(context).map(|()| None),
+        // The timer first: a client that never stops sending must not keep its deadlines away.
+        let event = poll_fn(|context| match timer.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => connection.poll_event(context).map(Some),
         })
         .await;
         if connection.is_closing() {

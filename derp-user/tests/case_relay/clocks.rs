@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    peer::{Event, KEEP_ALIVE, Peer, Wire, random_bytes},
+    peer::{Event, KEEP_ALIVE, Peer, Wire, random_bytes, send_packet},
     queues::stalled_peer,
     server::{Kind, Server, kind},
 };
@@ -61,4 +61,17 @@ fn case_41_a_client_whose_window_stays_closed_is_dropped_at_the_write_deadline()
     };
     assert!(waited < Duration::from_secs(latest), "dropped after as much as {waited:?}");
     sender.round_trip();
+}
+
+/// However busy its socket is for reading.
+#[test]
+fn a_client_that_never_stops_sending_meets_its_write_deadline() {
+    let server = Server::start();
+    let mut flooder = stalled_peer(&server);
+    let frame = send_packet(&flooder.key(), &random_bytes::<60_000>());
+    let start = Instant::now();
+    while flooder.wire.try_write(&frame).is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(30), "still connected");
+    }
+    server.wait_for_metric("derp_sclient_write_timeouts", 1.0);
 }

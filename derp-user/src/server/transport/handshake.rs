@@ -19,12 +19,12 @@ const HANDSHAKE_RECORD: usize = RECORD_PAYLOAD + 4 * RECORD_OVERHEAD;
 /// A TLS session. While a handshake message is split over records, rustls remembers positions in the
 /// received bytes, so every call must be shown those that it has not taken yet; and after an error
 /// none may follow.
-pub(super) struct Session {
+pub(super) struct TlsSession {
     rustls: UnbufferedServerConnection,
     peer_closed: bool,
 }
 
-impl Session {
+impl TlsSession {
     pub(super) fn new(config: Arc<ServerConfig>) -> Result<Self, TransportError> {
         Ok(Self { rustls: UnbufferedServerConnection::new(config)?, peer_closed: false })
     }

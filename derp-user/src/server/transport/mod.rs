@@ -14,7 +14,7 @@ use rustls::{
 };
 
 pub(super) use self::records::RecordFault;
-use self::{handshake::Session, records::Records};
+use self::{handshake::TlsSession, records::Records};
 
 /// Most payload bytes of one TLS record (RFC 8446 section 5.1).
 const RECORD_PAYLOAD: usize = 16 << 10;
@@ -104,7 +104,7 @@ enum Layer {
     /// DERP bytes are socket bytes.
     Plain,
     /// A TLS handshake; afterwards, a TLS 1.2 connection.
-    Session(Box<Session>),
+    Session(Box<TlsSession>),
     /// An established TLS 1.3 connection.
     Records(Box<Records>),
 }
@@ -117,7 +117,7 @@ impl Transport {
 
     /// A transport that waits for a TLS ClientHello.
     pub(super) fn tls(config: Arc<ServerConfig>) -> Result<Self, TransportError> {
-        Ok(Self::new(Layer::Session(Box::new(Session::new(config)?))))
+        Ok(Self::new(Layer::Session(Box::new(TlsSession::new(config)?))))
     }
 
     fn new(layer: Layer) -> Self {
