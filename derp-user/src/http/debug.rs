@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, STYLE_PATH, Site, reply};
+use super::{Origin, Reply, Site, reply};
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -45,27 +45,15 @@ impl Site {
             format!("<tr><th>{name}</th><td>{}</td></tr>\n", reply::escape(&value))
         })
         .collect();
-        format!(
-            "<!DOCTYPE html>\n\
-             <html lang=\"en\">\n\
-             <head>\n\
-             <meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>derper debug</title>\n\
-             <link rel=\"stylesheet\" href=\"{STYLE_PATH}\">\n\
-             </head>\n\
-             <body>\n\
-             <main>\n\
-             <h1>derpd debug</h1>\n\
+        let main = format!(
+            "<h1>derpd debug</h1>\n\
              <table>\n{rows}</table>\n\
              <ul>\n\
              <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format</li>\n\
              <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
-             </ul>\n\
-             </main>\n\
-             </body>\n\
-             </html>\n"
-        )
+             </ul>\n"
+        );
+        reply::page("derper debug", &main)
     }
 }
 

@@ -5,7 +5,7 @@ use hyper::{
     http::{HeaderValue, request::Parts},
 };
 
-use super::{Origin, Reply, STYLE_PATH, Site, reply};
+use super::{Origin, Reply, Site, reply};
 
 /// Style of the home page and the debug index.
 pub(super) const STYLE: &str = include_str!("style.css");
@@ -67,28 +67,16 @@ impl Site {
         } else {
             ""
         };
-        format!(
-            "<!DOCTYPE html>\n\
-             <html lang=\"en\">\n\
-             <head>\n\
-             <meta charset=\"utf-8\">\n\
-             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-             <title>DERP server</title>\n\
-             <link rel=\"stylesheet\" href=\"{STYLE_PATH}\">\n\
-             </head>\n\
-             <body>\n\
-             <main>\n\
-             <h1>DERP</h1>\n\
+        let main = format!(
+            "<h1>DERP</h1>\n\
              <p>This is a <b>DERP</b> server, run with derpd.</p>\n\
              {status}\
              <p>It helps devices of a <a href=\"https://tailscale.com/\">Tailscale</a> or \
              <a href=\"https://headscale.net/\">Headscale</a> network to find each other, and passes packets between \
              those that cannot connect directly. The packets are WireGuard-encrypted from end to end: this server \
              can neither read nor change them, and keeps none.</p>\n\
-             {debug}\
-             </main>\n\
-             </body>\n\
-             </html>\n"
-        )
+             {debug}"
+        );
+        reply::page("DERP server", &main)
     }
 }

@@ -6,7 +6,7 @@ use hyper::{
     http::{HeaderName, HeaderValue, header},
 };
 
-use super::Reply;
+use super::{Reply, STYLE_PATH};
 
 /// The headers of everything a browser may display.
 const BROWSER_HEADERS: [(HeaderName, HeaderValue); 4] = [
@@ -24,6 +24,26 @@ const BROWSER_HEADERS: [(HeaderName, HeaderValue); 4] = [
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
 ];
+
+/// An HTML page around `main`, in the style of all pages.
+pub(super) fn page(title: &str, main: &str) -> String {
+    format!(
+        "<!DOCTYPE html>\n\
+         <html lang=\"en\">\n\
+         <head>\n\
+         <meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}</title>\n\
+         <link rel=\"stylesheet\" href=\"{STYLE_PATH}\">\n\
+         </head>\n\
+         <body>\n\
+         <main>\n\
+         {main}\
+         </main>\n\
+         </body>\n\
+         </html>\n"
+    )
+}
 
 /// A plain text message, with the line end that curl users are glad of.
 pub(super) fn text(status: StatusCode, message: &str) -> Reply {
