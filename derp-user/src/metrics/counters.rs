@@ -144,12 +144,6 @@ impl WorkerCounters {
         self.packets_received_kind[kind.index()].increment();
     }
 
-    /// Counts a RecvPacket frame with `bytes` bytes of packet.
-    pub fn packet_sent(&self, bytes: u64) {
-        self.packets_sent.increment();
-        self.bytes_sent.add(bytes);
-    }
-
     /// Counts one dropped packet of `bytes` bytes.
     pub fn packet_dropped(&self, reason: DropReason, kind: PacketKind, bytes: u64) {
         self.packets_dropped[reason.index()][kind.index()].increment();
@@ -238,7 +232,8 @@ mod tests {
         let workers = [WorkerCounters::default(), WorkerCounters::default()];
         workers[0].packet_received(PacketKind::Disco, 62);
         workers[1].packet_received(PacketKind::Other, 1000);
-        workers[1].packet_sent(1000);
+        workers[1].packets_sent.increment();
+        workers[1].bytes_sent.add(1000);
         workers[0].packet_dropped(DropReason::QueueHead, PacketKind::Disco, 62);
         workers[1].packet_dropped(DropReason::QueueHead, PacketKind::Disco, 100);
         workers[1].home_moves_out.add(3);

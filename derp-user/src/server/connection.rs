@@ -158,7 +158,7 @@ impl Connection {
         }
     }
 
-    /// Decrypts the last `count` bytes of `buffer`, which begins with room for the bytes that
+    /// Decrypts `buffer`, which holds what was read behind room for the bytes that
     /// [`Self::incomplete_length`] announced, and appends the DERP bytes to `plain`.
     pub(super) fn decrypt(
         &self,
@@ -211,6 +211,7 @@ impl Connection {
             return;
         }
         let WriteScratch { gathered, outgoing } = scratch;
+        let own_frames = Frames::of(&outbound.urgent).count();
         let bytes = match (outbound.urgent.is_empty(), runs) {
             (true, [only]) => &plain[only.clone()],
             _ => {
@@ -222,7 +223,7 @@ impl Connection {
             }
         };
         if self.encrypt_and_transmit(&mut outbound, bytes, outgoing) {
-            count_sent(counters, frames());
+            count_sent(counters, own_frames, frames());
         } else {
             frames().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
         }
@@ -269,6 +270,7 @@ impl Connection {
             outbound.urgent = Vec::new();
             outbound.pong_waits = false;
             let relayed_from = gathered.len();
+            let own_frames = Frames::of(gathered).count();
             while gathered.len() < FLUSH_BATCH
                 && let Some(frame) = outbound.waiting.as_mut().and_then(|queue| queue.pop())
             {
@@ -280,7 +282,7 @@ impl Connection {
             }
             let relayed = || Frames::of(&gathered[relayed_from..]);
             if self.encrypt_and_transmit(&mut outbound, gathered, outgoing) {
-                count_sent(counters, relayed());
+                count_sent(counters, own_frames, relayed());
             } else {
                 relayed().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
                 return;
@@ -426,15 +428,20 @@ impl Connection {
     }
 }
 
-fn count_sent<'a>(counters: &WorkerCounters, frames: impl Iterator<Item = &'a [u8]>) {
+/// Counts one write: the server's own frames and the relayed ones in it.
+fn count_sent<'a>(
+    counters: &WorkerCounters,
+    own_frames: usize,
+    relayed: impl Iterator<Item = &'a [u8]>,
+) {
     let (mut count, mut bytes) = (0, 0);
-    for frame in frames {
+    for frame in relayed {
         count += 1;
         bytes += packet_of(frame).1.len() as u64;
     }
     counters.packets_sent.add(count);
     counters.bytes_sent.add(bytes);
-    counters.buffered_write_frames.record(count);
+    counters.buffered_write_frames.record(count + own_frames as u64);
 }
 
 /// Counts a RecvPacket frame that will not reach its destination.
