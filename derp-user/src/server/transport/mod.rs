@@ -1,5 +1,6 @@
 //! What lies between DERP bytes and socket bytes: TLS, or nothing. Without I/O.
 
+mod cipher;
 mod handshake;
 mod records;
 
@@ -33,9 +34,12 @@ pub(super) enum TransportError {
     /// Application data was to be sent before the handshake ended or after the connection failed.
     #[error("TLS: the connection cannot carry data now")]
     NotEstablished,
-    /// The cipher refused to encrypt.
+    /// A TLS 1.2 record could not be sealed.
     #[error("TLS: {0}")]
     Encrypt(#[from] EncryptError),
+    /// The cipher refused its key, or to seal a record.
+    #[error("TLS: the cipher failed")]
+    Seal,
     /// A handshake message could not be written out.
     #[error("TLS: {0}")]
     Encode(#[from] EncodeError),

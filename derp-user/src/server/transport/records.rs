@@ -1,24 +1,20 @@
 //! TLS 1.3 records after the handshake (RFC 8446 section 5).
 //!
-//! rustls makes the handshake, derives every key and seals and opens each record; this module only
-//! finds the records, counts them and follows key updates. Compared with leaving that to a rustls
-//! session, a record costs no queue and fewer allocations, and an idle connection keeps far less memory.
+//! rustls makes the handshake and derives every key; this module finds the records, has them sealed and
+//! opened by [`Cipher`], and follows key updates. Compared with leaving that to a rustls session, a record
+//! costs no queue and no allocation, and an idle connection keeps far less memory.
 
 use rustls::{
-    AlertDescription, ConnectionTrafficSecrets, ContentType, ProtocolVersion, SupportedCipherSuite,
-    Tls13CipherSuite,
-    crypto::cipher::{
-        InboundOpaqueMessage, MessageDecrypter, MessageEncrypter, OutboundChunks,
-        OutboundPlainMessage,
-    },
+    AlertDescription, ContentType, SupportedCipherSuite, Tls13CipherSuite,
     kernel::KernelConnection,
     server::{ServerConnectionData, UnbufferedServerConnection},
 };
 
-use super::{Outgoing, Phase, RECORD_PAYLOAD, TransportError};
+use super::{
+    Outgoing, Phase, RECORD_PAYLOAD, TransportError,
+    cipher::{Cipher, HEADER_LENGTH, OpenFault},
+};
 
-/// Type, legacy version and length.
-const HEADER_LENGTH: usize = 5;
 /// Longest record: payload, content type, padding and tag (RFC 8446 section 5.2).
 const MAX_CIPHERTEXT: usize = RECORD_PAYLOAD + 256;
 /// Handshake type and length of KeyUpdate, the only message that a client may send now.
@@ -63,10 +59,8 @@ impl RecordFault {
 pub(in crate::server) struct Records {
     keys: KernelConnection<ServerConnectionData>,
     suite: &'static Tls13CipherSuite,
-    encrypter: Box<dyn MessageEncrypter>,
-    written: u64,
-    decrypter: Box<dyn MessageDecrypter>,
-    read: u64,
+    sealing: Cipher,
+    opening: Cipher,
     /// The beginning of a handshake message that goes on in the next record.
     handshake: Vec<u8>,
     idle_key_updates: u32,
@@ -82,21 +76,11 @@ impl Records {
         let SupportedCipherSuite::Tls13(suite) = keys.negotiated_cipher_suite() else {
             return Err(TransportError::NotEstablished);
         };
-        let (written, write_secrets) = secrets.tx;
-        let (read, read_secrets) = secrets.rx;
-        let mut encrypter = encrypter(suite, write_secrets)?;
-        // aws-lc's sealing key takes the first number it sees for 0 and refuses to go back, so it is
-        // shown the numbers that the handshake's session has used. What it seals here is thrown away.
-        (0..written).try_for_each(|number| {
-            encrypter.encrypt(message(ContentType::ApplicationData, &[]), number).map(drop)
-        })?;
         Ok(Self {
             keys,
             suite,
-            encrypter,
-            written,
-            decrypter: decrypter(suite, read_secrets)?,
-            read,
+            sealing: Cipher::new(secrets.tx)?,
+            opening: Cipher::new(secrets.rx)?,
             handshake: Vec::new(),
             idle_key_updates: 0,
             update_owed: false,
@@ -138,33 +122,20 @@ impl Records {
         outgoing: &mut Outgoing,
     ) -> Result<(), TransportError> {
         let limit = self.suite.common.confidentiality_limit.saturating_sub(KEY_MARGIN);
-        if self.update_owed || self.written >= limit {
+        if self.update_owed || self.sealing.number() >= limit {
             self.update_owed = false;
-            self.seal(ContentType::Handshake, &[&KEY_UPDATE[..], &[0]].concat(), outgoing)?;
-            let (written, secrets) = self.keys.update_tx_secret()?;
-            self.encrypter = encrypter(self.suite, secrets)?;
-            self.written = written;
+            let update = [&KEY_UPDATE[..], &[0]].concat();
+            self.sealing.seal(ContentType::Handshake, &update, outgoing)?;
+            self.sealing = Cipher::new(self.keys.update_tx_secret()?)?;
         }
         plain
             .chunks(RECORD_PAYLOAD)
-            .try_for_each(|chunk| self.seal(ContentType::ApplicationData, chunk, outgoing))
+            .try_for_each(|chunk| self.sealing.seal(ContentType::ApplicationData, chunk, outgoing))
     }
 
     /// Appends the farewell to `outgoing`.
     pub(super) fn close(&mut self, outgoing: &mut Outgoing) {
         self.say(AlertDescription::CloseNotify, outgoing);
-    }
-
-    fn seal(
-        &mut self,
-        content_type: ContentType,
-        content: &[u8],
-        outgoing: &mut Outgoing,
-    ) -> Result<(), TransportError> {
-        let sealed = self.encrypter.encrypt(message(content_type, content), self.written)?;
-        self.written += 1;
-        outgoing.extend(&sealed.encode());
-        Ok(())
     }
 
     /// Opens one record in place and acts on it. The outer error is ours, the inner one the peer's.
@@ -177,18 +148,20 @@ impl Records {
         if content_type != ContentType::ApplicationData {
             return Ok(Err(RecordFault::UnexpectedType));
         }
-        let message = InboundOpaqueMessage::new(content_type, ProtocolVersion::TLSv1_2, record);
-        let Ok(message) = self.decrypter.decrypt(message, self.read) else {
-            return Ok(Err(RecordFault::Seal));
+        let record_length = record.len();
+        let (content_type, content) = match self.opening.open(record) {
+            Ok(opened) => opened,
+            Err(OpenFault::Seal) => return Ok(Err(RecordFault::Seal)),
+            Err(OpenFault::TooLong) => return Ok(Err(RecordFault::TooLong(record_length))),
+            Err(OpenFault::NoType) => return Ok(Err(RecordFault::UnexpectedType)),
         };
-        self.read += 1;
-        if message.typ == ContentType::Handshake {
-            return self.open_handshake(message.payload);
+        if content_type == ContentType::Handshake {
+            return self.open_handshake(content);
         }
         if !self.handshake.is_empty() {
             return Ok(Err(RecordFault::UnexpectedType));
         }
-        Ok(match (message.typ, message.payload) {
+        Ok(match (content_type, content) {
             (ContentType::ApplicationData, data) => {
                 self.idle_key_updates = 0;
                 plain.extend_from_slice(data);
@@ -234,9 +207,7 @@ impl Records {
         if self.idle_key_updates > MAX_IDLE_KEY_UPDATES {
             return Ok(Err(RecordFault::KeyUpdates));
         }
-        let (read, secrets) = self.keys.update_rx_secret()?;
-        self.decrypter = decrypter(self.suite, secrets)?;
-        self.read = read;
+        self.opening = Cipher::new(self.keys.update_rx_secret()?)?;
         self.update_owed |= request == 1;
         Ok(Ok(()))
     }
@@ -253,15 +224,7 @@ impl Records {
         const WARNING: u8 = 1;
         const FATAL: u8 = 2;
         let level = if alert == AlertDescription::CloseNotify { WARNING } else { FATAL };
-        let _ = self.seal(ContentType::Alert, &[level, u8::from(alert)], outgoing);
-    }
-}
-
-fn message(content_type: ContentType, content: &[u8]) -> OutboundPlainMessage<'_> {
-    OutboundPlainMessage {
-        typ: content_type,
-        version: ProtocolVersion::TLSv1_3,
-        payload: OutboundChunks::Single(content),
+        let _ = self.sealing.seal(ContentType::Alert, &[level, u8::from(alert)], outgoing);
     }
 }
 
@@ -270,35 +233,7 @@ impl Records {
     /// Pretends that the write key has nearly reached its limit, and returns the limit.
     pub(super) fn skip_to_the_last_records_of_the_write_key(&mut self) -> u64 {
         let limit = self.suite.common.confidentiality_limit;
-        self.written = limit - KEY_MARGIN;
+        self.sealing.skip_to(limit - KEY_MARGIN);
         limit
-    }
-}
-
-fn encrypter(
-    suite: &Tls13CipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageEncrypter>, TransportError> {
-    let (key, iv) = key_and_iv(secrets)?;
-    Ok(suite.aead_alg.encrypter(key, iv))
-}
-
-fn decrypter(
-    suite: &Tls13CipherSuite,
-    secrets: ConnectionTrafficSecrets,
-) -> Result<Box<dyn MessageDecrypter>, TransportError> {
-    let (key, iv) = key_and_iv(secrets)?;
-    Ok(suite.aead_alg.decrypter(key, iv))
-}
-
-fn key_and_iv(
-    secrets: ConnectionTrafficSecrets,
-) -> Result<(rustls::crypto::cipher::AeadKey, rustls::crypto::cipher::Iv), TransportError> {
-    match secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv }
-        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
-        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => Ok((key, iv)),
-        // The enum may grow with rustls.
-        _ => Err(TransportError::NotEstablished),
     }
 }

@@ -4,7 +4,7 @@ use std::{io::Read, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use proptest::prelude::*;
-use rustls::{ClientConfig, ClientConnection, ConnectionTrafficSecrets};
+use rustls::{ClientConfig, ClientConnection, ConnectionTrafficSecrets, crypto::CryptoProvider};
 
 use super::*;
 use crate::{
@@ -21,7 +21,14 @@ fn server() -> Transport {
 }
 
 fn client(version: &'static rustls::SupportedProtocolVersion) -> ClientConnection {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    client_of(rustls::crypto::aws_lc_rs::default_provider(), version)
+}
+
+fn client_of(
+    provider: CryptoProvider,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> ClientConnection {
+    let provider = Arc::new(provider);
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[version])
         .unwrap()
@@ -67,7 +74,15 @@ fn established(
     drip: bool,
     reduced: bool,
 ) -> (Transport, ClientConnection) {
-    let (mut server, mut client) = (server(), client(version));
+    shake_hands(client(version), drip, reduced)
+}
+
+fn shake_hands(
+    mut client: ClientConnection,
+    drip: bool,
+    reduced: bool,
+) -> (Transport, ClientConnection) {
+    let mut server = server();
     let mut phase = Phase::Handshaking;
     while phase == Phase::Handshaking || client.is_handshaking() {
         let bytes = client_bytes(&mut client);
@@ -79,8 +94,9 @@ fn established(
         }
     }
     if reduced {
+        let is_tls13 = client.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3);
         server = server.establish().unwrap();
-        assert_eq!(matches!(server.layer, Layer::Records(_)), version == &rustls::version::TLS13);
+        assert_eq!(matches!(server.layer, Layer::Records(_)), is_tls13);
     }
     (server, client)
 }
@@ -112,6 +128,29 @@ fn both_versions_carry_data_both_ways() {
 
 /// The cipher reckons from the first record number it is shown, and after a few records it refused
 /// one that seemed to go back.
+#[test]
+fn every_cipher_of_tls13_carries_data() {
+    let all = rustls::crypto::aws_lc_rs::default_provider().cipher_suites;
+    let tls13: Vec<_> = all.into_iter().filter(|suite| suite.tls13().is_some()).collect();
+    assert_eq!(tls13.len(), 3);
+    for suite in tls13 {
+        let provider = CryptoProvider {
+            cipher_suites: vec![suite],
+            ..rustls::crypto::aws_lc_rs::default_provider()
+        };
+        let client = client_of(provider, &rustls::version::TLS13);
+        let (mut server, mut client) = shake_hands(client, false, true);
+        for round in 0..3u8 {
+            client.refresh_traffic_keys().unwrap();
+            std::io::Write::write_all(&mut client.writer(), &[round; 20_000]).unwrap();
+            let (_, plain, _) = feed(&mut server, &client_bytes(&mut client)).unwrap();
+            assert_eq!(plain, [round; 20_000], "{suite:?}");
+            let bytes = send(&mut server, &[round; 20_000]).unwrap();
+            assert_eq!(client_reads(&mut client, &bytes), [round; 20_000], "{suite:?}");
+        }
+    }
+}
+
 #[test]
 fn regression_records_go_on_where_the_session_stopped() {
     for before in 0..5u8 {
@@ -309,7 +348,7 @@ fn empty_records_are_no_data() {
 fn records_refuse_everything_but_data_farewells_and_key_updates() {
     let update_in_two = [&KEY_UPDATE[..], &KEY_UPDATE[..]].concat();
     let long = vec![0; RECORD_PAYLOAD + 1];
-    let cases: [(u8, &[u8], bool); 12] = [
+    let cases: [(u8, &[u8], bool); 14] = [
         (APPLICATION_DATA, b"data", true),
         (HANDSHAKE, &KEY_UPDATE, true),
         (21, &[1, 0], true),
@@ -322,6 +361,9 @@ fn records_refuse_everything_but_data_farewells_and_key_updates() {
         (HANDSHAKE, &[4, 0, 0, 1, 0], false),
         (HANDSHAKE, &update_in_two, false),
         (APPLICATION_DATA, &long, false),
+        // Behind the content stands its type, then padding.
+        (0, b"data\x17\0\0", true),
+        (0, b"\0\0", false),
     ];
     for (content_type, content, accepted) in cases {
         let (mut server, client) = established(&rustls::version::TLS13, false, true);
