@@ -165,11 +165,8 @@ fn tests() -> Result<Outcome> {
 
 /// Two real clients and a file; what it needs is not on every machine.
 fn end_to_end() -> Result<Outcome> {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(Outcome::Skipped("network namespaces need root".to_owned()));
-    }
-    if let Err(reason) = go::check_modules(&workspace::interop_module()) {
-        return Ok(Outcome::Skipped(format!("{reason:#}")));
+    if let Some(reason) = e2e::obstacle() {
+        return Ok(Outcome::Skipped(reason));
     }
     e2e::command(&e2e::Options::default())?;
     Ok(Outcome::Done)
