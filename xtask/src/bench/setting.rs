@@ -27,7 +27,7 @@ pub(super) fn describe(rounds: u32, seconds: u64) -> Result<String> {
         "- Date: {}\n\
          - Versions: derper {DERPER_VERSION} ({go}); derpd {} ({})\n\
          - Machine: {cpus} CPUs of {}, Linux {}\n\
-         - Method: {rounds} rounds of {seconds} s of load, the servers in turns within each round, on loopback, TLS \
+         - Method: rounds: {rounds}, {seconds} s of load each, the servers in turns within each round, on loopback, TLS \
          with self-signed ECDSA certificates on both sides, a new server process for each figure unless the case says \
          otherwise; the load generator shares the CPUs. Figures are medians (least to most), ratios those of medians.\n",
         date.trim(),
