@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    e2e, ebpf, go,
+    e2e, ebpf, go, instructions,
     process::{self, CommandExt as _},
     test,
     workspace::{self, HOST_PACKAGES},
@@ -27,6 +27,7 @@ pub(crate) fn command() -> Result<()> {
     report.step("advisories", advisories);
     report.step("documentation", documentation);
     report.step("tests", tests);
+    report.step("instruction counts", instruction_counts);
     report.step("end to end", end_to_end);
     report.finish()
 }
@@ -86,10 +87,9 @@ fn format() -> Result<Outcome> {
 
 /// Lints each package by itself: built together, one package's features hide another's mistakes.
 fn host_lints() -> Result<Outcome> {
-    let selections = HOST_PACKAGES
-        .map(|package| vec!["--package", package])
-        .into_iter()
-        .chain([vec!["--package", "derp-common", "--all-features"]]);
+    let selections = HOST_PACKAGES.map(|package| vec!["--package", package]).into_iter().chain(
+        ["derp-common", "derp-user"].map(|package| vec!["--package", package, "--all-features"]),
+    );
     let results: Vec<_> = selections
         .map(|selection| {
             let clippy = [&["clippy", "--locked", "--all-targets"], &*selection];
@@ -163,13 +163,18 @@ fn tests() -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// Time never fails a check; the number of instructions on the packet path does.
+fn instruction_counts() -> Result<Outcome> {
+    Ok(match instructions::check_if_possible()? {
+        Ok(()) => Outcome::Done,
+        Err(reason) => Outcome::Skipped(reason),
+    })
+}
+
 /// Two real clients and a file; what it needs is not on every machine.
 fn end_to_end() -> Result<Outcome> {
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(Outcome::Skipped("network namespaces need root".to_owned()));
-    }
-    if let Err(reason) = go::check_modules(&workspace::interop_module()) {
-        return Ok(Outcome::Skipped(format!("{reason:#}")));
+    if let Some(reason) = e2e::obstacle() {
+        return Ok(Outcome::Skipped(reason));
     }
     e2e::command(&e2e::Options::default())?;
     Ok(Outcome::Done)

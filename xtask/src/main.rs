@@ -7,6 +7,7 @@ mod derp_map;
 mod e2e;
 mod ebpf;
 mod go;
+mod instructions;
 mod namespaces;
 mod process;
 mod run;
@@ -38,7 +39,9 @@ enum Task {
     Bench(bench::Options),
     /// Copy a file between two real Tailscale clients through the relay, in network namespaces
     E2e(e2e::Options),
-    /// Everything that CI runs: format, lints, licences, documentation, tests
+    /// Count the instructions of the packet path and compare them with the committed ones
+    Instructions(instructions::Options),
+    /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
     Check,
 }
 
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => test::command(&arguments),
         Task::Bench(options) => bench::command(&options),
         Task::E2e(options) => e2e::command(&options),
+        Task::Instructions(options) => instructions::command(&options),
         Task::Check => check::command(),
     };
     match result {

@@ -34,10 +34,7 @@ pub(crate) fn command(given: &[String]) -> Result<()> {
     if let Err(reason) = &kernel {
         println!("userspace data plane only: {reason}");
     }
-    process::cargo()
-        .current_dir(workspace::root())
-        .args(["build", "--release", "--locked", "--package", "derp-user", "--bin", "derpd"])
-        .run()?;
+    let program = workspace::build_derpd()?;
 
     let target = workspace::target_dir()?;
     let directory = target.join("dev-relay");
@@ -54,7 +51,7 @@ pub(crate) fn command(given: &[String]) -> Result<()> {
         // The kernel program answers STUN only.
         interface: default_interface().filter(|_| kernel.is_ok() && stun),
     };
-    let mut daemon = process::command(target.join("release").join("derpd"));
+    let mut daemon = process::command(program);
     daemon.args(relay.flags(given)).args(given);
     relay.run(&mut daemon, given)
 }

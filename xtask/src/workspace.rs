@@ -35,6 +35,15 @@ pub(crate) fn target_dir() -> Result<PathBuf> {
     Ok(metadata.target_directory)
 }
 
+/// Builds the daemon as it is shipped and returns the program's path.
+pub(crate) fn build_derpd() -> Result<PathBuf> {
+    process::cargo()
+        .current_dir(root())
+        .args(["build", "--release", "--locked", "--package", "derp-user", "--bin", "derpd"])
+        .run()?;
+    Ok(target_dir()?.join("release").join("derpd"))
+}
+
 /// Returns the directory of the Go module that holds the tests with Tailscale's own clients.
 pub(crate) fn interop_module() -> PathBuf {
     root().join("derp-user").join("tests").join("interop")

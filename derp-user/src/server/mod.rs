@@ -1,6 +1,9 @@
 //! The DERP server: workers that relay, each on its own thread.
 
 mod arrival;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench_support;
 mod connection;
 mod hub;
 mod link;

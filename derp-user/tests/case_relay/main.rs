@@ -3,6 +3,7 @@
 //! where derpd differs on purpose the test says so.
 
 #[path = "../support/peer.rs"]
+#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod peer;
 #[path = "../support/server.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]

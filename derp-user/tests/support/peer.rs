@@ -159,6 +159,14 @@ impl Wire {
         self.stream.flush()
     }
 
+    /// Writes each piece in a TLS record of its own, and all of them at once.
+    pub(crate) fn write_records(&mut self, pieces: &[Vec<u8>]) {
+        for piece in pieces {
+            self.stream.conn.writer().write_all(piece).expect("few enough bytes to be kept");
+        }
+        self.stream.flush().expect("the relay takes what is sent");
+    }
+
     /// Waits for more bytes: `None` at the deadline, `Some(0)` once the relay has closed.
     pub(crate) fn fill(&mut self, deadline: Instant) -> Option<usize> {
         let mut chunk = [0; 32 * 1024];

@@ -17,6 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tempfile::TempDir;
 
 /// How long a test waits for something that should happen at once, on a machine that may be busy.
@@ -181,6 +185,13 @@ impl Server {
     /// Some while the process has ended.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().expect("the relay is a child of this process")
+    }
+
+    /// Asks the relay to end, as a service manager does, and waits until it has.
+    pub(crate) fn terminate(mut self) -> ExitStatus {
+        let id = i32::try_from(self.process.id()).expect("process ids are positive i32");
+        kill(Pid::from_raw(id), Signal::SIGTERM).expect("the relay runs");
+        self.process.wait().expect("the relay is a child of this process")
     }
 
     /// The value of one sample on `/debug/varz`, name and labels as printed there; 0 when absent.

@@ -1,73 +1,34 @@
-//! Medians, ratios and the Markdown page.
+//! The Markdown page.
 
-use std::{fmt, fmt::Write as _, fs, path::Path, time::Duration};
+use std::{fmt, fs, path::Path};
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
 use super::{
-    DERPER_VERSION,
-    cases::{Better, Case, Figure},
-};
-use crate::{
-    go,
-    process::{self, CommandExt as _},
-    workspace,
+    case::{Bar, Beside, Limit},
+    figures::{Measured, decimals},
 };
 
 const BEGIN: &str = "<!-- bench: begin, written by `cargo xtask bench` -->";
 const END: &str = "<!-- bench: end -->";
 
-/// The generator's answers for one case, one per round.
-#[derive(Default)]
-pub(super) struct Samples {
-    pub(super) derper: Vec<Value>,
-    pub(super) derpd: Vec<Value>,
-}
-
 /// The comparison as Markdown.
 pub(super) struct Report {
-    setting: String,
-    rows: Vec<Row>,
+    /// How, when, on what and with which versions the figures were taken.
+    pub(super) setting: String,
+    pub(super) tables: Vec<Table>,
+    /// What was left out, and why.
+    pub(super) missing: Vec<String>,
 }
 
-struct Row {
-    case: &'static str,
-    figure: &'static str,
-    better: Better,
-    derper: Spread,
-    derpd: Spread,
-}
-
-/// The middle and the extremes of one figure over the rounds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    least: f64,
-    median: f64,
-    most: f64,
+/// What one witness has measured.
+pub(super) struct Table {
+    pub(super) title: &'static str,
+    /// The rows of each case.
+    pub(super) cases: Vec<(&'static str, Vec<Measured>)>,
 }
 
 impl Report {
-    pub(super) fn new(
-        rounds: u32,
-        duration: Duration,
-        results: &[(&'static Case, Samples)],
-    ) -> Result<Self> {
-        let mut rows = Vec::new();
-        for (case, samples) in results {
-            for figure in case.figures {
-                rows.push(Row {
-                    case: case.name,
-                    figure: figure.label,
-                    better: figure.better,
-                    derper: Spread::of(&samples.derper, figure)?,
-                    derpd: Spread::of(&samples.derpd, figure)?,
-                });
-            }
-        }
-        Ok(Self { setting: setting(rounds, duration)?, rows })
-    }
-
     /// Replaces what is between the markers of `file`, or adds it at the end.
     pub(super) fn write_into(&self, file: &Path) -> Result<()> {
         let page = fs::read_to_string(file).unwrap_or_else(|_| "# Benchmarks\n\n".to_owned());
@@ -78,105 +39,69 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.setting)?;
-        writeln!(f, "| Load | Figure | derper | derpd | derpd : derper | |")?;
-        writeln!(f, "| --- | --- | ---: | ---: | ---: | --- |")?;
-        for row in &self.rows {
-            let verdict = if row.is_worse() { "worse" } else { "" };
-            writeln!(
-                f,
-                "| {} | {} | {} | {} | {} | {verdict} |",
-                row.case,
-                row.figure,
-                row.derper,
-                row.derpd,
-                row.ratio()
-            )?;
+        write!(f, "{}", self.setting)?;
+        self.tables.iter().try_for_each(|table| write!(f, "\n{table}"))?;
+        self.missing.iter().try_for_each(|what| writeln!(f, "\nNot measured: {what}"))
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdicts = || self.cases.iter().flat_map(|(_, rows)| rows).filter_map(Measured::is_met);
+        let (met, all) = (verdicts().filter(|&is_met| is_met).count(), verdicts().count());
+        writeln!(f, "### {}\n\nBars met: {met} of {all}.\n", self.title)?;
+        writeln!(f, "| Case | Figure | derper, or as named | derpd | ratio | bar | |")?;
+        writeln!(f, "| --- | --- | ---: | ---: | ---: | ---: | --- |")?;
+        for (name, rows) in &self.cases {
+            rows.iter().try_for_each(|row| writeln!(f, "| {name} {row}"))?;
         }
         Ok(())
     }
 }
 
-impl Row {
-    fn ratio(&self) -> String {
-        if self.derper.median == 0.0 {
-            "-".to_owned()
-        } else {
-            format!("{:.2}", self.derpd.median / self.derper.median)
-        }
-    }
-
-    fn is_worse(&self) -> bool {
-        match self.better {
-            Better::Less => self.derpd.median > self.derper.median,
-            Better::More => self.derpd.median < self.derper.median,
-        }
-    }
-}
-
-impl Spread {
-    fn of(samples: &[Value], figure: &Figure) -> Result<Self> {
-        let values: Vec<f64> = samples
-            .iter()
-            .map(|sample| {
-                sample.get(figure.key).and_then(Value::as_f64).with_context(|| {
-                    format!("the load generator's answer has no number {:?}: {sample}", figure.key)
-                })
-            })
-            .collect::<Result<_>>()?;
-        Self::among(values).context("no round was run")
-    }
-
-    fn among(mut values: Vec<f64>) -> Option<Self> {
-        values.sort_by(f64::total_cmp);
-        let (least, most) = (*values.first()?, *values.last()?);
-        let above = *values.get(values.len() / 2)?;
-        let below = *values.get((values.len() - 1) / 2)?;
-        Some(Self { least, median: f64::midpoint(below, above), most })
-    }
-}
-
-impl fmt::Display for Spread {
+/// A row from its second column on.
+impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = |value: f64| if value.abs() < 100.0 { 2 } else { 0 };
-        let Self { least, median, most } = *self;
-        let precision = digits(median);
-        write!(f, "{median:.precision$} ({least:.precision$} to {most:.precision$})")
+        let other = match (self.beside, self.other) {
+            (Beside::Itself(circumstances, _), Some(spread)) => {
+                format!("{circumstances}: {spread}")
+            }
+            (Beside::Derper(_), Some(spread)) => spread.to_string(),
+            (_, None) | (Beside::Nothing, _) => String::new(),
+        };
+        let ratio = match (self.ratio(), self.other) {
+            (Some(ratio), _) => format!("{ratio:.*}", decimals(ratio)),
+            (None, Some(_)) => "-".to_owned(),
+            (None, None) => String::new(),
+        };
+        let verdict = match self.is_met() {
+            Some(true) => "met",
+            Some(false) => "**missed**",
+            None => "",
+        };
+        let Self { label, figure, bar, .. } = self;
+        write!(f, "| {label} | {other} | {figure} | {ratio} | {bar} | {verdict} |")
     }
 }
 
-/// Says when, on what and with which versions the figures were taken.
-fn setting(rounds: u32, duration: Duration) -> Result<String> {
-    let date = process::command("date").args(["-u", "+%Y-%m-%d"]).read()?;
-    let commit = process::command("git")
-        .current_dir(workspace::root())
-        .args(["describe", "--always", "--dirty"])
-        .read()
-        .unwrap_or_else(|_| "unknown".to_owned());
-    let rust = process::command("rustc").arg("--version").read()?;
-    let go = go::check_version().unwrap_or_else(|_| "unknown".to_owned());
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let mut text = String::new();
-    write!(
-        text,
-        "{}: derper {DERPER_VERSION} ({go}) and derpd {} ({}) on {cpus} CPUs of {}, Linux {}. \
-         Rounds in turns: {rounds}, {} s of load each, on loopback, with a new server process per \
-         run; the load generator shares the CPUs. Median (least to most).",
-        date.trim(),
-        commit.trim(),
-        rust.trim(),
-        cpu_model(),
-        kernel.trim(),
-        duration.as_secs()
-    )?;
-    Ok(text)
+impl fmt::Display for Bar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Value(limit) => write!(f, "{limit}"),
+            Self::Ratio(limit) => write!(f, "ratio {limit}"),
+        }
+    }
 }
 
-fn cpu_model() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    model.map_or_else(|| "unknown model".to_owned(), |(_, name)| name.to_owned())
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(limit) => write!(f, "at least {limit}"),
+            Self::AtMost(limit) => write!(f, "at most {limit}"),
+            Self::Under(limit) => write!(f, "under {limit}"),
+        }
+    }
 }
 
 fn replaced(page: &str, report: &str) -> String {
@@ -193,32 +118,50 @@ fn replaced(page: &str, report: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use serde_json::json;
 
-    #[test]
-    fn medians_of_odd_and_even_counts() {
-        let odd = Spread::among(vec![5.0, 1.0, 2.0]);
-        assert_eq!(odd, Some(Spread { least: 1.0, median: 2.0, most: 5.0 }));
-        let even = Spread::among(vec![4.0, 1.0, 2.0, 3.0]).map(|spread| spread.median);
-        assert_eq!(even, Some(2.5));
-        assert_eq!(Spread::among(Vec::new()), None);
+    use super::{
+        super::{
+            case::{Number, Reading, Row},
+            figures::Round,
+        },
+        *,
+    };
+
+    fn reading(run: usize) -> Reading {
+        Reading { run, load: 0, number: Number::Of("n") }
     }
 
     #[test]
-    fn worse_depends_on_the_figure() {
-        let flat = |median| Spread { least: median, median, most: median };
-        let row =
-            |better| Row { case: "c", figure: "f", better, derper: flat(1.0), derpd: flat(2.0) };
-        assert!(row(Better::Less).is_worse());
-        assert!(!row(Better::More).is_worse());
-        assert_eq!(row(Better::More).ratio(), "2.00");
-    }
-
-    #[test]
-    fn a_missing_figure_is_an_error() {
-        let figure = Figure { key: "p50_us", label: "median", better: Better::Less };
-        let error = Spread::of(&[serde_json::json!({})], &figure).expect_err("no such key");
-        assert!(error.to_string().contains("p50_us"), "{error}");
+    fn the_whole_page() {
+        let rounds: Vec<Round> = [(10.0, 4.0), (12.0, 5.0), (11.0, 6.0)]
+            .map(|(a, b)| vec![vec![json!({ "n": a })], vec![json!({ "n": b })]])
+            .into();
+        let row = |label, beside, bar| {
+            Measured::of(&Row { label, figure: reading(1), beside, bar }, &rounds).unwrap()
+        };
+        let rows = vec![
+            row("CPU", Beside::Derper(reading(0)), Bar::Ratio(Limit::AtMost(0.45))),
+            row("lost", Beside::Nothing, Bar::Value(Limit::Under(5.0))),
+            row("again", Beside::Itself("alone", reading(1)), Bar::Nothing),
+        ];
+        let report = Report {
+            setting: "How.\n".to_owned(),
+            tables: vec![Table { title: "Some load", cases: vec![("10 pairs", rows)] }],
+            missing: vec!["the tunnel: no root".to_owned()],
+        };
+        assert_eq!(
+            report.to_string(),
+            "How.\n\n\
+             ### Some load\n\n\
+             Bars met: 0 of 2.\n\n\
+             | Case | Figure | derper, or as named | derpd | ratio | bar | |\n\
+             | --- | --- | ---: | ---: | ---: | ---: | --- |\n\
+             | 10 pairs | CPU | 11.0 (10.0 to 12.0) | 5.00 (4.00 to 6.00) | 0.455 | ratio at most 0.45 | **missed** |\n\
+             | 10 pairs | lost |  | 5.00 (4.00 to 6.00) |  | under 5 | **missed** |\n\
+             | 10 pairs | again | alone: 5.00 (4.00 to 6.00) | 5.00 (4.00 to 6.00) | 1.00 |  |  |\n\n\
+             Not measured: the tunnel: no root\n"
+        );
     }
 
     #[test]

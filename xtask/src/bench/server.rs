@@ -31,12 +31,17 @@ impl Program {
         Ok(Self { name, binary, directory })
     }
 
-    pub(super) fn name(&self) -> &'static str {
-        self.name
+    pub(super) fn binary(&self) -> &Path {
+        &self.binary
     }
 
-    /// Starts the relay on a free loopback port and waits until it listens.
-    pub(super) fn start(&self) -> Result<Server> {
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Starts the relay on a free loopback port and waits until it listens. `workers` is for derpd
+    /// alone: how many threads relay, if not its default.
+    pub(super) fn start(&self, workers: Option<u32>) -> Result<Server> {
         let address = free_port().context("looking for a free port")?;
         let log_file = self.directory.join("log");
         let log =
@@ -46,6 +51,7 @@ impl Program {
             .args(["-http-port=-1", "-stun=false", "-certmode=manual", "-hostname=127.0.0.1"])
             .arg(format!("-certdir={}", self.directory.join("certs").display()))
             .arg(format!("-c={}", self.directory.join("derper.key").display()))
+            .args(workers.map(|count| format!("-workers={count}")))
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("sharing the log file")?)
             .stderr(log)

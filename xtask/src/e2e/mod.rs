@@ -7,6 +7,7 @@ mod lab;
 mod node;
 
 use std::{
+    fmt,
     fs::{self, File},
     io::Read as _,
     path::{Path, PathBuf},
@@ -21,11 +22,7 @@ use self::{
     lab::{Daemon, Host, Lab, RELAY, relay_interface, retry, say},
     node::Node,
 };
-use crate::{
-    derp_map, go, namespaces,
-    process::{self, CommandExt as _},
-    workspace,
-};
+use crate::{derp_map, go, namespaces, process::CommandExt as _, workspace};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROL_PORT: u16 = 8080;
@@ -57,37 +54,25 @@ impl Default for Options {
 pub(crate) fn command(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     go::check_version()?;
-    namespaces::ensure_programs()?;
-    let programs = Programs::build(options.relay.as_deref())?;
-    let lab = Lab::build().context("building the network")?;
-    let (mut relay, map) = start_relay(&lab, &programs, options)?;
-    let map_file = lab.directory().join("derpmap.json");
-    fs::write(&map_file, map).context("writing the DERP map")?;
-    let mut control = lab.start(
-        "control",
-        lab.command(Host::Relay, &programs.control)
-            .arg(format!("-listen={RELAY}:{CONTROL_PORT}"))
-            .arg("-derp-map")
-            .arg(&map_file),
-    )?;
-    say("logging two clients in");
-    let left = Node::start(&lab, Host::Left, &programs)?;
-    let right = Node::start(&lab, Host::Right, &programs)?;
-    let result = measure(&lab, &left, &right, relay.id(), options.megabytes * MEGABYTE, &programs);
-    relay.check()?;
-    control.check()?;
-    let report =
-        result.with_context(|| format!("the relay's log ends:\n{}", relay.last_words()))?;
-    println!("{report}");
-    for line in relay.log().lines().filter(|line| line.to_lowercase().contains("xdp")) {
-        println!("relay log:   {line}");
-    }
+    let relay = match &options.relay {
+        Some(path) => path.canonicalize().with_context(|| format!("{}", path.display()))?,
+        None => workspace::build_derpd()?,
+    };
+    let copied = Programs::build()?.copy(&relay, options.xdp_mode.as_deref(), options.megabytes)?;
+    println!("{copied}");
     Ok(())
 }
 
-/// What the test runs.
-struct Programs {
-    relay: PathBuf,
+/// Returns why two clients cannot be run on this machine, if they cannot.
+pub(crate) fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("network namespaces need root".to_owned());
+    }
+    go::check_modules(&workspace::interop_module()).err().map(|reason| format!("{reason:#}"))
+}
+
+/// Tailscale's programs that the test runs beside the relay.
+pub(crate) struct Programs {
     control: PathBuf,
     sendfile: PathBuf,
     tailscale: PathBuf,
@@ -95,21 +80,10 @@ struct Programs {
 }
 
 impl Programs {
-    /// Builds derpd, unless another relay is given, and Tailscale's programs.
-    fn build(relay: Option<&Path>) -> Result<Self> {
-        let target = workspace::target_dir()?;
-        let relay = match relay {
-            Some(path) => path.canonicalize().with_context(|| format!("{}", path.display()))?,
-            None => {
-                process::cargo()
-                    .current_dir(workspace::root())
-                    .args(["build", "--release", "--locked", "--package=derp-user"])
-                    .args(["--bin", "derpd"])
-                    .run()?;
-                target.join("release").join("derpd")
-            }
-        };
-        let directory = target.join("e2e");
+    /// Builds them, and installs what the network namespaces need.
+    pub(crate) fn build() -> Result<Self> {
+        namespaces::ensure_programs()?;
+        let directory = workspace::target_dir()?.join("e2e");
         fs::create_dir_all(&directory)
             .with_context(|| format!("creating {}", directory.display()))?;
         go::command()
@@ -121,31 +95,106 @@ impl Programs {
             .args(["tailscale.com/cmd/tailscale", "tailscale.com/cmd/tailscaled"])
             .run()?;
         Ok(Self {
-            relay,
             control: directory.join("control"),
             sendfile: directory.join("sendfile"),
             tailscale: directory.join("tailscale"),
             tailscaled: directory.join("tailscaled"),
         })
     }
+
+    /// Starts `relay` and two clients, and copies a file of so many million bytes through it.
+    ///
+    /// # Errors
+    ///
+    /// With the end of the relay's log, if a client does not see the relay or the file does not
+    /// arrive as it was sent.
+    pub(crate) fn copy(
+        &self,
+        relay: &Path,
+        xdp_mode: Option<&str>,
+        megabytes: u64,
+    ) -> Result<Copied> {
+        let lab = Lab::build().context("building the network")?;
+        let (mut relay, map) = start_relay(&lab, relay, xdp_mode)?;
+        let map_file = lab.directory().join("derpmap.json");
+        fs::write(&map_file, map).context("writing the DERP map")?;
+        let mut control = lab.start(
+            "control",
+            lab.command(Host::Relay, &self.control)
+                .arg(format!("-listen={RELAY}:{CONTROL_PORT}"))
+                .arg("-derp-map")
+                .arg(&map_file),
+        )?;
+        say("logging two clients in");
+        let left = Node::start(&lab, Host::Left, self)?;
+        let right = Node::start(&lab, Host::Right, self)?;
+        let result = measure(&lab, &left, &right, relay.id(), megabytes, self);
+        relay.check()?;
+        control.check()?;
+        let mut copied =
+            result.with_context(|| format!("the relay's log ends:\n{}", relay.last_words()))?;
+        let log = relay.log();
+        let about_xdp = log.lines().filter(|line| line.to_lowercase().contains("xdp"));
+        copied.xdp_log = about_xdp.map(str::to_owned).collect();
+        Ok(copied)
+    }
+}
+
+/// A file that went through the relay, and what that took.
+pub(crate) struct Copied {
+    /// Of the relay, as `tailscale netcheck` sees it.
+    latency: Duration,
+    /// The answer to a ping over the relay.
+    pong: String,
+    megabytes: u64,
+    elapsed: Duration,
+    /// SHA-256 in hex, equal on both sides.
+    digest: String,
+    /// What the relay spent on it.
+    cpu: Duration,
+    /// What the relay said of its kernel program.
+    xdp_log: Vec<String>,
+}
+
+impl Copied {
+    /// Returns the relay's processor time in milliseconds for each million bytes.
+    pub(crate) fn cpu_ms_per_megabyte(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e3 / self.megabytes as f64
+    }
+}
+
+impl fmt::Display for Copied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { latency, pong, megabytes, elapsed, digest, cpu: _, xdp_log } = self;
+        let elapsed = elapsed.as_secs_f64();
+        let rate = *megabytes as f64 * 8.0 / elapsed;
+        writeln!(f, "netcheck:    UDP true, latency {:.2} ms", latency.as_secs_f64() * 1e3)?;
+        writeln!(f, "ping:        {pong}")?;
+        writeln!(
+            f,
+            "copy:        {megabytes} MB in {elapsed:.2} s, {rate:.0} Mbit/s, SHA-256 {digest}"
+        )?;
+        write!(f, "relay CPU:   {:.2} ms per MB", self.cpu_ms_per_megabyte())?;
+        xdp_log.iter().try_for_each(|line| write!(f, "\nrelay log:   {line}"))
+    }
 }
 
 /// Starts the relay and returns it with the DERP map that leads to it.
-fn start_relay(lab: &Lab, programs: &Programs, options: &Options) -> Result<(Daemon, String)> {
+fn start_relay(lab: &Lab, program: &Path, xdp_mode: Option<&str>) -> Result<(Daemon, String)> {
     let certificates = lab.directory().join("certs");
-    let mut command = lab.command(Host::Relay, &programs.relay);
+    let mut command = lab.command(Host::Relay, program);
     command
         .args([&format!("-a={RELAY}:443"), &format!("-hostname={RELAY}"), "-certmode=manual"])
         .arg(format!("-certdir={}", certificates.display()))
         .arg(format!("-c={}", lab.directory().join("derper.key").display()));
-    if let Some(mode) = &options.xdp_mode {
+    if let Some(mode) = xdp_mode {
         lab.send_checksums()?;
         command.arg(format!("-xdp-mode={mode}"));
         for client in [Host::Left, Host::Right] {
             command.arg(format!("-xdp-interface={}", relay_interface(client)));
         }
     }
-    say(&format!("starting {}", programs.relay.display()));
+    say(&format!("starting {}", program.display()));
     let mut relay = lab.start("relay", &mut command)?;
     let address = RELAY.parse().context("parsing our own address")?;
     let certificate = derp_map::certificate_file(&certificates, address);
@@ -161,20 +210,20 @@ fn start_relay(lab: &Lab, programs: &Programs, options: &Options) -> Result<(Dae
     }
 }
 
-/// Checks what the clients see of the relay, copies the file and reports.
+/// Checks what the clients see of the relay, and copies the file.
 fn measure(
     lab: &Lab,
     left: &Node,
     right: &Node,
     relay_id: u32,
-    size: u64,
+    megabytes: u64,
     programs: &Programs,
-) -> Result<String> {
-    let check = retry("a netcheck that sees the relay", PATIENCE, || left.netcheck())?;
+) -> Result<Copied> {
+    let latency = retry("a netcheck that sees the relay", PATIENCE, || left.netcheck())?;
     let pong = retry("a ping over the relay", PATIENCE, || left.ping(right))?;
-    say(&format!("copying {} MB", size / MEGABYTE));
+    say(&format!("copying {megabytes} MB"));
     let source = lab.directory().join("sent");
-    let sent = write_random_file(&source, size)?;
+    let sent = write_random_file(&source, megabytes * MEGABYTE)?;
     let mut server = lab.start(
         "sendfile",
         lab.command(Host::Right, &programs.sendfile)
@@ -191,17 +240,7 @@ fn measure(
     let received = digest(&copy)?;
     ensure!(received == sent, "sent a file with SHA-256 {sent}, received one with {received}");
     retry("a ping after the copy", PATIENCE, || left.ping(right))?;
-    let megabytes = size as f64 / MEGABYTE as f64;
-    Ok(format!(
-        "netcheck:    UDP true, latency {:.2} ms\n\
-         ping:        {pong}\n\
-         copy:        {megabytes} MB in {:.2} s, {:.0} Mbit/s, SHA-256 {sent}\n\
-         relay CPU:   {:.2} ms per MB",
-        check.as_secs_f64() * 1e3,
-        elapsed.as_secs_f64(),
-        megabytes * 8.0 / elapsed.as_secs_f64(),
-        cpu.as_secs_f64() * 1e3 / megabytes,
-    ))
+    Ok(Copied { latency, pong, megabytes, elapsed, digest: sent, cpu, xdp_log: Vec::new() })
 }
 
 fn write_random_file(path: &Path, size: u64) -> Result<String> {
