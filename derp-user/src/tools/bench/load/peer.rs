@@ -149,6 +149,11 @@ impl Peer {
         !matches!(self.role, Role::Stall)
     }
 
+    /// Whether delays are measured on this connection.
+    pub(super) fn is_prompt(&self) -> bool {
+        self.sending().is_some_and(|sending| sending.stamped)
+    }
+
     pub(super) fn sending(&self) -> Option<&Sending> {
         match &self.role {
             Role::Send(sending) => Some(sending),
@@ -207,13 +212,13 @@ impl Peer {
         Ok(Turn::Done)
     }
 
-    /// Reads once, and counts what it finds.
+    /// Reads once, and counts what it finds. Whether the read was full, and more may be there.
     pub(super) fn receive(
         &mut self,
         scratch: &mut Vec<u8>,
         begin: Instant,
         tallies: &mut Tallies,
-    ) -> Result<Turn, Over> {
+    ) -> Result<(Turn, bool), Over> {
         let Self { socket, wire, outgoing, group, role } = self;
         let tally = tallies.of(*group);
         let kept = wire.incomplete().len();
@@ -222,8 +227,12 @@ impl Peer {
         let count = match socket.read(&mut scratch[kept..kept + READ]) {
             Ok(0) => return Err(Over),
             Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Done),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Turn::Done),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok((Turn::Done, false));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return Ok((Turn::Done, true));
+            }
             Err(_) => return Err(Over),
         };
         let now = Instant::now();
@@ -239,7 +248,11 @@ impl Peer {
         if readable.is_err() || !matches!(phase, Ok(Phase::Established)) {
             return Err(Over);
         }
-        if self.outgoing.is_empty() { Ok(Turn::Done) } else { self.flush(tallies.of(self.group)) }
+        let full = count == READ;
+        if self.outgoing.is_empty() {
+            return Ok((Turn::Done, full));
+        }
+        self.flush(tallies.of(self.group)).map(|turn| (turn, full))
     }
 
     /// Counts those frames of an unfinished write that the socket has taken whole.

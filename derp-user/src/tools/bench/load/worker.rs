@@ -3,7 +3,7 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
-    mem,
+    mem, thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,10 @@ use super::{
 use crate::tools::bench::{BenchError, Stop};
 
 /// Paced senders sleep at least this long, so that a high rate does not wake the thread for every packet.
-const GRANULARITY: Duration = Duration::from_micros(200);
+/// Where no packet is stamped, receivers sleep as long.
+const GRANULARITY: Duration = Duration::from_micros(500);
+/// Most rounds of reading in a row.
+const ROUNDS: usize = 16;
 /// Longest sleep, so that a request to end is seen.
 const LONGEST_SLEEP: Duration = Duration::from_millis(20);
 
@@ -54,6 +57,8 @@ struct Worker {
     free: VecDeque<usize>,
     /// When paced senders were last looked at.
     last_turn: Duration,
+    /// Delays are measured here: data must be read when it comes.
+    prompt: bool,
     sending: bool,
     scratch: Vec<u8>,
     ready: Vec<Ready>,
@@ -67,8 +72,10 @@ impl Worker {
                 poller.add(peer.socket(), number)?;
             }
         }
+        let prompt = peers.iter().any(Peer::is_prompt);
         let mut worker = Self {
             schedule,
+            prompt,
             poller,
             peers: peers.into_iter().map(Some).collect(),
             tallies: Tallies::default(),
@@ -158,15 +165,36 @@ impl Worker {
                 limit = limit.min(lead + wake.saturating_sub(elapsed));
             }
         }
-        let mut ready = mem::take(&mut self.ready);
-        self.poller.wait(limit, |one| ready.push(one))?;
-        ready.drain(..).try_for_each(|one| self.serve(one))?;
-        self.ready = ready;
+        let nap = limit.min(GRANULARITY);
+        if self.prompt || nap.is_zero() || !(self.sending && self.free.is_empty()) {
+            return self.poll(limit).map(drop);
+        }
+        // To be woken for every packet would cost more than the packet.
+        thread::sleep(nap);
+        for _ in 0..ROUNDS {
+            if !self.poll(Duration::ZERO)? {
+                break;
+            }
+        }
         Ok(())
     }
 
-    fn serve(&mut self, ready: Ready) -> Result<(), BenchError> {
+    /// Waits for sockets and serves those that are ready. Whether there may be more to read at once.
+    fn poll(&mut self, limit: Duration) -> Result<bool, BenchError> {
+        let mut ready = mem::take(&mut self.ready);
+        self.poller.wait(limit, |one| ready.push(one))?;
+        let mut more = false;
+        for one in ready.drain(..) {
+            more |= self.serve(one)?;
+        }
+        self.ready = ready;
+        Ok(more)
+    }
+
+    /// Serves a socket. Whether there may be more to read.
+    fn serve(&mut self, ready: Ready) -> Result<bool, BenchError> {
         let Ready { number, readable, writable } = ready;
+        let mut more = false;
         if writable && let Some(Some(peer)) = self.peers.get_mut(number) {
             match peer.flush(self.tallies.of(peer.group())) {
                 Ok(Turn::Done) => {
@@ -180,12 +208,12 @@ impl Worker {
         if readable && let Some(Some(peer)) = self.peers.get_mut(number) {
             let began = self.schedule.begin;
             match peer.receive(&mut self.scratch, began, &mut self.tallies) {
-                Ok(Turn::Done) => {}
-                Ok(Turn::Full) => self.poller.set_writing(peer.socket(), number, true)?,
+                Ok((Turn::Done, full)) => more = full,
+                Ok((Turn::Full, _)) => self.poller.set_writing(peer.socket(), number, true)?,
                 Err(Over) => self.leave(number),
             }
         }
-        Ok(())
+        Ok(more)
     }
 
     /// Forgets a connection that has ended.
