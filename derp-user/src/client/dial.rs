@@ -75,9 +75,10 @@ impl Connector {
     ///
     /// # Errors
     ///
-    /// If the host is unknown.
+    /// If the host is unknown, or cannot be looked up within [`CONNECT_TIMEOUT`].
     pub async fn resolved(mut self) -> Result<Self, ClientError> {
-        self.addresses = self.look_up().await?;
+        self.addresses =
+            timeout(CONNECT_TIMEOUT, self.look_up()).await.unwrap_or_else(|_| Err(self.late()))?;
         Ok(self)
     }
 
@@ -92,9 +93,9 @@ impl Connector {
     ///
     /// Whatever stands between here and a finished login; [`CONNECT_TIMEOUT`] among it.
     pub async fn connect(&self, key: &NodePrivate) -> Result<Client, ClientError> {
-        timeout(CONNECT_TIMEOUT, self.connect_without_limit(key)).await.unwrap_or_else(|_| {
-            Err(ClientError::ConnectTimeout { host: self.host(), limit: CONNECT_TIMEOUT })
-        })
+        timeout(CONNECT_TIMEOUT, self.connect_without_limit(key))
+            .await
+            .unwrap_or_else(|_| Err(self.late()))
     }
 
     async fn connect_without_limit(&self, key: &NodePrivate) -> Result<Client, ClientError> {
@@ -203,6 +204,10 @@ impl Connector {
         let body = line.received().get(..SHOWN_BODY).unwrap_or(line.received());
         let body = String::from_utf8_lossy(body).trim().to_owned();
         Err(ClientError::Refused { host: self.host(), status, body })
+    }
+
+    fn late(&self) -> ClientError {
+        ClientError::ConnectTimeout { host: self.host(), limit: CONNECT_TIMEOUT }
     }
 
     fn host(&self) -> String {

@@ -1,6 +1,10 @@
 //! Which certificates a client accepts.
 
-use std::{path::PathBuf, str::FromStr, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls::{
@@ -91,8 +95,8 @@ fn system_roots() -> Result<RootCertStore, ClientError> {
     Ok(roots)
 }
 
-fn roots_in(path: &PathBuf) -> Result<RootCertStore, ClientError> {
-    let fault = |reason: String| ClientError::Roots { path: path.clone(), reason };
+fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
+    let fault = |reason: String| ClientError::Roots { path: path.to_owned(), reason };
     let text = files::read_bounded(path).map_err(|error| fault(error.to_string()))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&text) {

@@ -15,7 +15,7 @@ use crate::{
 /// Every workload opens connections of its own, with new keys, and measures from outside; with --pid it
 /// also measures the server's process on this machine. Ctrl-C ends it early and reports what there is.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "derpd bench", bin_name = "derpd bench", term_width = 100, disable_version_flag = true, after_help = EXAMPLES)]
+#[command(name = "derpd bench", bin_name = "derpd bench", term_width = 100, disable_version_flag = true, disable_help_subcommand = true, subcommand_value_name = "WORKLOAD", subcommand_help_heading = "Workloads", next_help_heading = "Server and output", after_help = EXAMPLES)]
 pub struct Arguments {
     /// The server: `host`, `host:port` or `https://host:port`; `http://host:port` for DERP without TLS
     #[arg(long, global = true, value_name = "URL")]
@@ -60,6 +60,7 @@ Examples:
 pub enum Workload {
     /// Packets between pairs of clients
     Throughput {
+        /// The load between the pairs
         #[command(flatten)]
         traffic: Traffic,
         /// Pairs of a sender and a receiver
@@ -71,6 +72,7 @@ pub enum Workload {
     },
     /// Delay of 128-byte probes, one per millisecond, beside the traffic of pairs
     Latency {
+        /// The load between the pairs
         #[command(flatten)]
         traffic: Traffic,
         /// Pairs of a sender and a receiver beside the probes
@@ -111,7 +113,7 @@ pub struct Traffic {
     #[arg(long, value_name = "BYTES", default_value = "1400")]
     pub size: Size,
     /// Offered load of all pairs together, in Mbit/s of packets [default: as much as the server takes]
-    #[arg(long, value_name = "MBIT/S", value_parser = rate)]
+    #[arg(long, value_name = "MBIT/S", allow_negative_numbers = true, value_parser = rate)]
     pub rate: Option<f64>,
     /// How long to send
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
@@ -122,7 +124,7 @@ pub struct Traffic {
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct Contention {
     /// What the pair sends, in Mbit/s of 1400-byte packets
-    #[arg(long, value_name = "MBIT/S", default_value = "10", value_parser = rate)]
+    #[arg(long, value_name = "MBIT/S", default_value = "10", allow_negative_numbers = true, value_parser = rate)]
     pub rate: f64,
     /// How long to send, first alone and then again beside the flood
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
@@ -188,8 +190,13 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         Err(error) if error.kind() == ErrorKind::DisplayHelp => {
             Ok(Invocation::Help(error.to_string()))
         }
-        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            Err(BenchError::Usage("a workload is missing".to_owned()))
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            ) =>
+        {
+            Err(BenchError::Usage("a workload is missing, such as throughput".to_owned()))
         }
         Err(error) => Err(BenchError::Usage(one_sentence(&error.to_string()))),
     }

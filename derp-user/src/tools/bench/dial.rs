@@ -34,7 +34,11 @@ pub(super) struct Connection {
 
 /// Looks up the server's addresses once for all connections.
 pub(super) fn resolve(connector: Connector) -> Result<Connector, BenchError> {
-    Ok(runtime()?.block_on(connector.resolved())?)
+    let runtime = runtime()?;
+    let resolved = runtime.block_on(connector.resolved());
+    // A resolver that hangs does not hold up the end.
+    runtime.shutdown_background();
+    Ok(resolved?)
 }
 
 fn runtime() -> Result<Runtime, BenchError> {

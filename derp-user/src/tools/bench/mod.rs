@@ -2,7 +2,7 @@
 //!
 //! [`Arguments`] is the command line. [`run`] opens the connections, runs the workload and returns a
 //! [`Report`], which is one JSON object for programs and a summary for people. The generator is made to
-//! cost less than the server: every thread drives its connections with one epoll loop ([`load`]).
+//! cost less than the server: every thread drives its connections with one epoll loop.
 
 mod arguments;
 mod dial;
@@ -20,8 +20,9 @@ mod workload;
 
 use std::{num::NonZeroUsize, thread};
 
-pub use arguments::{Arguments, Invocation, parse};
+pub use arguments::{Arguments, Contention, Invocation, Traffic, Workload, parse};
 pub use error::BenchError;
+pub use frames::Size;
 pub use report::Report;
 pub use stop::Stop;
 

@@ -35,9 +35,10 @@ impl ServerProcess {
 
     fn read(&self, file: &str) -> Result<String, BenchError> {
         fs::read_to_string(format!("/proc/{}/{file}", self.pid)).map_err(|error| {
-            let reason = match error.kind() {
-                std::io::ErrorKind::NotFound => "there is no such process".to_owned(),
-                _ => format!("cannot read /proc/{}/{file}: {error}", self.pid),
+            let reason = if error.kind() == std::io::ErrorKind::NotFound {
+                "there is no such process".to_owned()
+            } else {
+                format!("cannot read /proc/{}/{file}: {error}", self.pid)
             };
             BenchError::Process { pid: self.pid, reason }
         })

@@ -8,7 +8,7 @@ use super::{
     arguments::Traffic,
     frames::Size,
     load::{Group, Outcome},
-    statistics::Tally,
+    statistics::{Tally, per},
 };
 
 /// The result of one workload. Displays as the summary.
@@ -90,12 +90,16 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Nothing if the process is not known.
-    pub(super) fn new(rss_before_kib: Option<u64>, outcome: &Outcome) -> Option<Self> {
+    /// Nothing if the process is not known. It handled this many `packets`.
+    pub(super) fn new(
+        rss_before_kib: Option<u64>,
+        outcome: &Outcome,
+        packets: u64,
+    ) -> Option<Self> {
         let used = outcome.server?;
         Some(Self {
             server_cpu_s: used.cpu_s,
-            server_us_per_pkt: outcome.server_us_per_packet()?,
+            server_us_per_pkt: per(used.cpu_s * 1e6, packets as f64),
             rss_before_kib: rss_before_kib?,
             rss_kib: used.rss_kib,
             rss_peak_kib: used.rss_peak_kib,

@@ -15,9 +15,7 @@ impl fmt::Display for Report {
             Figures::Idle(report) => idle(f, report),
             Figures::Storm(report) => storm(f, report),
             Figures::Flood(report) => contention(f, report, "flood", "a flood to another client"),
-            Figures::Stall(report) => {
-                contention(f, report, "stall", "a flood to one that reads not")
-            }
+            Figures::Stall(report) => contention(f, report, "stall", "a flood that nobody reads"),
         }
     }
 }
@@ -85,7 +83,7 @@ fn contention(
     trouble: &str,
 ) -> fmt::Result {
     let (rate, seconds) = (report.rate_mbps, report.duration_s);
-    writeln!(f, "{name}: a pair at {rate} Mbit/s, alone and beside {trouble}, {seconds:.1} s")?;
+    writeln!(f, "{name}: a pair at {rate} Mbit/s beside {trouble}, {seconds:.1} s")?;
     pair(f, "alone", &report.pair_alone)?;
     pair(f, "beside", &report.pair_beside)?;
     let (sent, received) = (count(report.flood_sent), count(report.flood_recv));

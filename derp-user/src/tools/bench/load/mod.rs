@@ -72,6 +72,11 @@ impl Outcome {
         tally.received_mbps(self.duration.max(until_last.unwrap_or_default()))
     }
 
+    /// Packets of all groups that were sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.tallies.0.iter().map(|tally| tally.sent).sum()
+    }
+
     /// Packets of all groups that arrived.
     pub(super) fn received(&self) -> u64 {
         self.tallies.0.iter().map(|tally| tally.received).sum()
@@ -85,11 +90,6 @@ impl Outcome {
     /// The generator's processor time per packet that arrived, in microseconds.
     pub(super) fn client_us_per_packet(&self) -> f64 {
         per(self.client_cpu_s * 1e6, self.received() as f64)
-    }
-
-    /// The server's, if its process is known.
-    pub(super) fn server_us_per_packet(&self) -> Option<f64> {
-        Some(per(self.server?.cpu_s * 1e6, self.received() as f64))
     }
 }
 

@@ -46,7 +46,8 @@ pub(super) fn run(
         stalled_sent: (trouble == Trouble::Stall).then_some(flood.sent),
         disconnected: beside.disconnected(),
         client_cpu_s: beside.client_cpu_s,
-        server: Server::new(rss_before_kib, &beside),
+        // Few of the packets arrive, but all of them are work.
+        server: Server::new(rss_before_kib, &beside, beside.sent()),
     };
     Ok(match trouble {
         Trouble::Flood => Figures::Flood(report),

@@ -28,7 +28,7 @@ pub(super) fn throughput(
     Ok(Figures::Throughput(ThroughputReport {
         load: Load::new(traffic, pairs, &outcome),
         idle_connections,
-        server: Server::new(rss_before_kib, &outcome),
+        server: Server::new(rss_before_kib, &outcome, outcome.received()),
     }))
 }
 
@@ -54,7 +54,7 @@ pub(super) fn latency(
         probes: outcome.of(Group::Watched).sent,
         answered: outcome.of(Group::Watched).received,
         delays: DelayFigures::of(outcome.of(Group::Watched)),
-        server: Server::new(rss_before_kib, &outcome),
+        server: Server::new(rss_before_kib, &outcome, outcome.received()),
     }))
 }
 
