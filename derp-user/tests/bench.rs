@@ -1,7 +1,7 @@
 //! `derpd bench`, the binary, against a running relay: counts and errors, never times.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
     process::{Child, Command, Output, Stdio},
     thread,
@@ -197,10 +197,20 @@ fn a_pair_is_watched_beside_trouble() {
 #[test]
 fn plain_http_and_a_summary() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let server = Server::start_in(directory.into(), &["-certmode=letsencrypt"]);
-    let address = server.tls_address();
+    let mut relay = Command::new(env!("CARGO_BIN_EXE_derpd"))
+        .args(["-a=127.0.0.1:0", "-stun=false", "-c"])
+        .arg(directory.path().join("derper.key"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("derpd starts");
+    let mut log = BufReader::new(relay.stderr.take().expect("piped")).lines().map_while(Result::ok);
+    let address = log
+        .find_map(|line| Some(line.split_once("serving on ")?.1.trim().to_owned()))
+        .expect("it serves");
     let output =
         finish(start(&format!("latency --duration 200ms --server http://{address} --threads 1")));
+    relay.kill().expect("it is alive");
+    relay.wait().expect("it ends");
     assert!(output.status.success(), "{}", text(&output.stderr));
     let summary = text(&output.stdout);
     assert!(summary.starts_with("latency: nothing beside the probes"), "{summary}");
