@@ -1,5 +1,6 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod client;
 pub mod config;
 pub mod dataplane;
 mod files;
@@ -10,3 +11,4 @@ pub mod relay;
 pub mod server;
 pub mod stun;
 pub mod tls;
+pub mod tools;

@@ -114,6 +114,7 @@ const KERNEL: &str = "Kernel data plane";
 const OTHER: &str = "Other";
 
 const USAGE: &str = "derpd [flags]
+       derpd bench --help        measures any DERP server by putting load on it
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
 with `=`. Names and meanings are derper's, where derper has the flag.";

@@ -7,7 +7,7 @@
 pub mod counters;
 pub mod export;
 mod families;
-mod process;
+pub(crate) mod process;
 
 pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
 pub use export::{AttachedInterface, KernelCount, Report, StunTotals};

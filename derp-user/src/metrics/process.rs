@@ -8,7 +8,7 @@ use nix::{
 };
 
 /// Ticks per second in `/proc/<pid>/stat`: fixed by the kernel's interface, whatever its timer does.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Figures of `/proc/self` at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,15 +46,17 @@ impl ProcessFigures {
 
 /// The fields of proc_pid_stat(5) that are exported.
 #[derive(Debug, Eq, PartialEq)]
-struct Stat {
-    cpu_ticks: u64,
+pub(crate) struct Stat {
+    /// Processor time in user and kernel mode, in ticks.
+    pub(crate) cpu_ticks: u64,
     start_ticks: u64,
     virtual_bytes: u64,
     resident_pages: u64,
 }
 
 impl Stat {
-    fn parse(line: &str) -> Option<Self> {
+    /// Reads the one line of the file.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         // The command name in parentheses may hold spaces and parentheses itself; what follows is field 3.
         let (_, rest) = line.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();

@@ -153,6 +153,11 @@ impl MeshKey {
     pub fn is_zero(&self) -> bool {
         self.0.ct_eq(&[0; KEY_LENGTH]).into()
     }
+
+    /// The 64 digits, for the sealed ClientInfo only.
+    pub fn to_secret_text(&self) -> String {
+        encode_hex(&self.0)
+    }
 }
 
 impl PartialEq for MeshKey {
@@ -187,7 +192,8 @@ pub fn encode_hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-fn decode_hex(digits: &str) -> Result<[u8; KEY_LENGTH], KeyError> {
+/// Reads 64 hexadecimal digits.
+pub(crate) fn decode_hex(digits: &str) -> Result<[u8; KEY_LENGTH], KeyError> {
     let digits = digits.as_bytes();
     if digits.len() != 2 * KEY_LENGTH {
         return Err(KeyError::Digits);

@@ -18,6 +18,17 @@ pub enum GoneReason {
     NotHere = 0x01,
 }
 
+impl GoneReason {
+    /// The reason whose wire byte is `byte`, if the protocol defines one.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0x00 => Some(Self::Disconnected),
+            0x01 => Some(Self::NotHere),
+            _ => None,
+        }
+    }
+}
+
 /// What kind of client a key is, as watchers are told (reference section 1.2).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct ClientTraits {
@@ -37,6 +48,12 @@ impl ClientTraits {
             | u8::from(self.prober) << 2
             | u8::from(self.not_ideal) << 3;
         if special == 0 { REGULAR } else { special }
+    }
+
+    /// What a flags byte says; bits without a meaning are ignored.
+    pub fn from_flags(flags: u8) -> Self {
+        let set = |bit: u8| flags & 1 << bit != 0;
+        Self { mesh_peer: set(1), prober: set(2), not_ideal: set(3) }
     }
 }
 
@@ -113,5 +130,12 @@ mod tests {
         assert_eq!(traits(false, true, false).flags(), 0x04);
         assert_eq!(traits(true, false, false).flags(), 0x02);
         assert_eq!(traits(true, true, false).flags(), 0x06);
+        for flags in 0..16 {
+            let said = ClientTraits::from_flags(flags);
+            assert_eq!(
+                said.flags(),
+                (flags & 0x0e).max(1) & if flags & 0x0e == 0 { 1 } else { 0x0e }
+            );
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! TLS as derper serves it: certificates from files or made on the spot, and the meta certificate that tells
 //! clients the server's DERP key during the handshake.
 
+pub(crate) mod accept_any;
 mod error;
 mod manual;
 mod meta;
@@ -8,6 +9,7 @@ mod self_signed;
 
 use std::{net::IpAddr, sync::Arc};
 
+pub(crate) use accept_any::AcceptAny;
 pub use error::TlsError;
 pub use manual::{ServerCertificate, load_or_create};
 pub use meta::meta_certificate;
@@ -67,7 +69,5 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-#[cfg(test)]
-pub(crate) mod accept_any;
 #[cfg(test)]
 mod tests;

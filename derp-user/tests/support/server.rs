@@ -145,6 +145,11 @@ impl Server {
         (self.place.address, self.place.http_port).into()
     }
 
+    /// Id of the relay's process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     pub(crate) fn stun_address(&self) -> SocketAddr {
         (self.place.address, self.place.stun_port).into()
     }

@@ -1,6 +1,7 @@
 //! derpd: the relay server. Parses the command line, sets everything up, and runs until told to stop.
 
 mod banner;
+mod bench;
 mod listen;
 mod metrics;
 
@@ -34,7 +35,11 @@ use crate::metrics::Sources;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn main() -> ExitCode {
-    let options = match config::parse(env::args_os().skip(1)) {
+    let mut arguments = env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == bench::NAME).is_some() {
+        return bench::main(arguments);
+    }
+    let options = match config::parse(arguments) {
         Ok(Invocation::Run(options)) => *options,
         Ok(Invocation::Help(text)) => {
             print!("{text}");
