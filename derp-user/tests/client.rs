@@ -70,7 +70,7 @@ impl Relay {
             private_key,
             mesh_key: None,
             tls,
-            workers,
+            min_workers: workers,
             queue_depth: DEFAULT_QUEUE_DEPTH,
             write_timeout: Some(Duration::from_secs(2)),
             tcp_user_timeout: None,

@@ -87,7 +87,10 @@ pub struct Options {
     /// Time a client's connection may refuse data before it is closed; 0 for no limit
     #[arg(id = "tcp-write-timeout", long, value_name = "DURATION", default_value = "2s", allow_hyphen_values = true, help_heading = LIMITS)]
     pub tcp_write_timeout: GoDuration,
-    /// Threads that relay [default: one per processor]
+    /// Threads that relay even when fewer would do
+    #[arg(id = "min-workers", long, value_name = "NUMBER", default_value = "1", value_parser = ValueParser::new(parse_workers), help_heading = LIMITS)]
+    pub min_workers: NonZeroUsize,
+    /// Most threads that relay; as many of them are used as the load needs [default: one per processor]
     #[arg(id = "workers", long, value_name = "NUMBER", value_parser = ValueParser::new(parse_workers), help_heading = LIMITS)]
     pub workers: Option<NonZeroUsize>,
 

@@ -53,7 +53,9 @@ pub struct Config {
     pub tcp: TcpSettings,
     /// Packets of each kind that wait for one client.
     pub queue_depth: usize,
-    /// Threads that relay.
+    /// Threads that relay even when fewer would do.
+    pub min_workers: NonZeroUsize,
+    /// Most threads that relay.
     pub workers: NonZeroUsize,
     /// Interfaces on which the kernel answers STUN.
     pub xdp_interfaces: Vec<String>,
@@ -195,6 +197,7 @@ impl Config {
                 reason: "the kernel answers only STUN, which -stun=false switches off".to_owned(),
             });
         }
+        let (min_workers, workers) = workers(&options, environment)?;
         Ok(Self {
             dev: options.dev,
             listen,
@@ -206,7 +209,8 @@ impl Config {
             home: options.home.parse()?,
             tcp: tcp_settings(&options)?,
             queue_depth: queue_depth(environment)?,
-            workers: options.workers.unwrap_or(environment.processors),
+            min_workers,
+            workers,
             xdp_mode: options.xdp_mode,
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
@@ -218,6 +222,23 @@ impl Config {
             xdp_interfaces: options.xdp_interface,
         })
     }
+}
+
+/// The least and the most threads that relay.
+fn workers(
+    options: &Options,
+    environment: &Environment<'_>,
+) -> Result<(NonZeroUsize, NonZeroUsize), ConfigError> {
+    let least = options.min_workers;
+    let most = options.workers.unwrap_or(environment.processors.max(least));
+    if least > most {
+        return Err(ConfigError::Flag {
+            flag: "min-workers",
+            value: least.to_string(),
+            reason: format!("more than the {most} that -workers allows"),
+        });
+    }
+    Ok((least, most))
 }
 
 impl Environment<'_> {

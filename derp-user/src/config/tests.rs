@@ -120,6 +120,7 @@ fn faults_are_one_sentence_that_names_the_flag() {
             "-accept-connection-limit \"NaN\": must be a number of connections per second, or +Inf",
         ),
         (&["-workers=0"], "-workers \"0\": must be a number from 1 to 1024"),
+        (&["-min-workers=many"], "-min-workers \"many\": must be a number from 1 to 1024"),
         (
             &["-xdp-mode=fast"],
             "-xdp-mode \"fast\": unknown XDP mode \"fast\": expected native, generic, auto or off",
@@ -301,6 +302,20 @@ fn environment_variables() {
     assert!(matches!(resolve(&["-a=:1", "-log", "a=b=c"]), Err(ConfigError::Flag { .. })));
     assert_eq!(resolve(&["-a=:1", "-log=warn"]).unwrap().log, "warn");
     assert_eq!(with("HOME", "/").unwrap().workers.get(), 3);
+}
+
+#[test]
+fn workers_are_as_many_as_processors_unless_said_otherwise() {
+    let workers = |flags: &[&str]| {
+        let config = resolve(&[&["-a=:1"], flags].concat())?;
+        Ok::<_, ConfigError>((config.min_workers.get(), config.workers.get()))
+    };
+    assert_eq!(workers(&[]).unwrap(), (1, 3));
+    assert_eq!(workers(&["-workers=2"]).unwrap(), (1, 2));
+    assert_eq!(workers(&["-min-workers=5"]).unwrap(), (5, 5));
+    assert_eq!(workers(&["-min-workers=2", "-workers=2"]).unwrap(), (2, 2));
+    let error = workers(&["-min-workers=3", "-workers=2"]).unwrap_err();
+    assert_eq!(error.to_string(), "-min-workers \"3\": more than the 2 that -workers allows");
 }
 
 #[test]

@@ -214,6 +214,8 @@ pub struct Gauges {
     pub total_dup_client_conns: u64,
     /// Connections that asked to be told who comes and goes.
     pub watchers: u64,
+    /// Threads that relay now.
+    pub active_workers: u64,
 }
 
 impl Gauges {

@@ -214,6 +214,7 @@ impl Report {
                 gauges.current_notideal_connections,
             ),
             ("derp_watchers", "Connections told who comes and goes.", gauges.watchers),
+            ("derpd_active_workers", "Threads that relay now.", gauges.active_workers),
         ] {
             families.gauge(name, help, value as f64);
         }
@@ -415,6 +416,7 @@ mod tests {
             "derp_total_dup_client_conns",
             "derp_unknown_frames",
             "derp_watchers",
+            "derpd_active_workers",
             "derpd_tls_handshake_failures_total",
             "derpd_xdp_interface",
             "process_cpu_seconds_total",

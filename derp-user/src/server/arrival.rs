@@ -14,7 +14,7 @@ use super::{
     session::{self, Session},
     transport::TransportError,
     upgrade::{self, Options},
-    worker::Worker,
+    worker::{Stranger, Worker},
 };
 use crate::{
     http::{self, Listener, Origin, Outcome},
@@ -23,7 +23,7 @@ use crate::{
         login::{self, LoggedIn, LoginError, NONCE_LENGTH, Progress},
         message::ClientTraits,
     },
-    relay::Presence,
+    relay::{ConnectionId, Presence},
 };
 
 /// Time for the TLS handshake.
@@ -47,11 +47,12 @@ pub(super) enum ArrivalError {
 }
 
 /// Serves one accepted connection until it ends.
-pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+pub(super) async fn serve(worker: Rc<Worker>, stranger: Stranger<TcpStream>) {
+    let remote = stranger.remote;
     // Boxed, so that a session does not carry the memory of its arrival for the rest of its life.
-    let arrival = Box::pin(arrive(&worker, stream, remote)).await;
+    let arrival = Box::pin(arrive(&worker, stranger)).await;
     match arrival {
-        Ok(Some(session)) => session::run(session, &worker).await,
+        Ok(Some(session)) => session::run(session, worker).await,
         Ok(None) => {}
         Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),
         Err(error) => tracing::debug!("derp: {remote}: {error}"),
@@ -60,9 +61,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketA
 
 /// `None` if the connection was served as ordinary HTTP.
 async fn arrive(
-    worker: &Rc<Worker>,
-    stream: TcpStream,
-    remote: SocketAddr,
+    worker: &Worker,
+    Stranger { id, remote, stream }: Stranger<TcpStream>,
 ) -> Result<Option<Session>, ArrivalError> {
     let mut link = match worker.settings().tls.clone() {
         Some(config) => Link::tls(stream, config)?,
@@ -102,14 +102,14 @@ async fn arrive(
     let early = bytes.split_off(frame_length);
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
     let logged_in = login::open_client_info(&worker.settings().private_key, payload)?;
-    enter(worker, link, remote, logged_in, options.not_ideal, early).map(Some)
+    enter(worker, link, (id, remote), logged_in, options.not_ideal, early).map(Some)
 }
 
 /// Registers a client that has proven its key. It is visible to others before it is told.
 fn enter(
     worker: &Worker,
     link: Link,
-    remote: SocketAddr,
+    (id, remote): (ConnectionId, SocketAddr),
     logged_in: LoggedIn,
     not_ideal: bool,
     mut early: Vec<u8>,
@@ -123,12 +123,11 @@ fn enter(
     let Parts { stream, transport, unread, unsent } =
         link.into_session(&logged_in.server_info(nonce))?;
     early.extend(unread);
-    let id = worker.hub().next_id();
     // ServerInfo is on its way before anybody can send to this client, so it is the second frame.
     let connection =
-        Arc::new(Connection::new(id, logged_in.key, remote, stream, transport, unsent));
+        Arc::new(Connection::new(id, logged_in.key, remote, stream.into_std()?, transport, unsent));
     worker.hub().register(&connection, presence, worker.counters());
-    Ok(Session::new(connection, trusted, early))
+    Ok(Session::new(connection, trusted, early, worker.random_fraction()))
 }
 
 /// Reads until `bytes` begin with a whole ClientInfo frame; its length, header included.

@@ -5,9 +5,10 @@
 //! worker that owns the connection to send when there is room.
 
 use std::{
-    io::{self, Read},
-    net::{Shutdown, SocketAddr},
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
     ops::Range,
+    os::fd::{AsRawFd, RawFd},
     sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll},
     time::Instant,
@@ -15,8 +16,6 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
-use socket2::SockRef;
-use tokio::net::TcpStream;
 
 use super::transport::{Outgoing, Phase, Transport, TransportError};
 use crate::{
@@ -37,17 +36,6 @@ const MAX_UNSENT: usize = 512 << 10;
 /// DERP bytes that are encrypted and written at once when a full socket has room again.
 const FLUSH_BATCH: usize = 32 << 10;
 
-/// What the owner of a connection is woken for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Event {
-    /// Another task left something to do: [`Connection::is_closing`] or frames to flush.
-    Attention,
-    /// The socket may take bytes that it refused before.
-    Writable,
-    /// The socket may have bytes, or its end.
-    Readable,
-}
-
 /// Memory for writing, owned by a worker and used for one destination at a time.
 #[derive(Debug, Default)]
 pub(super) struct WriteScratch {
@@ -63,10 +51,13 @@ pub(super) struct Connection {
     pub(super) key: NodePublic,
     /// Where it came from.
     pub(super) remote: SocketAddr,
+    /// Non-blocking. Whether it can be read or written is for the owner to wait for.
     stream: TcpStream,
     outbound: Mutex<Outbound>,
     /// The socket is full. Written under the lock of `outbound`.
     blocked: AtomicBool,
+    /// It is the one that gets its key's packets.
+    routed: AtomicBool,
     duplicate: AtomicBool,
     closing: AtomicBool,
     attention: AtomicBool,
@@ -89,7 +80,7 @@ struct Outbound {
 }
 
 impl Connection {
-    /// Takes over an established stream. `unsent` are socket bytes to be sent before anything else,
+    /// Takes over an established non-blocking stream. `unsent` are socket bytes to be sent before anything else,
     /// by the first [`Self::flush`].
     pub(super) fn new(
         id: ConnectionId,
@@ -115,6 +106,7 @@ impl Connection {
                 ended: false,
             }),
             blocked: AtomicBool::new(blocked),
+            routed: AtomicBool::new(false),
             duplicate: AtomicBool::new(false),
             closing: AtomicBool::new(false),
             attention: AtomicBool::new(false),
@@ -122,39 +114,23 @@ impl Connection {
         }
     }
 
-    /// Waits for something to do. Only the owner may call this.
-    pub(super) fn poll_event(&self, context: &mut Context<'_>) -> Poll<Event> {
+    /// Waits until another task leaves something to do: [`Self::is_closing`], or frames to flush.
+    /// Only the owner may call this.
+    pub(super) fn poll_attention(&self, context: &mut Context<'_>) -> Poll<()> {
         self.owner.register(context.waker());
-        if self.attention.swap(false, Ordering::AcqRel) {
-            return Poll::Ready(Event::Attention);
-        }
-        if self.blocked.load(Ordering::Acquire) && self.stream.poll_write_ready(context).is_ready()
-        {
-            return Poll::Ready(Event::Writable);
-        }
-        self.stream.poll_read_ready(context).map(|_| Event::Readable)
+        if self.attention.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Reads what the socket has, at most `buffer` full; `None` if it has nothing now. Zero bytes
     /// are the end of the stream.
-    ///
-    /// A read that does not fill the buffer has emptied the socket: the readiness is cleared with
-    /// it, which saves the system call that would find nothing.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let mut partial = None;
-        let outcome = self.stream.try_io(tokio::io::Interest::READABLE, || {
-            let count = (&*SockRef::from(&self.stream)).read(buffer)?;
-            if count == 0 || count == buffer.len() {
-                return Ok(count);
+        loop {
+            match (&self.stream).read(buffer) {
+                Ok(count) => return Ok(Some(count)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            partial = Some(count);
-            Err(io::ErrorKind::WouldBlock.into())
-        });
-        match (outcome, partial) {
-            (Ok(count), _) => Ok(Some(count)),
-            (Err(_), Some(count)) => Ok(Some(count)),
-            (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            (Err(error), None) => Err(error),
         }
     }
 
@@ -290,9 +266,14 @@ impl Connection {
         }
     }
 
+    /// Whether the socket is full.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Acquire)
+    }
+
     /// Since when the socket has refused every byte; `None` if nothing waits for it.
     pub(super) fn stalled_since(&self) -> Option<Instant> {
-        if !self.blocked.load(Ordering::Acquire) {
+        if !self.is_blocked() {
             return None;
         }
         self.outbound.lock().stalled_since
@@ -318,7 +299,7 @@ impl Connection {
         outbound.urgent = Vec::new();
         drop(outbound);
         // Fails only if the peer has already gone, which is as good.
-        let _ = SockRef::from(&self.stream).shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 
     /// Asks the owner to end the session.
@@ -330,6 +311,16 @@ impl Connection {
     /// Whether somebody asked for the end of the session, or a write failed.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+
+    /// Whether this connection is the one that gets its key's packets.
+    pub(super) fn is_routed(&self) -> bool {
+        self.routed.load(Ordering::Acquire)
+    }
+
+    /// Notes whether this connection gets its key's packets.
+    pub(super) fn set_routed(&self, routed: bool) {
+        self.routed.store(routed, Ordering::Release);
     }
 
     /// Whether other connections share the key, so that the relay must hear when this one speaks.
@@ -416,7 +407,7 @@ impl Connection {
     fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut written = 0;
         while written < bytes.len() {
-            match self.stream.try_write(&bytes[written..]) {
+            match (&self.stream).write(&bytes[written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -425,6 +416,12 @@ impl Connection {
             }
         }
         Ok(written)
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
     }
 }
 

@@ -109,11 +109,17 @@ impl Hub {
         let routes = self.routes.pin();
         for effect in change(&mut relay) {
             match effect {
-                Effect::Route { key, to: Some(connection) } => {
-                    routes.insert(key, Arc::downgrade(&connection));
-                }
-                Effect::Route { key, to: None } => {
-                    routes.remove(&key);
+                Effect::Route { key, to } => {
+                    let before = match &to {
+                        Some(connection) => routes.insert(key, Arc::downgrade(connection)),
+                        None => routes.remove(&key),
+                    };
+                    if let Some(before) = before.and_then(Weak::upgrade) {
+                        before.set_routed(false);
+                    }
+                    if let Some(connection) = to {
+                        connection.set_routed(true);
+                    }
                 }
                 Effect::Duplicate { connection, duplicate } => connection.set_duplicate(duplicate),
                 Effect::PeerPresent { to, presence } => {

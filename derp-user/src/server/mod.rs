@@ -7,24 +7,35 @@ pub mod bench_support;
 mod connection;
 mod hub;
 mod link;
+mod placement;
+mod processor_time;
 mod session;
 mod transport;
 mod upgrade;
 mod worker;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     io,
     net::TcpListener,
     num::NonZeroUsize,
-    sync::Arc,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use self::{hub::Hub, worker::Shared};
+use self::{
+    hub::Hub,
+    worker::{Desk, Shared},
+};
 use crate::{
     http::Site,
     metrics::{Gauges, Totals, WorkerCounters},
@@ -52,8 +63,9 @@ pub struct Settings {
     pub mesh_key: Option<MeshKey>,
     /// TLS for every connection; without it, DERP over plain HTTP.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Threads that relay.
-    pub workers: NonZeroUsize,
+    /// Threads that relay even when fewer would do; more are used as the load grows, up to as many
+    /// as the [`Statistics`] were made for.
+    pub min_workers: NonZeroUsize,
     /// See [`DEFAULT_QUEUE_DEPTH`].
     pub queue_depth: usize,
     /// How long a client's socket may refuse every byte; `None`: forever.
@@ -73,6 +85,7 @@ pub struct Settings {
 pub struct Statistics {
     counters: Arc<[WorkerCounters]>,
     hub: Arc<Hub>,
+    active_workers: Arc<AtomicUsize>,
 }
 
 impl Statistics {
@@ -81,6 +94,7 @@ impl Statistics {
         Self {
             counters: (0..workers.get()).map(|_| WorkerCounters::default()).collect(),
             hub: Arc::new(Hub::new(own_key)),
+            active_workers: Arc::default(),
         }
     }
 
@@ -102,6 +116,7 @@ impl Statistics {
             current_dup_client_conns: census.duplicate_connections,
             total_dup_client_conns: census.duplicates_ever,
             watchers: census.watchers,
+            active_workers: self.active_workers.load(Ordering::Relaxed) as u64,
         }
     }
 
@@ -138,16 +153,27 @@ impl Server {
             Mutex::new(TokenBucket::new(limit.per_second, limit.burst as f64, Instant::now()))
         });
         let hub = Arc::clone(&statistics.hub);
-        let shared = Arc::new(Shared { settings, hub, accept_bucket, stop: stopped });
-        let start_worker = |index| {
+        let active = Arc::clone(&statistics.active_workers);
+        active.store(settings.min_workers.get().min(statistics.counters.len()), Ordering::Relaxed);
+        let (desks, inboxes): (Vec<_>, Vec<_>) = (0..statistics.counters.len())
+            .map(|_| {
+                let (inbox, newcomers) = mpsc::unbounded_channel();
+                (Desk { inbox, clock: OnceLock::new() }, newcomers)
+            })
+            .unzip();
+        let desks = desks.into_boxed_slice();
+        let shared =
+            Arc::new(Shared { settings, hub, accept_bucket, stop: stopped, active, desks });
+        let mut listener = Some(listener);
+        let start_worker = |(index, inbox)| {
             let (shared, counters) = (Arc::clone(&shared), Arc::clone(&statistics.counters));
-            let listener = listener.try_clone()?;
+            let listener = listener.take();
             std::thread::Builder::new()
                 .name(format!("derpd-worker-{index}"))
-                .spawn(move || worker::run(shared, counters, index, listener))
+                .spawn(move || worker::run(shared, counters, index, inbox, listener))
         };
         let workers =
-            (0..statistics.counters.len()).map(start_worker).collect::<io::Result<_>>()?;
+            inboxes.into_iter().enumerate().map(start_worker).collect::<Result<_, _>>()?;
         Ok(Self { stop, workers })
     }
 

@@ -9,19 +9,24 @@
 use std::{
     collections::HashSet,
     future::poll_fn,
+    io,
     ops::Range,
-    pin::pin,
-    sync::Arc,
-    task::Poll,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use tokio::time::{Sleep, sleep_until};
+use tokio::{
+    io::unix::{AsyncFd, AsyncFdReadyGuard},
+    time::{Sleep, sleep_until},
+};
 
 use super::{
-    connection::{Connection, Event},
+    connection::Connection,
     transport::{Phase, TransportError},
-    worker::{Scratch, Worker},
+    worker::{Newcomer, Scratch, Worker},
 };
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
@@ -66,8 +71,30 @@ enum End {
     #[error("{0}")]
     Transport(#[from] TransportError),
     #[error("read: {0}")]
-    Read(#[from] std::io::Error),
+    Read(#[from] io::Error),
 }
+
+/// How a session leaves its worker.
+enum Exit {
+    Ended(End),
+    /// It goes on with another worker.
+    Moves(usize),
+}
+
+/// What the owner of a connection waits for.
+enum Event<'a> {
+    /// A deadline may have passed.
+    Time,
+    /// Another task left something to do.
+    Attention,
+    /// The socket may take bytes that it refused before.
+    Writable(Ready<'a>),
+    /// The socket may have bytes, or its end.
+    Readable(Ready<'a>),
+}
+
+type Socket = AsyncFd<Arc<Connection>>;
+type Ready<'a> = AsyncFdReadyGuard<'a, Arc<Connection>>;
 
 /// What is left to read after a quantum.
 #[derive(Debug, Eq, PartialEq)]
@@ -83,101 +110,161 @@ pub(super) struct Run {
     range: Range<usize>,
 }
 
+/// Where the last packet went, so that the next one for the same client needs no search.
+struct Route {
+    source: NodePublic,
+    destination: NodePublic,
+    receiver: Weak<Connection>,
+}
+
+impl Route {
+    /// Where a packet goes, if it goes this way.
+    fn lead(&self, source: &NodePublic, destination: &NodePublic) -> Option<Arc<Connection>> {
+        if self.source != *source || self.destination != *destination {
+            return None;
+        }
+        self.receiver.upgrade().filter(|receiver| receiver.is_routed())
+    }
+}
+
 /// The reading half of a client, known to its owner alone.
 pub(super) struct Session {
     connection: Arc<Connection>,
     trusted: bool,
+    keep_alive_period: Duration,
+    keep_alive_at: Instant,
     reader: FrameReader,
     /// Plaintext of an incomplete frame.
     partial: Vec<u8>,
     not_here: TokenBucket,
     /// Who has been introduced to whom: sender and receiving connection.
     introduced: HashSet<(NodePublic, ConnectionId)>,
+    last_route: Option<Route>,
 }
 
 impl Session {
-    /// A session whose client has already sent `early` bytes behind its login.
-    pub(super) fn new(connection: Arc<Connection>, trusted: bool, early: Vec<u8>) -> Self {
+    /// A session whose client has already sent `early` bytes behind its login. `jitter`, from 0 to 1,
+    /// sets its keepalives apart from those of others.
+    pub(super) fn new(
+        connection: Arc<Connection>,
+        trusted: bool,
+        early: Vec<u8>,
+        jitter: f64,
+    ) -> Self {
+        let keep_alive_period = KEEP_ALIVE + KEEP_ALIVE_JITTER.mul_f64(jitter);
         Self {
             connection,
             trusted,
+            keep_alive_period,
+            keep_alive_at: Instant::now() + keep_alive_period,
             reader: FrameReader::new(trusted),
             partial: early,
             not_here: TokenBucket::new(NOT_HERE_PER_SECOND, NOT_HERE_BURST, Instant::now()),
             introduced: HashSet::new(),
+            last_route: None,
         }
     }
 }
 
-/// Runs a registered session to its end.
-pub(super) async fn run(mut session: Session, worker: &Worker) {
-    let connection = Arc::clone(&session.connection);
-    let _departure = Departure { connection: &connection, worker };
-    let end = serve(&mut session, worker).await;
-    if matches!(end, End::WriteTimeout) {
-        worker.counters().write_timeouts.increment();
+/// Runs a registered session until it ends or moves to another worker.
+pub(super) async fn run(mut session: Session, worker: Rc<Worker>) {
+    let mut departure = Departure {
+        connection: Arc::clone(&session.connection),
+        worker: Rc::clone(&worker),
+        moved: false,
+    };
+    match serve(&mut session, &worker).await {
+        Exit::Ended(end) => {
+            if matches!(end, End::WriteTimeout) {
+                worker.counters().write_timeouts.increment();
+            }
+            let Connection { remote, key, .. } = &*session.connection;
+            tracing::debug!("derp client {remote}{}: {end}", key.short());
+        }
+        // A worker that has stopped takes nobody in; then this server stops, and the session ends.
+        Exit::Moves(place) => departure.moved = worker.send(place, Newcomer::Session(session)),
     }
-    tracing::debug!("derp client {}{}: {end}", connection.remote, connection.key.short());
+}
+
+/// Takes a session that nobody runs out of the relay.
+pub(super) fn abandon(session: Session, worker: Rc<Worker>) {
+    drop(Departure { connection: session.connection, worker, moved: false });
 }
 
 /// Takes a connection out of the relay when its session ends, however it ends: also when the server
 /// stops, or when a bug makes the session panic.
-struct Departure<'a> {
-    connection: &'a Connection,
-    worker: &'a Worker,
+struct Departure {
+    connection: Arc<Connection>,
+    worker: Rc<Worker>,
+    moved: bool,
 }
 
-impl Drop for Departure<'_> {
+impl Drop for Departure {
     fn drop(&mut self) {
-        let Self { connection, worker } = self;
-        worker.hub().unregister(connection.id, worker.counters());
-        connection.end(&mut worker.scratch().write, worker.counters());
+        let Self { connection, worker, moved } = self;
+        if !*moved {
+            worker.hub().unregister(connection.id, worker.counters());
+            connection.end(&mut worker.scratch().write, worker.counters());
+        }
     }
 }
 
-async fn serve(session: &mut Session, worker: &Worker) -> End {
+async fn serve(session: &mut Session, worker: &Worker) -> Exit {
     let connection = Arc::clone(&session.connection);
+    let socket = match watch(Arc::clone(&connection)) {
+        Ok(socket) => socket,
+        Err(error) => return Exit::Ended(error.into()),
+    };
     let write_timeout =
         if session.trusted { Some(MESH_WRITE_TIMEOUT) } else { worker.settings().write_timeout };
-    let period = KEEP_ALIVE + KEEP_ALIVE_JITTER.mul_f64(worker.random_fraction());
-    let mut keep_alive_at = Instant::now() + period;
-    let mut timer = pin!(sleep_until(keep_alive_at.into()));
+    let mut timer = pin!(sleep_until(session.keep_alive_at.into()));
 
     connection.flush(&mut worker.scratch().write, worker.counters());
     if let Err(end) = session.handle_early(worker) {
-        return end;
+        return Exit::Ended(end);
     }
     loop {
         let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
+        let keep_alive_at = session.keep_alive_at;
         arm(timer.as_mut(), deadline.map_or(keep_alive_at, |deadline| deadline.min(keep_alive_at)));
-        // The timer first: a client that never stops sending must not keep its deadlines away.
-        let event = poll_fn(|context| match timer.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => connection.poll_event(context).map(Some),
-        })
-        .await;
+        let event = poll_fn(|context| poll_event(&connection, &socket, timer.as_mut(), context));
+        let event = match event.await {
+            Ok(event) => event,
+            Err(error) => return Exit::Ended(error.into()),
+        };
         if connection.is_closing() {
-            return End::Asked;
+            return Exit::Ended(End::Asked);
         }
         match event {
-            Some(Event::Readable) => match session.read_quantum(worker) {
-                Ok(Rest::Empty) => {}
-                // To the back of the worker's queue: everybody else has a turn first.
-                Ok(Rest::More) => tokio::task::yield_now().await,
-                Err(end) => return end,
-            },
-            Some(Event::Writable | Event::Attention) => {
-                connection.flush(&mut worker.scratch().write, worker.counters());
+            Event::Readable(mut ready) => {
+                if let Some(place) = worker.other_home(connection.id) {
+                    return Exit::Moves(place);
+                }
+                match session.read_quantum(worker) {
+                    // A read that does not fill the quantum has emptied the socket: to find that out
+                    // by another one would cost a system call.
+                    Ok(Rest::Empty) => ready.clear_ready(),
+                    // To the back of the worker's queue: everybody else has a turn first.
+                    Ok(Rest::More) => tokio::task::yield_now().await,
+                    Err(end) => return Exit::Ended(end),
+                }
             }
-            None => {
+            Event::Writable(mut ready) => {
+                connection.flush(&mut worker.scratch().write, worker.counters());
+                if connection.is_blocked() {
+                    ready.clear_ready();
+                }
+            }
+            Event::Attention => connection.flush(&mut worker.scratch().write, worker.counters()),
+            Event::Time => {
                 let now = Instant::now();
                 let stalled_since = connection.stalled_since();
                 let overdue = stalled_since.zip(write_timeout);
                 if overdue.is_some_and(|(since, allowed)| now >= since + allowed) {
-                    return End::WriteTimeout;
+                    return Exit::Ended(End::WriteTimeout);
                 }
-                if now >= keep_alive_at {
-                    keep_alive_at += period;
+                if now >= session.keep_alive_at {
+                    session.keep_alive_at += session.keep_alive_period;
                     connection.post(message::keep_alive);
                 }
             }
@@ -185,8 +272,38 @@ async fn serve(session: &mut Session, worker: &Worker) -> End {
     }
 }
 
+/// Has this worker's runtime watch a connection's socket, until the result is dropped.
+#[expect(unsafe_code, reason = "tokio has no safe call for a socket that is shared with writers")]
+fn watch(connection: Arc<Connection>) -> io::Result<Socket> {
+    // SAFETY: a Connection owns one open socket from its creation to its end and never replaces it, and
+    // the AsyncFd holds the Connection.
+    unsafe { AsyncFd::register(connection) }.map_err(io::Error::from)
+}
+
+/// Waits for the next event; fails only when the runtime is going down.
+fn poll_event<'a>(
+    connection: &Connection,
+    socket: &'a Socket,
+    timer: Pin<&mut Sleep>,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<Event<'a>>> {
+    // The timer first: a client that never stops sending must not keep its deadlines away.
+    if timer.poll(context).is_ready() {
+        return Poll::Ready(Ok(Event::Time));
+    }
+    if connection.poll_attention(context).is_ready() {
+        return Poll::Ready(Ok(Event::Attention));
+    }
+    if connection.is_blocked()
+        && let Poll::Ready(ready) = socket.poll_write_ready(context)
+    {
+        return Poll::Ready(ready.map(Event::Writable));
+    }
+    socket.poll_read_ready(context).map(|ready| ready.map(Event::Readable))
+}
+
 /// Sets the timer, unless it stands right already.
-fn arm(timer: std::pin::Pin<&mut Sleep>, at: Instant) {
+fn arm(timer: Pin<&mut Sleep>, at: Instant) {
     if timer.deadline().into_std() != at {
         timer.reset(at.into());
     }
@@ -352,9 +469,17 @@ impl Quantum<'_> {
             last.range.end = range.end;
             return;
         }
-        let Some(receiver) = self.worker.hub().active_connection(&destination) else {
+        let known =
+            self.session.last_route.as_ref().and_then(|route| route.lead(&source, &destination));
+        let Some(receiver) = known.or_else(|| self.search(source, destination)) else {
             return self.lose(destination, bytes, unknown);
         };
+        self.runs.push(Run { source, destination: receiver, range });
+    }
+
+    /// Finds where packets for `destination` go, and tells the relay of the first one from `source`.
+    fn search(&mut self, source: NodePublic, destination: NodePublic) -> Option<Arc<Connection>> {
+        let receiver = self.worker.hub().active_connection(&destination)?;
         let introduced = &mut self.session.introduced;
         if introduced.len() >= MAX_INTRODUCED {
             introduced.clear();
@@ -362,7 +487,9 @@ impl Quantum<'_> {
         if introduced.insert((source, receiver.id)) {
             self.worker.hub().first_packet(source, receiver.id);
         }
-        self.runs.push(Run { source, destination: receiver, range });
+        let route = Route { source, destination, receiver: Arc::downgrade(&receiver) };
+        self.session.last_route = Some(route);
+        Some(receiver)
     }
 
     /// Counts a packet that has nowhere to go, and says so to a sender that looks for a path.

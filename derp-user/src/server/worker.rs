@@ -7,22 +7,39 @@ use std::{
     net::SocketAddr,
     ops::Range,
     rc::Rc,
-    sync::Arc,
-    time::Duration,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
-    task::LocalSet,
+    sync::{mpsc, watch},
+    task::{LocalSet, spawn_local},
+    time::MissedTickBehavior,
 };
 
-use super::{Settings, arrival, connection::WriteScratch, hub::Hub, session::Run};
-use crate::{metrics::WorkerCounters, relay::limit::TokenBucket};
+use super::{
+    Settings, arrival,
+    connection::WriteScratch,
+    hub::Hub,
+    placement::{self, Staffing},
+    processor_time::{Meter, ThreadClock},
+    session::{self, Run, Session},
+};
+use crate::{
+    metrics::WorkerCounters,
+    relay::{ConnectionId, limit::TokenBucket},
+};
 
 /// How long accepting rests when the system has no descriptor or memory for another connection.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How often it is decided how many workers are in use.
+const STAFFING_PERIOD: Duration = Duration::from_millis(250);
 
 /// What all workers share.
 pub(super) struct Shared {
@@ -30,6 +47,31 @@ pub(super) struct Shared {
     pub(super) hub: Arc<Hub>,
     pub(super) accept_bucket: Option<Mutex<TokenBucket>>,
     pub(super) stop: watch::Receiver<bool>,
+    /// How many workers are in use: the first so many.
+    pub(super) active: Arc<AtomicUsize>,
+    /// One per worker.
+    pub(super) desks: Box<[Desk]>,
+}
+
+/// Where others find a worker.
+pub(super) struct Desk {
+    pub(super) inbox: mpsc::UnboundedSender<Newcomer>,
+    pub(super) clock: OnceLock<ThreadClock>,
+}
+
+/// A connection that comes to a worker from another one. Each is in one inbox at the most.
+pub(super) enum Newcomer {
+    /// It has only been accepted.
+    Stranger(Stranger<std::net::TcpStream>),
+    /// Its client has logged in.
+    Session(Session),
+}
+
+/// An accepted connection of which nothing is known yet.
+pub(super) struct Stranger<S> {
+    pub(super) id: ConnectionId,
+    pub(super) remote: SocketAddr,
+    pub(super) stream: S,
 }
 
 /// One worker's view of the server.
@@ -85,6 +127,17 @@ impl Worker {
         self.scratch.borrow_mut()
     }
 
+    /// Another worker that connection `id` belongs to, now that so many are in use.
+    pub(super) fn other_home(&self, id: ConnectionId) -> Option<usize> {
+        let home = placement::home(id, self.shared.active.load(Ordering::Relaxed));
+        (home != self.index).then_some(home)
+    }
+
+    /// Hands a connection to worker `place`; whether that worker is still there to take it.
+    pub(super) fn send(&self, place: usize, newcomer: Newcomer) -> bool {
+        self.shared.desks[place].inbox.send(newcomer).is_ok()
+    }
+
     /// A number in [0, 1) to spread timers with (xorshift64).
     pub(super) fn random_fraction(&self) -> f64 {
         let mut x = self.random.get();
@@ -96,7 +149,8 @@ impl Worker {
     }
 }
 
-/// Runs worker `index` on the calling thread until the server stops.
+/// Runs worker `index` on the calling thread until the server stops. The first worker accepts the
+/// connections of all.
 ///
 /// # Errors
 ///
@@ -105,12 +159,14 @@ pub(super) fn run(
     shared: Arc<Shared>,
     counters: Arc<[WorkerCounters]>,
     index: usize,
-    listener: std::net::TcpListener,
+    mut inbox: mpsc::UnboundedReceiver<Newcomer>,
+    listener: Option<std::net::TcpListener>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut stop = shared.stop.clone();
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(io::Error::other)?;
+    shared.desks[index].clock.get_or_init(ThreadClock::of_this_thread);
     let worker = Rc::new(Worker {
         shared,
         counters,
@@ -118,13 +174,28 @@ pub(super) fn run(
         scratch: RefCell::default(),
         random: Cell::new(u64::from_ne_bytes(seed) | 1),
     });
-    LocalSet::new().block_on(&runtime, async move {
-        let listener = TcpListener::from_std(listener)?;
+    let tasks = LocalSet::new();
+    let result = tasks.block_on(&runtime, async {
+        let listener = listener.map(TcpListener::from_std).transpose()?;
+        let first = async {
+            if let Some(listener) = &listener {
+                tokio::join!(accept_all(&worker, listener), staff(&worker));
+            }
+        };
         tokio::select! {
-            _ = stop.wait_for(|&stop| stop) => Ok(()),
-            () = accept_all(&worker, &listener) => Ok(()),
+            _ = stop.wait_for(|&stop| stop) => {}
+            _ = async { tokio::join!(take_in(&worker, &mut inbox), first) } => {}
         }
-    })
+        Ok(())
+    });
+    drop(tasks);
+    inbox.close();
+    while let Ok(newcomer) = inbox.try_recv() {
+        if let Newcomer::Session(session) = newcomer {
+            session::abandon(session, Rc::clone(&worker));
+        }
+    }
+    result
 }
 
 async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
@@ -146,7 +217,7 @@ fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
         .shared
         .accept_bucket
         .as_ref()
-        .is_none_or(|bucket| bucket.lock().take(std::time::Instant::now()));
+        .is_none_or(|bucket| bucket.lock().take(Instant::now()));
     if !allowed {
         worker.counters().tls_rejected.increment();
         return;
@@ -154,5 +225,54 @@ fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
     worker.counters().tls_accepted.increment();
     // Only a hint; a connection without it works.
     let _ = stream.set_nodelay(true);
-    tokio::task::spawn_local(arrival::serve(Rc::clone(worker), stream, remote));
+    let id = worker.hub().next_id();
+    let Some(place) = worker.other_home(id) else {
+        let stranger = Stranger { id, remote, stream };
+        spawn_local(arrival::serve(Rc::clone(worker), stranger));
+        return;
+    };
+    match stream.into_std() {
+        Ok(stream) => {
+            // Refused only when the server stops.
+            worker.send(place, Newcomer::Stranger(Stranger { id, remote, stream }));
+        }
+        Err(error) => tracing::debug!("derp: {remote}: {error}"),
+    }
+}
+
+/// Serves the connections that other workers hand over.
+async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Newcomer>) {
+    while let Some(newcomer) = inbox.recv().await {
+        match newcomer {
+            Newcomer::Session(session) => {
+                spawn_local(session::run(session, Rc::clone(worker)));
+            }
+            Newcomer::Stranger(Stranger { id, remote, stream }) => {
+                match TcpStream::from_std(stream) {
+                    Ok(stream) => {
+                        let stranger = Stranger { id, remote, stream };
+                        spawn_local(arrival::serve(Rc::clone(worker), stranger));
+                    }
+                    Err(error) => tracing::debug!("derp: {remote}: {error}"),
+                }
+            }
+        }
+    }
+}
+
+/// Uses more workers or fewer, as the load wants it.
+async fn staff(worker: &Worker) {
+    let Shared { settings, desks, active, .. } = &*worker.shared;
+    let mut staffing = Staffing::new(settings.min_workers.get(), desks.len());
+    let mut meters: Vec<Meter> = Vec::with_capacity(desks.len());
+    let mut ticks = tokio::time::interval(STAFFING_PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while desks.len() > settings.min_workers.get() {
+        let now = ticks.tick().await.into_std();
+        let busy: Vec<f64> = meters.iter_mut().map(|meter| meter.share(now)).collect();
+        active.store(staffing.judge(&busy), Ordering::Relaxed);
+        // A worker that starts late is not missed before.
+        let begun = desks[meters.len()..].iter().map_while(|desk| desk.clock.get());
+        meters.extend(begun.map(|&clock| Meter::new(clock, now)));
+    }
 }

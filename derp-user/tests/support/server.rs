@@ -47,6 +47,19 @@ pub(crate) fn kind() -> Kind {
     }
 }
 
+/// Flags by which connections of one test belong to different workers.
+fn work_shared_between_two() -> &'static [&'static str] {
+    match kind() {
+        Kind::Derpd => &["-workers=2", "-min-workers=2"],
+        Kind::Derper => &[],
+    }
+}
+
+/// Whether a test chooses the number of workers itself.
+fn overridden(flags: &[&str]) -> bool {
+    flags.iter().any(|flag| flag.contains("workers"))
+}
+
 /// A running relay; killed when dropped.
 pub(crate) struct Server {
     process: Child,
@@ -99,6 +112,7 @@ impl Server {
             .arg("-certmode=manual")
             .arg(format!("-certdir={}", path.join("certs").display()))
             .arg(format!("-c={}", path.join("derper.key").display()))
+            .args(work_shared_between_two().iter().filter(|_| !overridden(flags)))
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

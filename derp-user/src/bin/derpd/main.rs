@@ -235,7 +235,7 @@ fn server_settings(
     Settings {
         private_key,
         mesh_key,
-        workers: config.workers,
+        min_workers: config.min_workers,
         queue_depth: config.queue_depth,
         write_timeout: config.tcp.write_timeout,
         tcp_user_timeout: config.tcp.user_timeout,
