@@ -108,7 +108,7 @@ impl DataplaneError {
             return Self::from_program(error);
         }
         match os_error(&error) {
-            Some(nix::libc::EPERM | nix::libc::EACCES) => Self::not_permitted("create BPF maps"),
+            Some(libc::EPERM | libc::EACCES) => Self::not_permitted("create BPF maps"),
             _ => Self::Load(error),
         }
     }
@@ -118,7 +118,7 @@ impl DataplaneError {
         let code = os_error(&error);
         if let ProgramError::LoadError { io_error, verifier_log } = error {
             // A program that the verifier dislikes fails with EACCES, too.
-            if code == Some(nix::libc::EPERM) {
+            if code == Some(libc::EPERM) {
                 return Self::not_permitted("load a BPF program");
             }
             tracing::debug!(%verifier_log, "verifier");
@@ -131,12 +131,10 @@ impl DataplaneError {
     pub(super) fn from_attach(interface: &str, mode: AttachedMode, source: ProgramError) -> Self {
         let interface = interface.to_owned();
         match attach_errno(&source) {
-            Some(nix::libc::EBUSY | nix::libc::EEXIST) => Self::Occupied { interface },
-            Some(nix::libc::EOPNOTSUPP) => Self::Unsupported { interface, mode },
-            Some(nix::libc::ENODEV) => Self::UnknownInterface { name: interface },
-            Some(nix::libc::EPERM | nix::libc::EACCES) => {
-                Self::not_permitted("attach an XDP program")
-            }
+            Some(libc::EBUSY | libc::EEXIST) => Self::Occupied { interface },
+            Some(libc::EOPNOTSUPP) => Self::Unsupported { interface, mode },
+            Some(libc::ENODEV) => Self::UnknownInterface { name: interface },
+            Some(libc::EPERM | libc::EACCES) => Self::not_permitted("attach an XDP program"),
             _ => Self::Attach { interface, mode, source },
         }
     }

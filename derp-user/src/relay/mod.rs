@@ -280,12 +280,17 @@ impl<H: Clone> Relay<H> {
             .collect()
     }
 
+    /// How many connections are registered.
+    pub fn connections(&self) -> u64 {
+        self.clients.len() as u64
+    }
+
     /// How many connections, keys and watchers there are.
     pub fn census(&self) -> Census {
         let count = |n: usize| n as u64;
         let duplicates = || self.rosters.values().map(Roster::len).filter(|&company| company > 1);
         Census {
-            connections: count(self.clients.len()),
+            connections: self.connections(),
             home_connections: count(self.clients.values().filter(|client| client.home).count()),
             not_ideal_connections: count(
                 self.clients.values().filter(|client| client.presence.traits.not_ideal).count(),

@@ -89,6 +89,11 @@ impl Hub {
         }
     }
 
+    /// How many connections are registered.
+    pub(super) fn connections(&self) -> u64 {
+        self.relay.lock().connections()
+    }
+
     pub(super) fn census(&self) -> Census {
         self.relay.lock().census()
     }

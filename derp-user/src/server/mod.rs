@@ -9,6 +9,7 @@ mod hub;
 mod link;
 mod placement;
 mod processor_time;
+mod reclaim;
 mod session;
 mod transport;
 mod upgrade;

@@ -28,6 +28,7 @@ use super::{
     hub::Hub,
     placement::{self, Staffing},
     processor_time::{Meter, ThreadClock},
+    reclaim::{self, Reclaim},
     session::{self, Run, Session},
 };
 use crate::{
@@ -38,8 +39,8 @@ use crate::{
 /// How long accepting rests when the system has no descriptor or memory for another connection.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// How often it is decided how many workers are in use.
-const STAFFING_PERIOD: Duration = Duration::from_millis(250);
+/// How often the load and the number of connections are looked at.
+const HOUSEKEEPING_PERIOD: Duration = Duration::from_millis(250);
 
 /// What all workers share.
 pub(super) struct Shared {
@@ -179,7 +180,7 @@ pub(super) fn run(
         let listener = listener.map(TcpListener::from_std).transpose()?;
         let first = async {
             if let Some(listener) = &listener {
-                tokio::join!(accept_all(&worker, listener), staff(&worker));
+                tokio::join!(accept_all(&worker, listener), keep_house(&worker));
             }
         };
         tokio::select! {
@@ -260,19 +261,26 @@ async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Newcom
     }
 }
 
-/// Uses more workers or fewer, as the load wants it.
-async fn staff(worker: &Worker) {
-    let Shared { settings, desks, active, .. } = &*worker.shared;
-    let mut staffing = Staffing::new(settings.min_workers.get(), desks.len());
+/// Looks after what all workers share: uses more of them or fewer, as the load wants it, and returns
+/// memory when many connections have left.
+async fn keep_house(worker: &Worker) {
+    let Shared { settings, hub, desks, active, .. } = &*worker.shared;
+    let mut staffing = Staffing::new(settings.min_workers.get().min(desks.len()), desks.len());
     let mut meters: Vec<Meter> = Vec::with_capacity(desks.len());
-    let mut ticks = tokio::time::interval(STAFFING_PERIOD);
+    let mut reclaim = Reclaim::default();
+    let mut ticks = tokio::time::interval(HOUSEKEEPING_PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while desks.len() > settings.min_workers.get() {
+    loop {
         let now = ticks.tick().await.into_std();
-        let busy: Vec<f64> = meters.iter_mut().map(|meter| meter.share(now)).collect();
-        active.store(staffing.judge(&busy), Ordering::Relaxed);
-        // A worker that starts late is not missed before.
-        let begun = desks[meters.len()..].iter().map_while(|desk| desk.clock.get());
-        meters.extend(begun.map(|&clock| Meter::new(clock, now)));
+        if desks.len() > settings.min_workers.get() {
+            let busy: Vec<f64> = meters.iter_mut().map(|meter| meter.share(now)).collect();
+            active.store(staffing.judge(&busy), Ordering::Relaxed);
+            // A worker that starts late is not missed before.
+            let begun = desks[meters.len()..].iter().map_while(|desk| desk.clock.get());
+            meters.extend(begun.map(|&clock| Meter::new(clock, now)));
+        }
+        if reclaim.is_due(hub.connections()) {
+            tokio::task::spawn_blocking(reclaim::give_back);
+        }
     }
 }

@@ -111,6 +111,6 @@ impl StunServer {
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {
-    let no_ipv6 = [nix::libc::EAFNOSUPPORT, nix::libc::EADDRNOTAVAIL];
+    let no_ipv6 = [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| no_ipv6.contains(&code))
 }

@@ -26,13 +26,13 @@ pub(crate) fn bind(listen: ListenAddress, flag: &str) -> anyhow::Result<TcpListe
     bound.map_err(|error| {
         let what = format!("cannot listen on {listen} ({flag})");
         match error.raw_os_error() {
-            Some(nix::libc::EADDRINUSE) => {
+            Some(libc::EADDRINUSE) => {
                 anyhow!("{what}: the port is in use by another process (`ss -ltnp` names it)")
             }
-            Some(nix::libc::EACCES) => {
+            Some(libc::EACCES) => {
                 anyhow!("{what}: ports below 1024 need root or CAP_NET_BIND_SERVICE")
             }
-            Some(nix::libc::EADDRNOTAVAIL) => {
+            Some(libc::EADDRNOTAVAIL) => {
                 anyhow!("{what}: this machine does not have the address")
             }
             Some(_) | None => anyhow!("{what}: {error}"),
@@ -54,7 +54,7 @@ fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 fn is_no_ipv6(error: &io::Error) -> bool {
-    let no_ipv6 = [nix::libc::EAFNOSUPPORT, nix::libc::EADDRNOTAVAIL];
+    let no_ipv6 = [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL];
     error.raw_os_error().is_some_and(|code| no_ipv6.contains(&code))
 }
 
