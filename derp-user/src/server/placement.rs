@@ -11,7 +11,7 @@ const CROWDED: f64 = 0.8;
 /// If the workers in use would be at most this busy with one fewer of them ...
 const ROOMY: f64 = 0.4;
 /// ... so many times in a row, one of them is sent to sleep.
-const PATIENCE: u32 = 10;
+const PATIENCE: u32 = 2;
 
 /// The worker that connection `id` belongs to when the first `active` workers are in use.
 ///
