@@ -3,8 +3,8 @@
 
 use aws_lc_rs::{
     aead::{
-        AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, MAX_TAG_LEN, NONCE_LEN,
-        Nonce, UnboundKey,
+        AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, MAX_TAG_LEN, Nonce,
+        UnboundKey,
     },
     error::Unspecified,
 };
@@ -112,7 +112,6 @@ impl Cipher {
 
     fn nonce(&self) -> Nonce {
         let cipher::Nonce(bytes) = cipher::Nonce::new(&self.iv, self.number);
-        const { assert!(size_of::<cipher::Nonce>() == NONCE_LEN) };
         Nonce::assume_unique_for_key(bytes)
     }
 }
