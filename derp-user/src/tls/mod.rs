@@ -1,7 +1,7 @@
 //! TLS as derper serves it: certificates from files or made on the spot, and the meta certificate that tells
 //! clients the server's DERP key during the handshake.
 
-pub(crate) mod accept_any;
+mod accept_any;
 mod error;
 mod manual;
 mod meta;

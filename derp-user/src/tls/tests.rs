@@ -17,7 +17,7 @@ use x509_parser::{
     prelude::{FromDer, GeneralName, X509Version},
 };
 
-use super::{accept_any::AcceptAny, manual::FilePair, *};
+use super::{manual::FilePair, *};
 use crate::proto::keys::NodePublic;
 
 fn now() -> std::time::SystemTime {

@@ -9,7 +9,7 @@ use rustls::{ClientConfig, ClientConnection, ConnectionTrafficSecrets, crypto::C
 use super::*;
 use crate::{
     proto::keys::NodePublic,
-    tls::{self, accept_any::AcceptAny},
+    tls::{self, AcceptAny},
 };
 
 fn server() -> Transport {
