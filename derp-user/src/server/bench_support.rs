@@ -44,7 +44,7 @@ impl Tls {
         plain.clear();
         outgoing.clear();
         transport.receive(records, plain, outgoing).map_err(io::Error::other)?;
-        Ok((plain, outgoing.filled()))
+        Ok((plain, outgoing.unsent()))
     }
 
     /// The records that carry `plain`.
@@ -55,6 +55,6 @@ impl Tls {
     pub fn send(&mut self, plain: &[u8]) -> io::Result<&[u8]> {
         self.outgoing.clear();
         self.transport.send(plain, &mut self.outgoing).map_err(io::Error::other)?;
-        Ok(self.outgoing.filled())
+        Ok(self.outgoing.unsent())
     }
 }

@@ -147,7 +147,7 @@ impl Connection {
         buffer[..kept].copy_from_slice(outbound.transport.incomplete());
         scratch.outgoing.clear();
         let result = outbound.transport.receive(buffer, plain, &mut scratch.outgoing);
-        if !scratch.outgoing.filled().is_empty() {
+        if !scratch.outgoing.unsent().is_empty() {
             self.transmit(&mut outbound, &scratch.outgoing);
         }
         result
@@ -355,7 +355,7 @@ impl Connection {
 
     /// Writes `outgoing` behind what already waits; keeps what the socket refuses.
     fn transmit(&self, outbound: &mut Outbound, outgoing: &Outgoing) -> bool {
-        let mut rest = outgoing.filled();
+        let mut rest = outgoing.unsent();
         if outbound.unsent.is_empty() {
             match self.write_some(rest) {
                 Ok(written) => rest = &rest[written..],

@@ -98,7 +98,7 @@ impl Link {
             stream: self.stream,
             transport: self.transport.establish()?,
             unread: self.plain,
-            unsent: self.outgoing.filled().get(self.written..).unwrap_or_default().to_vec(),
+            unsent: self.outgoing.unsent().get(self.written..).unwrap_or_default().to_vec(),
         })
     }
 
@@ -152,9 +152,9 @@ impl Link {
 
     /// Writes what is encrypted.
     fn poll_transmit(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.outgoing.filled().len() {
+        while self.written < self.outgoing.unsent().len() {
             ready!(self.stream.poll_write_ready(context))?;
-            match self.stream.try_write(&self.outgoing.filled()[self.written..]) {
+            match self.stream.try_write(&self.outgoing.unsent()[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),

@@ -6,6 +6,7 @@ mod error;
 mod manual;
 mod meta;
 mod self_signed;
+pub(crate) mod session;
 
 use std::{net::IpAddr, sync::Arc};
 

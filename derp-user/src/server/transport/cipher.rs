@@ -10,7 +10,7 @@ use aws_lc_rs::{
 };
 use rustls::{ConnectionTrafficSecrets, ContentType, crypto::cipher};
 
-use super::{Outgoing, RECORD_PAYLOAD, TransportError};
+use super::{Outgoing, RECORD_PAYLOAD, SessionError, TransportError};
 
 /// Type, legacy version and length.
 pub(super) const HEADER_LENGTH: usize = 5;
@@ -47,7 +47,7 @@ impl Cipher {
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (&CHACHA20_POLY1305, key, iv),
             // The enum may grow with rustls.
-            _ => return Err(TransportError::NotEstablished),
+            _ => return Err(SessionError::NotEstablished.into()),
         };
         let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| TransportError::Seal)?;
         Ok(Self { key: LessSafeKey::new(key), iv, number })
@@ -88,7 +88,7 @@ impl Cipher {
             )
             .map_err(|Unspecified| TransportError::Seal)?;
         self.number += 1;
-        outgoing.filled += content.len() + OVERHEAD;
+        outgoing.fill(content.len() + OVERHEAD);
         Ok(())
     }
 

@@ -1,7 +1,6 @@
 //! What lies between DERP bytes and socket bytes: TLS, or nothing. Without I/O.
 
 mod cipher;
-mod handshake;
 mod records;
 
 #[cfg(test)]
@@ -9,97 +8,37 @@ mod tests;
 
 use std::sync::Arc;
 
-use rustls::{
-    ServerConfig,
-    unbuffered::{EncodeError, EncryptError},
-};
+use rustls::{ServerConfig, server::UnbufferedServerConnection};
 
 pub(super) use self::records::RecordFault;
-use self::{handshake::TlsSession, records::Records};
-
-/// Most payload bytes of one TLS record (RFC 8446 section 5.1).
-const RECORD_PAYLOAD: usize = 16 << 10;
-/// Most ciphertext bytes of an incomplete record or handshake message that a connection keeps.
-const MAX_INCOMPLETE: usize = 128 << 10;
+use self::records::Records;
+use crate::tls::session::{Incomplete, RECORD_PAYLOAD, Session, SessionError};
+pub(super) use crate::tls::session::{Outgoing, Phase};
 
 /// Why a connection's bytes cannot be understood or produced.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TransportError {
-    /// The peer broke TLS in the handshake, or was refused by it.
+    /// The session failed, or was refused.
     #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    Session(#[from] SessionError),
     /// The peer broke TLS after the handshake.
     #[error("TLS: {0}")]
     Record(#[from] RecordFault),
-    /// Application data was to be sent before the handshake ended or after the connection failed.
-    #[error("TLS: the connection cannot carry data now")]
-    NotEstablished,
-    /// A TLS 1.2 record could not be sealed.
-    #[error("TLS: {0}")]
-    Encrypt(#[from] EncryptError),
     /// The cipher refused its key, or to seal a record.
     #[error("TLS: the cipher failed")]
     Seal,
-    /// A handshake message could not be written out.
-    #[error("TLS: {0}")]
-    Encode(#[from] EncodeError),
-    /// The peer sends a message that never ends.
-    #[error("TLS: a message of more than {MAX_INCOMPLETE} bytes")]
-    TooLong,
 }
 
-/// A byte buffer that is only ever extended in place: its memory is written before it is read, so
-/// making room costs nothing once it is large enough.
-#[derive(Debug, Default)]
-pub(super) struct Outgoing {
-    bytes: Vec<u8>,
-    filled: usize,
-}
-
-impl Outgoing {
-    /// The bytes written since the last [`Self::clear`].
-    pub(super) fn filled(&self) -> &[u8] {
-        &self.bytes[..self.filled]
+impl From<rustls::Error> for TransportError {
+    fn from(error: rustls::Error) -> Self {
+        SessionError::from(error).into()
     }
-
-    /// Forgets the bytes but keeps the memory.
-    pub(super) fn clear(&mut self) {
-        self.filled = 0;
-    }
-
-    /// Appends `bytes`.
-    pub(super) fn extend(&mut self, bytes: &[u8]) {
-        self.room(bytes.len())[..bytes.len()].copy_from_slice(bytes);
-        self.filled += bytes.len();
-    }
-
-    /// At least `length` writable bytes behind the filled ones.
-    fn room(&mut self, length: usize) -> &mut [u8] {
-        let needed = self.filled + length;
-        if self.bytes.len() < needed {
-            self.bytes.resize(needed, 0);
-        }
-        &mut self.bytes[self.filled..]
-    }
-}
-
-/// Where a connection stands after [`Transport::receive`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Phase {
-    /// The TLS handshake needs more bytes from the peer.
-    Handshaking,
-    /// Application data may flow both ways.
-    Established,
-    /// The peer has said that it will send nothing more.
-    Ended,
 }
 
 /// One connection's transport state.
 pub(super) struct Transport {
     layer: Layer,
-    /// An incomplete record or handshake message. Bytes stay here until the layer has no more use
-    /// for them: rustls remembers positions in them.
-    incomplete: Vec<u8>,
+    incomplete: Incomplete,
     /// After an error the layer is left alone: what it remembers may be gone.
     failed: bool,
 }
@@ -108,7 +47,7 @@ enum Layer {
     /// DERP bytes are socket bytes.
     Plain,
     /// A TLS handshake; afterwards, a TLS 1.2 connection.
-    Session(Box<TlsSession>),
+    Session(Box<Session<UnbufferedServerConnection>>),
     /// An established TLS 1.3 connection.
     Records(Box<Records>),
 }
@@ -121,11 +60,12 @@ impl Transport {
 
     /// A transport that waits for a TLS ClientHello.
     pub(super) fn tls(config: Arc<ServerConfig>) -> Result<Self, TransportError> {
-        Ok(Self::new(Layer::Session(Box::new(TlsSession::new(config)?))))
+        let rustls = UnbufferedServerConnection::new(config)?;
+        Ok(Self::new(Layer::Session(Box::new(Session::new(rustls)))))
     }
 
     fn new(layer: Layer) -> Self {
-        Self { layer, incomplete: Vec::new(), failed: false }
+        Self { layer, incomplete: Incomplete::default(), failed: false }
     }
 
     /// Whether there is TLS.
@@ -143,7 +83,7 @@ impl Transport {
         let Self { layer, incomplete, failed } = self;
         let layer = match layer {
             Layer::Session(session) if session.is_tls13() => {
-                Layer::Records(Box::new(session.into_records()?))
+                Layer::Records(Box::new(Records::new(session.into_rustls())?))
             }
             unchanged @ (Layer::Plain | Layer::Session(_) | Layer::Records(_)) => unchanged,
         };
@@ -153,7 +93,7 @@ impl Transport {
     /// Ciphertext bytes kept from earlier reads. They must stand before the new ones in
     /// [`Self::receive`].
     pub(super) fn incomplete(&self) -> &[u8] {
-        &self.incomplete
+        self.incomplete.bytes()
     }
 
     /// Takes the socket bytes in `received`, which begin with [`Self::incomplete`]. Appends the DERP
@@ -166,28 +106,20 @@ impl Transport {
         outgoing: &mut Outgoing,
     ) -> Result<Phase, TransportError> {
         if self.failed {
-            return Err(TransportError::NotEstablished);
+            return Err(SessionError::NotEstablished.into());
         }
         let result = match &mut self.layer {
             Layer::Plain => {
                 plain.extend_from_slice(received);
                 Ok((received.len(), Phase::Established))
             }
-            Layer::Session(session) => session.receive(received, plain, outgoing),
+            Layer::Session(session) => session
+                .receive(received, |data| plain.extend_from_slice(data), outgoing)
+                .map_err(TransportError::from),
             Layer::Records(records) => records.receive(received, plain, outgoing),
         };
         let kept = result.and_then(|(consumed, phase)| {
-            let rest = received.get(consumed..).unwrap_or_default();
-            if rest.len() > MAX_INCOMPLETE {
-                return Err(TransportError::TooLong);
-            }
-            if rest.is_empty() {
-                // An idle connection keeps no memory for this.
-                self.incomplete = Vec::new();
-            } else {
-                self.incomplete.clear();
-                self.incomplete.extend_from_slice(rest);
-            }
+            self.incomplete.keep(received, consumed)?;
             Ok(phase)
         });
         self.failed = kept.is_err();
@@ -201,14 +133,16 @@ impl Transport {
         outgoing: &mut Outgoing,
     ) -> Result<(), TransportError> {
         if self.failed {
-            return Err(TransportError::NotEstablished);
+            return Err(SessionError::NotEstablished.into());
         }
         match &mut self.layer {
             Layer::Plain => {
                 outgoing.extend(plain);
                 Ok(())
             }
-            Layer::Session(session) => session.send(&mut self.incomplete, plain, outgoing),
+            Layer::Session(session) => {
+                Ok(session.send(self.incomplete.bytes_mut(), [plain], outgoing, |_| {})?)
+            }
             Layer::Records(records) => records.send(plain, outgoing),
         }
     }
@@ -218,7 +152,7 @@ impl Transport {
         match &mut self.layer {
             _ if self.failed => {}
             Layer::Plain => {}
-            Layer::Session(session) => session.close(&mut self.incomplete, outgoing),
+            Layer::Session(session) => session.close(self.incomplete.bytes_mut(), outgoing),
             Layer::Records(records) => records.close(outgoing),
         }
     }

@@ -11,7 +11,7 @@ use rustls::{
 };
 
 use super::{
-    Outgoing, Phase, RECORD_PAYLOAD, TransportError,
+    Outgoing, Phase, RECORD_PAYLOAD, SessionError, TransportError,
     cipher::{Cipher, HEADER_LENGTH, OpenFault},
 };
 
@@ -74,7 +74,7 @@ impl Records {
     pub(super) fn new(session: UnbufferedServerConnection) -> Result<Self, TransportError> {
         let (secrets, keys) = session.dangerous_into_kernel_connection()?;
         let SupportedCipherSuite::Tls13(suite) = keys.negotiated_cipher_suite() else {
-            return Err(TransportError::NotEstablished);
+            return Err(SessionError::NotEstablished.into());
         };
         Ok(Self {
             keys,
