@@ -286,6 +286,21 @@ pub fn forward_to_recv(frame: &mut [u8]) -> Option<Forwarded> {
     Some(Forwarded { source, destination, start: START })
 }
 
+/// Appends to `bytes` the ForwardPacket frame for `destination` that carries the source and the packet
+/// of the RecvPacket frame in `frame` (header included). Nothing if the bytes are too few for one.
+pub fn recv_to_forward(bytes: &mut Vec<u8>, frame: &[u8], destination: &NodePublic) {
+    let Some((source, packet)) =
+        frame.get(HEADER_LENGTH..).and_then(<[u8]>::split_first_chunk::<KEY_LENGTH>)
+    else {
+        return;
+    };
+    let Ok(length) = u32::try_from(2 * KEY_LENGTH + packet.len()) else { return };
+    bytes.extend_from_slice(&header(FrameType::ForwardPacket, length));
+    bytes.extend_from_slice(source);
+    bytes.extend_from_slice(destination.as_bytes());
+    bytes.extend_from_slice(packet);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -368,6 +383,18 @@ mod tests {
             frame(FrameType::RecvPacket, &[&[0x55; 32], b"hello"])
         );
         assert_eq!(forward_to_recv(&mut [10; 68]), None);
+    }
+
+    #[test]
+    fn a_received_packet_becomes_a_forwarded_one() {
+        let mut bytes = Vec::new();
+        let received = frame(FrameType::RecvPacket, &[&[0x55; 32], b"hello"]);
+        recv_to_forward(&mut bytes, &received, &key(0xdd));
+        assert_eq!(bytes, frame(FrameType::ForwardPacket, &[&[0x55; 32], &[0xdd; 32], b"hello"]));
+        recv_to_forward(&mut bytes, &received[..36], &key(0xdd));
+        assert_eq!(bytes.len(), 5 + 32 + 32 + 5, "too few bytes add nothing");
+        let forwarded = forward_to_recv(&mut bytes).unwrap();
+        assert_eq!(bytes[forwarded.start..], received);
     }
 
     proptest! {
