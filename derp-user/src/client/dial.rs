@@ -12,7 +12,7 @@ use super::{
 };
 use crate::proto::{
     client::login::{self, LoginRequest},
-    keys::NodePrivate,
+    keys::{NodePrivate, NodePublic},
     login::ClientInfo,
 };
 
@@ -82,6 +82,13 @@ impl Connector {
         Ok(self)
     }
 
+    /// Connects to this address, whatever the host's addresses are.
+    #[must_use]
+    pub fn with_address(mut self, address: SocketAddr) -> Self {
+        self.addresses = vec![address];
+        self
+    }
+
     /// Where this connects to.
     pub fn target(&self) -> &Target {
         &self.target
@@ -98,7 +105,13 @@ impl Connector {
             .unwrap_or_else(|_| Err(self.late()))
     }
 
-    async fn connect_without_limit(&self, key: &NodePrivate) -> Result<Client, ClientError> {
+    /// Connects and hears the relay's greeting, without logging in yet. [`CONNECT_TIMEOUT`] is the caller's
+    /// business.
+    ///
+    /// # Errors
+    ///
+    /// Whatever stands between here and the greeting.
+    pub async fn greet(&self) -> Result<Greeting, ClientError> {
         let socket = self.open_socket().await?;
         let wire = match &self.tls {
             Some((config, name)) => Wire::tls(Arc::clone(config), name.clone())
@@ -108,10 +121,9 @@ impl Connector {
         let mut line = Line::new(socket, wire, self.target.authority());
         line.handshake().await?;
         self.upgrade(&mut line).await?;
-        let login_fault = |source| ClientError::Login { host: self.host(), source };
-
         let server_key = loop {
-            match login::server_key(line.received()).map_err(login_fault)? {
+            let found = login::server_key(line.received());
+            match found.map_err(|source| ClientError::Login { host: self.host(), source })? {
                 Some((server_key, length)) => {
                     line.consume(length);
                     break server_key;
@@ -119,19 +131,11 @@ impl Connector {
                 None => line.more("before the login").await?,
             }
         };
-        let request =
-            LoginRequest::new(key, &server_key, &self.info, random()?).map_err(login_fault)?;
-        line.write(request.frame()).await?;
-        let server_info = loop {
-            match request.server_info(line.received()).map_err(login_fault)? {
-                Some((server_info, length)) => {
-                    line.consume(length);
-                    break server_info;
-                }
-                None => line.more("instead of finishing the login").await?,
-            }
-        };
-        Ok(Client::new(line, server_key, server_info))
+        Ok(Greeting { line, server_key, info: Arc::clone(&self.info), host: self.host() })
+    }
+
+    async fn connect_without_limit(&self, key: &NodePrivate) -> Result<Client, ClientError> {
+        self.greet().await?.log_in(key).await
     }
 
     async fn look_up(&self) -> Result<Vec<SocketAddr>, ClientError> {
@@ -212,6 +216,44 @@ impl Connector {
 
     fn host(&self) -> String {
         self.target.authority()
+    }
+}
+
+/// A relay that has said who it is, and does not know yet who is there. To drop this closes the
+/// connection.
+pub struct Greeting {
+    line: Line,
+    server_key: NodePublic,
+    info: Arc<ClientInfo>,
+    host: String,
+}
+
+impl Greeting {
+    /// The relay's public key.
+    pub fn server_key(&self) -> NodePublic {
+        self.server_key
+    }
+
+    /// Logs in as the owner of `key`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the login from finishing.
+    pub async fn log_in(self, key: &NodePrivate) -> Result<Client, ClientError> {
+        let Self { mut line, server_key, info, host } = self;
+        let login_fault = |source| ClientError::Login { host: host.clone(), source };
+        let request = LoginRequest::new(key, &server_key, &info, random()?).map_err(login_fault)?;
+        line.write(request.frame()).await?;
+        let server_info = loop {
+            match request.server_info(line.received()).map_err(login_fault)? {
+                Some((server_info, length)) => {
+                    line.consume(length);
+                    break server_info;
+                }
+                None => line.more("instead of finishing the login").await?,
+            }
+        };
+        Ok(Client::new(line, server_key, server_info))
     }
 }
 

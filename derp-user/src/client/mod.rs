@@ -34,7 +34,7 @@ mod target;
 mod trust;
 pub(crate) mod wire;
 
-pub use dial::{CONNECT_TIMEOUT, Connector};
+pub use dial::{CONNECT_TIMEOUT, Connector, Greeting};
 pub use error::ClientError;
 pub use session::{Client, Receiver, SILENCE_TIMEOUT, Sender};
 pub use target::Target;

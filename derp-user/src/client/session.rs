@@ -283,6 +283,48 @@ impl Sender {
         self.link.write(&self.frame).await
     }
 
+    /// Asks the relay to say who is connected, with one [`Message::PeerPresent`] each, and from then on who
+    /// comes and goes. Only for clients that log in with the mesh key; the relay disconnects others.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub async fn watch(&mut self) -> Result<(), ClientError> {
+        self.frame.clear();
+        write::watch_conns(&mut self.frame);
+        self.link.write(&self.frame).await
+    }
+
+    /// Sends a packet on behalf of `source`, as a mesh peer does that has that client. The relay hands it to
+    /// `destination` only if that is connected to it; if not, and the packet looks like path discovery,
+    /// it may say so with a [`Message::PeerGone`]. Only for clients that log in with the mesh key.
+    ///
+    /// # Errors
+    ///
+    /// If the packet has more than 64 KiB, or the connection has ended.
+    pub async fn forward(
+        &mut self,
+        source: &NodePublic,
+        destination: &NodePublic,
+        packet: &[u8],
+    ) -> Result<(), ClientError> {
+        self.frame.clear();
+        write::forward_packet(&mut self.frame, source, destination, packet)?;
+        self.link.write(&self.frame).await
+    }
+
+    /// Asks the relay to disconnect every connection of the client with this key. There is no answer.
+    /// Only for clients that log in with the mesh key.
+    ///
+    /// # Errors
+    ///
+    /// If the connection has ended.
+    pub async fn close_peer(&mut self, key: &NodePublic) -> Result<(), ClientError> {
+        self.frame.clear();
+        write::close_peer(&mut self.frame, key);
+        self.link.write(&self.frame).await
+    }
+
     /// Tells the relay that nothing more will be sent.
     ///
     /// # Errors

@@ -54,20 +54,27 @@ impl FromStr for Target {
             None => (true, text),
         };
         let authority = rest.strip_suffix("/derp").or(rest.strip_suffix('/')).unwrap_or(rest);
+        Self::of_authority(tls, authority).map_err(fault)
+    }
+}
+
+impl Target {
+    /// Reads a host with or without a port; what is wrong with it.
+    pub(crate) fn of_authority(tls: bool, authority: &str) -> Result<Self, &'static str> {
         if authority.contains(['/', '?', '#', '@']) {
-            return Err(fault("only scheme, host and port can be given"));
+            return Err("only scheme, host and port can be given");
         }
         let usual = if tls { Self::HTTPS_PORT } else { Self::HTTP_PORT };
         let (host, port) = if authority.parse::<IpAddr>().is_ok() {
             (authority, None)
         } else if let Some(bracketed) = authority.strip_prefix('[') {
-            let (ip, rest) = bracketed.split_once(']').ok_or(fault("a bracket is missing"))?;
+            let (ip, rest) = bracketed.split_once(']').ok_or("a bracket is missing")?;
             if ip.parse::<Ipv6Addr>().is_err() {
-                return Err(fault("only an IPv6 address stands in brackets"));
+                return Err("only an IPv6 address stands in brackets");
             }
             match rest {
                 "" => (ip, None),
-                rest => (ip, Some(rest.strip_prefix(':').ok_or(fault("after ] comes :port"))?)),
+                rest => (ip, Some(rest.strip_prefix(':').ok_or("after ] comes :port")?)),
             }
         } else {
             match authority.split_once(':') {
@@ -76,14 +83,14 @@ impl FromStr for Target {
             }
         };
         if host.is_empty() || host.contains(|letter: char| letter.is_whitespace()) {
-            return Err(fault("it needs a host name or an IP address"));
+            return Err("it needs a host name or an IP address");
         }
         let port = match port {
-            Some(digits) => digits.parse().map_err(|_| fault("the port must be 1 to 65535"))?,
+            Some(digits) => digits.parse().map_err(|_| "the port must be 1 to 65535")?,
             None => usual,
         };
         if port == 0 {
-            return Err(fault("the port must be 1 to 65535"));
+            return Err("the port must be 1 to 65535");
         }
         Ok(Self { tls, host: host.to_owned(), port })
     }

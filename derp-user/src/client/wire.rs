@@ -15,9 +15,12 @@ pub(crate) struct Wire {
     failed: bool,
 }
 
+/// A client's TLS session.
+pub(crate) type TlsSession = Box<Session<UnbufferedClientConnection>>;
+
 enum Layer {
     Plain,
-    Tls(Box<Session<UnbufferedClientConnection>>),
+    Tls(TlsSession),
 }
 
 impl Wire {
@@ -31,6 +34,21 @@ impl Wire {
         let rustls = UnbufferedClientConnection::new(config, name)?;
         let layer = Layer::Tls(Box::new(Session::new(rustls)));
         Ok(Self { layer, incomplete: Incomplete::default(), failed: false })
+    }
+
+    /// What goes on when something else takes over the connection: its TLS session, if it has one, and
+    /// the ciphertext kept from earlier reads.
+    ///
+    /// # Errors
+    ///
+    /// If it has failed.
+    pub(crate) fn into_session(self) -> Result<(Option<TlsSession>, Incomplete), Error> {
+        self.check()?;
+        let session = match self.layer {
+            Layer::Plain => None,
+            Layer::Tls(session) => Some(session),
+        };
+        Ok((session, self.incomplete))
     }
 
     /// Ciphertext bytes kept from earlier reads. They must stand before the new ones in
