@@ -126,6 +126,12 @@ counters! {
     packets_forwarded_in,
     /// Packets that this server forwarded to mesh peers.
     packets_forwarded_out,
+    /// Those of them that were dropped because the link was full or had ended.
+    forwards_dropped,
+    /// Links to mesh peers that came to stand.
+    mesh_connects,
+    /// Attempts to connect to a mesh peer that failed, and links that broke.
+    mesh_failures,
     /// Connections closed because a write took longer than allowed.
     write_timeouts,
     /// Frames of unknown type, read and dropped.
@@ -216,6 +222,14 @@ pub struct Gauges {
     pub watchers: u64,
     /// Threads that relay now.
     pub active_workers: u64,
+    /// Links to mesh peers that stand.
+    pub mesh_links: u64,
+    /// Times that a second mesh peer with the same key was found. Only grows.
+    pub multi_forwarders_created: u64,
+    /// Times that of several mesh peers with the same key one was left. Only grows.
+    pub multi_forwarders_deleted: u64,
+    /// Times that a mesh peer took back a key that another one, or this server, has. Only grows.
+    pub forwarders_deleted_other: u64,
 }
 
 impl Gauges {

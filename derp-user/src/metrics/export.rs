@@ -77,6 +77,7 @@ impl Report {
         self.process(&mut families);
         self.traffic(&mut families);
         self.connections(&mut families);
+        self.mesh(&mut families);
         self.drops(&mut families);
         self.stun(&mut families);
         self.kernel(&mut families);
@@ -242,6 +243,46 @@ impl Report {
         }
     }
 
+    fn mesh(&self, families: &mut Families) {
+        let (totals, gauges) = (&self.totals, &self.gauges);
+        for (name, help, value) in [
+            (
+                "derp_multiforwarder_created",
+                "Times that a key was found behind a second mesh peer.",
+                gauges.multi_forwarders_created,
+            ),
+            (
+                "derp_multiforwarder_deleted",
+                "Times that a key was left behind one mesh peer of several.",
+                gauges.multi_forwarders_deleted,
+            ),
+            (
+                "derp_packet_forwarder_delete_other_value",
+                "Times that a mesh peer took back a key that is elsewhere.",
+                gauges.forwarders_deleted_other,
+            ),
+            (
+                "derpd_mesh_connects_total",
+                "Links to mesh peers that came to stand.",
+                totals.mesh_connects,
+            ),
+            (
+                "derpd_mesh_failures_total",
+                "Attempts to connect to a mesh peer that failed, and links that broke.",
+                totals.mesh_failures,
+            ),
+            (
+                "derpd_mesh_packets_dropped_total",
+                "Packets for mesh peers dropped because the link was full or had ended.",
+                totals.forwards_dropped,
+            ),
+        ] {
+            families.counter(name, help, value);
+        }
+        let help = "Links to mesh peers that stand.";
+        families.gauge("derpd_mesh_links", help, gauges.mesh_links as f64);
+    }
+
     fn drops(&self, families: &mut Families) {
         let series = |value: fn(&Totals, DropReason, PacketKind) -> u64| {
             DropReason::ALL.into_iter().flat_map(move |reason| {
@@ -403,6 +444,9 @@ mod tests {
             "derp_got_ping",
             "derp_home_moves_in",
             "derp_home_moves_out",
+            "derp_multiforwarder_created",
+            "derp_multiforwarder_deleted",
+            "derp_packet_forwarder_delete_other_value",
             "derp_packets_dropped",
             "derp_packets_forwarded_in",
             "derp_packets_forwarded_out",
@@ -417,6 +461,10 @@ mod tests {
             "derp_unknown_frames",
             "derp_watchers",
             "derpd_active_workers",
+            "derpd_mesh_connects_total",
+            "derpd_mesh_failures_total",
+            "derpd_mesh_links",
+            "derpd_mesh_packets_dropped_total",
             "derpd_tls_handshake_failures_total",
             "derpd_xdp_interface",
             "process_cpu_seconds_total",

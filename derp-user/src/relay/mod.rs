@@ -4,10 +4,14 @@
 //! effects in order. A relayed packet never comes here: the glue keeps its own read-only copy of
 //! "key to active connection", fed by [`Effect::Route`].
 
+mod forwarding;
 pub mod limit;
 pub mod packet;
 pub mod queue;
 mod roster;
+mod watching;
+
+pub use forwarding::Heard;
 
 #[cfg(test)]
 mod tests;
@@ -15,10 +19,13 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    ops::Bound,
     time::{Duration, Instant},
 };
 
+use forwarding::{Change, Forwarding};
 use roster::Roster;
+use watching::{PIECE, Watching};
 
 use crate::proto::{
     keys::NodePublic,
@@ -42,7 +49,7 @@ pub enum Effect<H> {
     Route {
         /// The destination key.
         key: NodePublic,
-        /// The key's active connection.
+        /// The key's active connection, or the link to the mesh peer that has one.
         to: Option<H>,
     },
     /// Whether this connection shares its key with others and so must report that it spoke.
@@ -111,6 +118,16 @@ pub struct Census {
     pub duplicates_ever: u64,
     /// Connections that watch.
     pub watchers: u64,
+    /// Keys that only links to mesh peers lead to.
+    pub remote_keys: u64,
+    /// Links to mesh peers that stand.
+    pub links: u64,
+    /// Times that a second link to a key was found.
+    pub multi_forwarders_created: u64,
+    /// Times that of several links to a key one was left.
+    pub multi_forwarders_deleted: u64,
+    /// Times that a mesh peer took back a key that another one, or this server, has.
+    pub forwarders_deleted_other: u64,
 }
 
 struct Client<H> {
@@ -127,7 +144,10 @@ pub struct Relay<H> {
     own_key: NodePublic,
     clients: BTreeMap<ConnectionId, Client<H>>,
     rosters: BTreeMap<NodePublic, Roster>,
-    watchers: BTreeSet<ConnectionId>,
+    watchers: BTreeMap<ConnectionId, Watching>,
+    forwarding: Forwarding<H>,
+    /// Keys that are not connected here, but to mesh peers.
+    remote_keys: u64,
     /// Key to the connections that wait to hear of its departure.
     departures: BTreeMap<NodePublic, BTreeSet<ConnectionId>>,
     census: Census,
@@ -140,7 +160,9 @@ impl<H: Clone> Relay<H> {
             own_key,
             clients: BTreeMap::new(),
             rosters: BTreeMap::new(),
-            watchers: BTreeSet::new(),
+            watchers: BTreeMap::new(),
+            forwarding: Forwarding::new(),
+            remote_keys: 0,
             departures: BTreeMap::new(),
             census: Census::default(),
         }
@@ -167,6 +189,9 @@ impl<H: Clone> Relay<H> {
         let roster = self.rosters.entry(key).or_default();
         roster.join(id);
         let company = roster.len();
+        if company == 1 && self.forwarding.reaches(&key) {
+            self.remote_keys -= 1;
+        }
         let first_in_company = (company == 2).then(|| roster.others(id).next()).flatten();
         if company > 1 {
             self.census.duplicates_ever += 1;
@@ -176,7 +201,7 @@ impl<H: Clone> Relay<H> {
             effects.push(Effect::Duplicate { connection: first.handle.clone(), duplicate: true });
         }
         effects.push(Effect::Route { key, to: Some(handle) });
-        self.to_watchers(&mut effects, |to| Effect::PeerPresent { to, presence });
+        self.to_watchers(&mut effects, &key, |to| Effect::PeerPresent { to, presence });
         effects
     }
 
@@ -198,10 +223,16 @@ impl<H: Clone> Relay<H> {
         roster.leave(id);
         let Some(active) = roster.active() else {
             self.rosters.remove(&key);
-            effects.push(Effect::Route { key, to: None });
-            self.departed(&mut effects, key);
+            let forwarder = self.forwarding.preferred(&key);
+            let is_elsewhere = forwarder.is_some();
+            effects.push(Effect::Route { key, to: forwarder });
+            if is_elsewhere {
+                self.remote_keys += 1;
+            } else {
+                self.departed(&mut effects, key);
+            }
             let reason = GoneReason::Disconnected;
-            self.to_watchers(&mut effects, |to| Effect::PeerGone { to, key, reason });
+            self.to_watchers(&mut effects, &key, |to| Effect::PeerGone { to, key, reason });
             return effects;
         };
         let alone = roster.len() == 1;
@@ -252,22 +283,125 @@ impl<H: Clone> Relay<H> {
         settled.then_some(if home { HomeMove::In } else { HomeMove::Out })
     }
 
-    /// A trusted client wants to hear who is here, and from now on who comes and goes. A server
-    /// that watches itself is ignored.
+    /// A trusted client wants to hear who is here, and from now on who comes and goes. It is told the
+    /// beginning now, and the rest by [`Self::watch_more`]. A server that watches itself is ignored.
     pub fn watch(&mut self, id: ConnectionId) -> Vec<Effect<H>> {
-        let Some(watcher) = self.clients.get(&id) else { return Vec::new() };
-        if watcher.presence.key == self.own_key {
+        let is_other = |client: &Client<H>| client.presence.key != self.own_key;
+        if !self.clients.get(&id).is_some_and(is_other) {
             return Vec::new();
         }
-        self.watchers.insert(id);
-        self.rosters
-            .values()
-            .filter_map(|roster| self.clients.get(&roster.active()?))
+        self.watchers.insert(id, Watching::NEW);
+        self.watch_more(id)
+    }
+
+    /// A watcher has taken what it was told: goes on telling it who is here.
+    pub fn watch_more(&mut self, id: ConnectionId) -> Vec<Effect<H>> {
+        let (Some(watcher), Some(watching)) = (self.clients.get(&id), self.watchers.get_mut(&id))
+        else {
+            return Vec::new();
+        };
+        let Some(from) = watching.untold() else { return Vec::new() };
+        let piece: Vec<_> = self
+            .rosters
+            .range((from, Bound::Unbounded))
+            .take(PIECE)
+            .filter_map(|(_, roster)| self.clients.get(&roster.active()?))
             .map(|client| Effect::PeerPresent {
                 to: watcher.handle.clone(),
                 presence: client.presence,
             })
-            .collect()
+            .collect();
+        let last = self.rosters.range((from, Bound::Unbounded)).nth(PIECE - 1);
+        watching.told(last.map(|(&key, _)| key));
+        piece
+    }
+
+    /// Whether [`Self::watch_more`] has more to tell a watcher.
+    pub fn tells_more(&self, id: ConnectionId) -> bool {
+        self.watchers.get(&id).is_some_and(|watching| watching.untold().is_some())
+    }
+
+    /// Whether the key is connected to this server itself.
+    pub fn is_here(&self, key: &NodePublic) -> bool {
+        self.rosters.contains_key(key)
+    }
+
+    /// A link to a mesh peer stands; `link` is its name among the connections.
+    pub fn link_up(&mut self, link: ConnectionId, handle: H) {
+        self.forwarding.open(link, handle);
+    }
+
+    /// The mesh peer at the other end of a link said these things, in this order.
+    pub fn link_heard(
+        &mut self,
+        link: ConnectionId,
+        heard: impl IntoIterator<Item = Heard>,
+    ) -> Vec<Effect<H>> {
+        let mut effects = Vec::new();
+        for heard in heard {
+            match heard {
+                Heard::Present(key) if key != self.own_key => {
+                    self.forwarder_added(&mut effects, link, key);
+                }
+                // This server itself, which the peer sees as one of its clients.
+                Heard::Present(_) => {}
+                Heard::Gone(key) => self.forwarder_removed(&mut effects, link, key),
+            }
+        }
+        effects
+    }
+
+    /// How many keys a link has announced.
+    pub fn link_keys(&self, link: ConnectionId) -> usize {
+        self.forwarding.announced(link)
+    }
+
+    /// A link has ended: forgets at most `most` of the keys that it led to. To be called again until
+    /// it says that nothing is left.
+    pub fn link_down(&mut self, link: ConnectionId, most: usize) -> (Vec<Effect<H>>, bool) {
+        let mut effects = Vec::new();
+        for _ in 0..most {
+            let Some(key) = self.forwarding.any_key(link) else {
+                self.forwarding.close(link);
+                return (effects, false);
+            };
+            self.forwarder_removed(&mut effects, link, key);
+        }
+        (effects, true)
+    }
+
+    fn forwarder_added(
+        &mut self,
+        effects: &mut Vec<Effect<H>>,
+        link: ConnectionId,
+        key: NodePublic,
+    ) {
+        let change = self.forwarding.add(link, key);
+        if change == Change::Rerouted && !self.is_here(&key) {
+            self.remote_keys += 1;
+            effects.push(Effect::Route { key, to: self.forwarding.preferred(&key) });
+        }
+    }
+
+    fn forwarder_removed(
+        &mut self,
+        effects: &mut Vec<Effect<H>>,
+        link: ConnectionId,
+        key: NodePublic,
+    ) {
+        let is_here = self.is_here(&key);
+        match self.forwarding.remove(link, key, is_here) {
+            Change::Rerouted | Change::Lost if is_here => {}
+            Change::Nothing => {}
+            Change::Rerouted => {
+                effects.push(Effect::Route { key, to: self.forwarding.preferred(&key) });
+            }
+            Change::Lost => {
+                self.remote_keys -= 1;
+                effects.push(Effect::Route { key, to: None });
+                self.departed(effects, key);
+            }
+        }
     }
 
     /// A trusted client wants every connection of `key` closed.
@@ -299,6 +433,11 @@ impl<H: Clone> Relay<H> {
             duplicate_keys: count(duplicates().count()),
             duplicate_connections: duplicates().map(count).sum(),
             watchers: count(self.watchers.len()),
+            remote_keys: self.remote_keys,
+            links: count(self.forwarding.links()),
+            multi_forwarders_created: self.forwarding.created,
+            multi_forwarders_deleted: self.forwarding.deleted,
+            forwarders_deleted_other: self.forwarding.deleted_other,
             ..self.census
         }
     }
@@ -324,7 +463,12 @@ impl<H: Clone> Relay<H> {
                 return Err(format!("connection {id} is listed under {}", key.short()));
             }
         }
-        let lost_watcher = self.watchers.iter().find(|id| !self.clients.contains_key(id));
+        self.forwarding.check()?;
+        let remote = self.forwarding.keys().filter(|key| !self.is_here(key)).count() as u64;
+        if remote != self.remote_keys {
+            return Err(format!("{remote} keys are elsewhere, not {}", self.remote_keys));
+        }
+        let lost_watcher = self.watchers.keys().find(|id| !self.clients.contains_key(id));
         let lost_waiter =
             self.departures.values().flatten().find(|id| !self.clients.contains_key(id));
         match lost_watcher.or(lost_waiter) {
@@ -344,8 +488,15 @@ impl<H: Clone> Relay<H> {
         }));
     }
 
-    fn to_watchers(&self, effects: &mut Vec<Effect<H>>, effect: impl Fn(H) -> Effect<H>) {
-        let handles = self.watchers.iter().filter_map(|id| self.clients.get(id));
+    /// What everybody is to be told who watches `key`.
+    fn to_watchers(
+        &self,
+        effects: &mut Vec<Effect<H>>,
+        key: &NodePublic,
+        effect: impl Fn(H) -> Effect<H>,
+    ) {
+        let watchers = self.watchers.iter().filter(|(_, watching)| watching.covers(key));
+        let handles = watchers.filter_map(|(id, _)| self.clients.get(id));
         effects.extend(handles.map(|client| effect(client.handle.clone())));
     }
 }

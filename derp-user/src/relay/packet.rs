@@ -1,6 +1,10 @@
 //! How relayed packets are told apart, and why they get lost.
 
-use crate::proto::{disco::looks_like_disco, frame::HEADER_LENGTH, keys::KEY_LENGTH};
+use crate::proto::{
+    disco::looks_like_disco,
+    frame::{FrameType, HEADER_LENGTH},
+    keys::KEY_LENGTH,
+};
 
 /// Which of its receiver's two queues a relayed packet belongs to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -84,8 +88,14 @@ impl DropReason {
     }
 }
 
-/// Splits a whole RecvPacket frame into the kind of its packet and the packet.
+/// Whether a whole frame of a relayed packet is one for a mesh peer.
+pub fn is_forwarded(frame: &[u8]) -> bool {
+    frame.first() == Some(&(FrameType::ForwardPacket as u8))
+}
+
+/// Splits a whole RecvPacket or ForwardPacket frame into the kind of its packet and the packet.
 pub fn packet_of(frame: &[u8]) -> (PacketKind, &[u8]) {
-    let packet = frame.get(HEADER_LENGTH + KEY_LENGTH..).unwrap_or_default();
+    let keys = if is_forwarded(frame) { 2 * KEY_LENGTH } else { KEY_LENGTH };
+    let packet = frame.get(HEADER_LENGTH + keys..).unwrap_or_default();
     (PacketKind::of(packet), packet)
 }

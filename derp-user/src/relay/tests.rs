@@ -105,6 +105,158 @@ fn watchers_are_told_in_order() {
     assert_eq!(relay.unregister(2), [route(2, None)]);
 }
 
+fn heard(present: &[u8], gone: &[u8]) -> Vec<Heard> {
+    let present = present.iter().map(|&byte| Heard::Present(key(byte)));
+    present.chain(gone.iter().map(|&byte| Heard::Gone(key(byte)))).collect()
+}
+
+#[test]
+fn a_long_list_is_told_in_pieces_and_news_of_the_rest_is_not() {
+    let (mut relay, now) = relay();
+    let number = |number: u16| {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        NodePublic::from_bytes(bytes)
+    };
+    let count = 2 * PIECE as u16 + 10;
+    for each in 0..count {
+        let presence = Presence { key: number(each), ..presence(0) };
+        relay.register(u64::from(each), "client", presence, now);
+    }
+    relay.register(70_000, "watcher", presence(0xee), now);
+    let mut told = BTreeSet::new();
+    let mut hear = |effects: Effects| {
+        let before = told.len();
+        for effect in effects {
+            match effect {
+                Effect::PeerPresent { to: "watcher", presence } => told.insert(presence.key),
+                Effect::PeerGone { to: "watcher", key, .. } => told.remove(&key),
+                Effect::Route { .. }
+                | Effect::Duplicate { .. }
+                | Effect::PeerPresent { .. }
+                | Effect::PeerGone { .. }
+                | Effect::Close(_) => false,
+            };
+        }
+        told.len() as i64 - before as i64
+    };
+    assert_eq!(hear(relay.watch(70_000)), PIECE as i64);
+    assert!(relay.tells_more(70_000));
+    // One of those told, and one whose turn has not come.
+    assert_eq!(hear(relay.unregister(7)), -1);
+    assert_eq!(hear(relay.unregister(u64::from(count) - 7)), 0);
+    let late = Presence { key: number(count + 1), ..presence(0) };
+    assert_eq!(hear(relay.register(70_001, "late", late, now)), 0);
+    assert_eq!(hear(relay.watch_more(70_000)), PIECE as i64);
+    hear(relay.watch_more(70_000));
+    assert!(!relay.tells_more(70_000));
+    assert_eq!(relay.watch_more(70_000), Effects::new());
+    assert_eq!(told, relay.rosters.keys().copied().collect());
+    assert_eq!(relay.unregister(70_000), [Effect::Route { key: key(0xee), to: None }]);
+}
+
+#[test]
+fn keys_behind_links_are_routed_there_unless_they_are_here() {
+    let (mut relay, now) = relay();
+    relay.link_up(10, "link");
+    assert_eq!(
+        relay.link_heard(10, heard(&[1, 2, 0xff], &[])),
+        [route(1, Some("link")), route(2, Some("link")),]
+    );
+    assert_eq!((relay.census().remote_keys, relay.link_keys(10)), (2, 2), "not this server itself");
+    assert_eq!(relay.link_heard(10, heard(&[1], &[])), Effects::new());
+    assert_eq!(relay.register(1, "here", presence(1), now), [route(1, Some("here"))]);
+    assert_eq!(relay.census().remote_keys, 1, "local wins");
+    assert_eq!(relay.unregister(1), [route(1, Some("link"))]);
+    assert_eq!(relay.census().remote_keys, 2);
+    relay.register(1, "here", presence(1), now);
+    assert_eq!(relay.link_heard(10, heard(&[], &[1])), Effects::new());
+    assert_eq!(relay.census().forwarders_deleted_other, 0);
+    relay.link_heard(10, heard(&[], &[1]));
+    assert_eq!(relay.census().forwarders_deleted_other, 1, "it was only local");
+    assert_eq!(relay.link_heard(10, heard(&[], &[9])), Effects::new());
+    assert_eq!(relay.unregister(1), [route(1, None)]);
+    assert_eq!(relay.link_heard(10, heard(&[], &[2])), [route(2, None)]);
+    assert_eq!(relay.check(), Ok(()));
+}
+
+/// Reference section 3.11, line by line.
+#[test]
+fn case_48_the_forwarder_seen_first_is_preferred() {
+    let (mut relay, _) = relay();
+    for (link, name) in [(10, "a"), (11, "b"), (12, "c")] {
+        relay.link_up(link, name);
+    }
+    let counts = |relay: &Relay<&str>| {
+        let census = relay.census();
+        let Census { multi_forwarders_created, multi_forwarders_deleted, .. } = census;
+        (multi_forwarders_created, multi_forwarders_deleted, census.forwarders_deleted_other)
+    };
+    assert_eq!(relay.link_heard(10, heard(&[1], &[])), [route(1, Some("a"))]);
+    assert_eq!(relay.link_heard(11, heard(&[], &[1])), Effects::new());
+    assert_eq!(counts(&relay), (0, 0, 1), "another one's");
+    assert_eq!(relay.link_heard(11, heard(&[1], &[])), Effects::new());
+    assert_eq!(relay.link_heard(12, heard(&[1, 1], &[])), Effects::new());
+    assert_eq!(counts(&relay), (1, 0, 1));
+    assert_eq!(relay.link_heard(10, heard(&[], &[1])), [route(1, Some("b"))], "known longest");
+    assert_eq!(counts(&relay), (1, 0, 1));
+    assert_eq!(relay.link_heard(10, heard(&[1], &[])), Effects::new(), "it comes last now");
+    assert_eq!(relay.link_heard(12, heard(&[], &[1])), Effects::new());
+    assert_eq!(counts(&relay), (1, 0, 1));
+    assert_eq!(relay.link_heard(11, heard(&[], &[1])), [route(1, Some("a"))]);
+    assert_eq!(counts(&relay), (1, 1, 1));
+    assert_eq!(relay.link_heard(10, heard(&[], &[1])), [route(1, None)]);
+    assert_eq!(relay.census().remote_keys, 0);
+    assert_eq!(relay.check(), Ok(()));
+}
+
+/// A key has left the region only when neither this server nor a link has it.
+#[test]
+fn receivers_hear_when_a_sender_leaves_the_region() {
+    let (mut relay, now) = relay();
+    relay.register(1, "receiver", presence(1), now);
+    relay.register(2, "watcher", presence(3), now);
+    relay.watch(2);
+    relay.link_up(10, "link");
+    relay.link_heard(10, heard(&[2], &[]));
+    relay.first_packet(key(2), 1);
+    relay.register(4, "moved", presence(2), now);
+    assert_eq!(
+        relay.unregister(4),
+        [route(2, Some("link")), gone("watcher", 2)],
+        "watchers hear of this server alone"
+    );
+    relay.register(5, "moved", presence(2), now);
+    assert_eq!(relay.link_heard(10, heard(&[], &[2])), Effects::new());
+    assert_eq!(relay.unregister(5), [route(2, None), gone("receiver", 2), gone("watcher", 2)]);
+
+    relay.link_heard(10, heard(&[6], &[]));
+    relay.first_packet(key(6), 1);
+    assert_eq!(relay.link_heard(10, heard(&[], &[6])), [route(6, None), gone("receiver", 6)]);
+}
+
+#[test]
+fn case_49_a_broken_link_takes_its_keys_along() {
+    let (mut relay, now) = relay();
+    relay.register(1, "receiver", presence(1), now);
+    relay.link_up(10, "a");
+    relay.link_up(11, "b");
+    relay.link_heard(10, heard(&[2, 3, 4], &[]));
+    relay.link_heard(11, heard(&[3], &[]));
+    for sender in [2, 3, 4] {
+        relay.first_packet(key(sender), 1);
+    }
+    let (first, more) = relay.link_down(10, 2);
+    assert_eq!(first, [route(2, None), gone("receiver", 2), route(3, Some("b"))]);
+    assert!(more);
+    let (rest, more) = relay.link_down(10, 2);
+    assert_eq!(rest, [route(4, None), gone("receiver", 4)]);
+    assert!(!more);
+    assert_eq!(relay.census().links, 1);
+    assert_eq!(relay.link_heard(10, heard(&[5], &[])), Effects::new(), "too late");
+    assert_eq!(relay.check(), Ok(()));
+}
+
 #[test]
 fn a_server_does_not_watch_itself() {
     let (mut relay, now) = relay();
@@ -143,6 +295,9 @@ enum Operation {
     Spoke(usize),
     FirstPacket(u8, usize),
     Watch(usize),
+    LinkUp(u64),
+    LinkHeard(u64, bool, u8),
+    LinkDown(u64),
 }
 
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
@@ -152,16 +307,23 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         2 => (0..8usize).prop_map(Operation::Spoke),
         1 => (0..4u8, 0..8usize).prop_map(|(sender, at)| Operation::FirstPacket(sender, at)),
         1 => (0..8usize).prop_map(Operation::Watch),
+        1 => (0..3u64).prop_map(Operation::LinkUp),
+        4 => (0..3u64, any::<bool>(), 0..4u8)
+            .prop_map(|(link, present, key)| Operation::LinkHeard(link, present, key)),
+        1 => (0..3u64).prop_map(Operation::LinkDown),
     ];
     proptest::collection::vec(operation, 0..60)
 }
 
 proptest! {
-    /// The naive model: a list of (connection, key) in order of the last join or word.
+    /// The naive model: a list of (connection, key) in order of the last join or word, and a list of
+    /// (link, key) in the order in which links announced them. Links are numbered from 1000.
     #[test]
     fn routes_follow_the_model(script in operations()) {
         let (mut relay, now) = (Relay::<ConnectionId>::new(key(0xff)), Instant::now());
         let mut model: Vec<(ConnectionId, u8)> = Vec::new();
+        let mut forwarders: Vec<(ConnectionId, u8)> = Vec::new();
+        let mut links = BTreeSet::new();
         let mut routes: BTreeMap<NodePublic, ConnectionId> = BTreeMap::new();
         let mut next_id = 0;
         for operation in script {
@@ -190,6 +352,34 @@ proptest! {
                     Vec::new()
                 }
                 Operation::Watch(at) => relay.watch(nth(at)),
+                Operation::LinkUp(link) => {
+                    if links.insert(link) {
+                        relay.link_up(1000 + link, 1000 + link);
+                    }
+                    Vec::new()
+                }
+                Operation::LinkHeard(link, is_present, key_byte) => {
+                    let entry = (1000 + link, key_byte);
+                    if !is_present {
+                        forwarders.retain(|other| *other != entry);
+                    } else if links.contains(&link) && !forwarders.contains(&entry) {
+                        forwarders.push(entry);
+                    }
+                    let key = key(key_byte);
+                    let heard = if is_present { Heard::Present(key) } else { Heard::Gone(key) };
+                    relay.link_heard(1000 + link, [heard])
+                }
+                Operation::LinkDown(link) => {
+                    links.remove(&link);
+                    forwarders.retain(|(other, _)| *other != 1000 + link);
+                    let (mut effects, mut more) = relay.link_down(1000 + link, 1);
+                    while more {
+                        let rest;
+                        (rest, more) = relay.link_down(1000 + link, 1);
+                        effects.extend(rest);
+                    }
+                    effects
+                }
             };
             for effect in effects {
                 match effect {
@@ -201,9 +391,15 @@ proptest! {
                     Effect::Duplicate { .. } | Effect::Close(_) => {}
                 }
             }
-            let expected: BTreeMap<NodePublic, ConnectionId> =
-                model.iter().map(|&(id, key_byte)| (key(key_byte), id)).collect();
+            // The first announcement of a key is inserted last, and stays unless the key is here.
+            let elsewhere = forwarders.iter().rev();
+            let expected: BTreeMap<NodePublic, ConnectionId> = elsewhere
+                .chain(&model)
+                .map(|&(id, key_byte)| (key(key_byte), id))
+                .collect();
             prop_assert_eq!(&routes, &expected);
+            let remote = expected.values().filter(|id| **id >= 1000).count() as u64;
+            prop_assert_eq!(relay.census().remote_keys, remote);
             prop_assert_eq!(relay.check(), Ok(()));
         }
     }
