@@ -194,7 +194,14 @@ fn bad_flags_exit_with_2() {
             &["-tcp-write-timeout", "negative"],
         ),
         (&["-verify-clients"], &["-verify-clients", "does not support"]),
-        (&["-mesh-with=a"], &["-mesh-with", "does not support"]),
+        (
+            &["-a", ":1", "-c", "/k", "-mesh-psk-file=", "-mesh-with=a"],
+            &["-mesh-with \"a\"", "-mesh-psk-file"],
+        ),
+        (
+            &["-a", ":1", "-c", "/k", "-mesh-psk-file=/m", "-mesh-with=a, b"],
+            &["-mesh-with", "\" b\": blanks"],
+        ),
         (&["-xdp-mode", "fast"], &["-xdp-mode \"fast\"", "native, generic, auto or off"]),
         (&["-c", "/k"], &["-certmode manual"]),
         (&["-c", "/k", "-certmode", "manual"], &["-certdir"]),

@@ -17,8 +17,8 @@ pub use error::{ConfigError, UsageError};
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
 pub use options::{CertificateMode, Options};
 pub use resolve::{
-    Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshKeySource, TcpSettings,
-    TlsSettings,
+    Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshConfig, MeshKeySource,
+    TcpSettings, TlsSettings,
 };
 
 #[cfg(test)]

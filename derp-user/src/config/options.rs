@@ -68,6 +68,17 @@ pub struct Options {
     /// $HOME/keys/derp-mesh.key if it exists]
     #[arg(id = "mesh-psk-file", long, value_name = "FILE", help_heading = IDENTITY)]
     pub mesh_psk_file: Option<String>,
+    /// Other servers of the region, separated by commas: `host[:port]`, or `host[:port]/dial-host[:port]` to connect
+    /// elsewhere than the certificate says. Every address of a name is a server; names are looked up again and again.
+    /// Needs a mesh key
+    #[arg(id = "mesh-with", long, value_name = "HOSTS", default_value = "", hide_default_value = true, help_heading = MESH)]
+    pub mesh_with: String,
+    /// PEM file with the authorities that sign the certificates of -mesh-with, instead of the system's
+    #[arg(id = "mesh-ca-file", long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = MESH)]
+    pub mesh_ca_file: String,
+    /// Certificates that the servers of -mesh-with must show, separated by commas: `sha256-raw:` and 64 hex digits
+    #[arg(id = "mesh-pin", long, value_name = "PINS", default_value = "", hide_default_value = true, help_heading = MESH)]
+    pub mesh_pin: String,
     /// Development: a new key at each start, plain HTTP on :3340, mesh key from the environment
     #[arg(id = "dev", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = IDENTITY)]
     pub dev: bool,
@@ -112,6 +123,7 @@ pub struct Options {
 
 const LISTENING: &str = "Listening";
 const IDENTITY: &str = "Keys and certificates";
+const MESH: &str = "Mesh";
 const LIMITS: &str = "Limits";
 const KERNEL: &str = "Kernel data plane";
 const OTHER: &str = "Other";

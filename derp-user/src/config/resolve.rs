@@ -11,9 +11,11 @@ use tracing_subscriber::EnvFilter;
 
 use super::{CertificateMode, ConfigError, GoDuration, Options};
 use crate::{
+    client::{ClientError, Trust},
     dataplane::Mode,
     http::Home,
-    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH},
+    proto::keys::MeshKey,
+    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError},
 };
 
 /// What the process finds around it; given, so that tests need no real environment.
@@ -47,6 +49,8 @@ pub struct Config {
     pub key: KeySource,
     /// The mesh's key.
     pub mesh_key: MeshKeySource,
+    /// The other servers of the region, if there are any.
+    pub mesh: Option<MeshConfig>,
     /// What unmatched paths show.
     pub home: Home,
     /// Limits and timeouts of connections.
@@ -141,6 +145,15 @@ impl std::fmt::Debug for MeshKeySource {
     }
 }
 
+/// The mesh as configured.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MeshConfig {
+    /// The other servers; at least one.
+    pub peers: Vec<MeshPeer>,
+    /// Which certificates they must show.
+    pub trust: Trust,
+}
+
 /// Limits and timeouts of TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TcpSettings {
@@ -170,6 +183,9 @@ const DEV_LISTEN: ListenAddress = ListenAddress { ip: None, port: 3340 };
 const ROOT_KEY_PATH: &str = "/var/lib/derper/derper.key";
 const QUEUE_DEPTH_VARIABLE: &str = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH";
 const MAX_QUEUE_DEPTH: usize = 65536;
+/// Why a mesh is refused that has no key.
+const NO_MESH_KEY: &str =
+    "the servers of a mesh need a common key: give its file with -mesh-psk-file";
 /// Longest idle time that Linux accepts, in seconds (MAX_TCP_KEEPIDLE).
 const MAX_KEEPALIVE_SECONDS: u64 = 32767;
 /// What Go takes for an idle time of 0.
@@ -178,6 +194,24 @@ const ZERO_KEEPALIVE: Duration = Duration::from_secs(15);
 const MAX_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
 impl Config {
+    /// Checks that there is a mesh key where one is needed, now that its file has been read.
+    ///
+    /// # Errors
+    ///
+    /// If `-mesh-with` is given and the file holds none.
+    pub fn check_mesh_key(&self, mesh_key: Option<&MeshKey>) -> Result<(), ConfigError> {
+        let Some(MeshConfig { peers, .. }) = &self.mesh else { return Ok(()) };
+        if mesh_key.is_some() {
+            return Ok(());
+        }
+        let names: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
+        Err(ConfigError::Flag {
+            flag: "mesh-with",
+            value: names.join(","),
+            reason: NO_MESH_KEY.to_owned(),
+        })
+    }
+
     /// Resolves `options` in `environment`.
     ///
     /// # Errors
@@ -197,6 +231,7 @@ impl Config {
                 reason: "the kernel answers only STUN, which -stun=false switches off".to_owned(),
             });
         }
+        let mesh_key = mesh_key_source(&options, environment);
         let (min_workers, workers) = workers(&options, environment)?;
         Ok(Self {
             dev: options.dev,
@@ -205,7 +240,8 @@ impl Config {
             derp_enabled: options.derp,
             stun_port: options.stun.then_some(options.stun_port),
             key,
-            mesh_key: mesh_key_source(&options, environment),
+            mesh: mesh(&options, &mesh_key)?,
+            mesh_key,
             home: options.home.parse()?,
             tcp: tcp_settings(&options)?,
             queue_depth: queue_depth(environment)?,
@@ -338,6 +374,36 @@ fn mesh_key_source(options: &Options, environment: &Environment<'_>) -> MeshKeyS
                 .map_or(MeshKeySource::None, MeshKeySource::File)
         }
     }
+}
+
+fn mesh(options: &Options, mesh_key: &MeshKeySource) -> Result<Option<MeshConfig>, ConfigError> {
+    let trust = match (options.mesh_ca_file.as_str(), options.mesh_pin.as_str()) {
+        ("", "") => Trust::System,
+        (path, "") => Trust::Roots(PathBuf::from(path)),
+        ("", pins) => {
+            let fault =
+                |reason| ConfigError::Flag { flag: "mesh-pin", value: pins.to_owned(), reason };
+            let pins = pins.split(',').map(str::parse).collect::<Result<_, ClientError>>();
+            Trust::PinnedAny(pins.map_err(|error| fault(error.to_string()))?)
+        }
+        (path, _) => {
+            return Err(ConfigError::Flag {
+                flag: "mesh-ca-file",
+                value: path.to_owned(),
+                reason: "with -mesh-pin, no authority is asked: give one of the two".to_owned(),
+            });
+        }
+    };
+    if options.mesh_with.is_empty() {
+        return Ok(None);
+    }
+    let fault =
+        |reason| ConfigError::Flag { flag: "mesh-with", value: options.mesh_with.clone(), reason };
+    if *mesh_key == MeshKeySource::None {
+        return Err(fault(NO_MESH_KEY.to_owned()));
+    }
+    let peers = options.mesh_with.split(',').map(str::parse).collect::<Result<_, MeshPeerError>>();
+    Ok(Some(MeshConfig { peers: peers.map_err(|error| fault(error.to_string()))?, trust }))
 }
 
 fn tcp_settings(options: &Options) -> Result<TcpSettings, ConfigError> {

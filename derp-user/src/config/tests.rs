@@ -5,7 +5,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{key_file::*, *};
-use crate::{http::Home, server::AcceptLimit};
+use crate::{client::Trust, http::Home, server::AcceptLimit};
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
     match parse(arguments.iter().map(OsString::from))? {
@@ -130,7 +130,6 @@ fn faults_are_one_sentence_that_names_the_flag() {
             &["-verify-clients"],
             "-verify-clients: derpd does not support verifying clients with tailscaled",
         ),
-        (&["-mesh-with", "a,b"], "-mesh-with: derpd does not support meshing with other servers"),
         (&["-rate-config=/x"], "-rate-config: derpd does not support rate limits per client"),
     ] {
         assert_eq!(options(arguments).unwrap_err().to_string(), expected);
@@ -260,6 +259,58 @@ fn mesh_key_sources() {
     assert_eq!(source(&[], "/root-home"), default);
     assert_eq!(source(&["-mesh-psk-file=/m"], "/root-home"), MeshKeySource::File("/m".into()));
     assert_eq!(source(&["-mesh-psk-file="], "/root-home"), MeshKeySource::None);
+}
+
+#[test]
+fn mesh_peers_and_what_they_must_show() {
+    let mesh = |arguments: &[&str]| {
+        let mut all = vec!["-a=:1", "-c=/k", "-mesh-psk-file=/m"];
+        all.extend(arguments);
+        resolve_with(&all, &[], false).map(|config| config.mesh)
+    };
+    assert_eq!(mesh(&[]).unwrap(), None);
+    assert_eq!(mesh(&["-mesh-with="]).unwrap(), None);
+    let config = mesh(&["-mesh-with=a.example,b.example:8443/10.0.0.5"]).unwrap().unwrap();
+    let names: Vec<_> = config.peers.iter().map(|peer| peer.name.as_str()).collect();
+    assert_eq!(names, ["a.example", "b.example:8443"]);
+    assert_eq!(config.trust, Trust::System);
+    let trust = |flag: &str| mesh(&["-mesh-with=a", flag]).unwrap().unwrap().trust;
+    assert_eq!(trust("-mesh-ca-file=/ca.pem"), Trust::Roots("/ca.pem".into()));
+    let pin = format!("sha256-raw:{}", "ab".repeat(32));
+    assert_eq!(
+        trust(&format!("-mesh-pin={pin},{pin}")),
+        Trust::PinnedAny(vec![pin.parse().unwrap(); 2])
+    );
+    let refusal = |arguments: &[&str]| mesh(arguments).unwrap_err().to_string();
+    assert_eq!(
+        refusal(&["-mesh-with=a, b"]),
+        "-mesh-with \"a, b\": \" b\": blanks are not allowed, not even after a comma"
+    );
+    assert_eq!(
+        refusal(&["-mesh-with=a/b/c"]),
+        "-mesh-with \"a/b/c\": \"a/b/c\": too many slashes: write host or host/dial-host"
+    );
+    assert_eq!(
+        refusal(&["-mesh-with=a,,b"]),
+        "-mesh-with \"a,,b\": \"\": it needs a host name or an IP address"
+    );
+    assert!(refusal(&["-mesh-with=a", "-mesh-pin=x"]).starts_with("-mesh-pin \"x\": \"x\" is no"));
+    assert_eq!(
+        refusal(&["-mesh-with=a", "-mesh-ca-file=/ca.pem", &format!("-mesh-pin={pin}")]),
+        "-mesh-ca-file \"/ca.pem\": with -mesh-pin, no authority is asked: give one of the two"
+    );
+    assert_eq!(
+        refusal(&["-mesh-with=a", "-mesh-psk-file="]),
+        "-mesh-with \"a\": the servers of a mesh need a common key: give its file with \
+         -mesh-psk-file"
+    );
+    let config =
+        resolve_with(&["-a=:1", "-c=/k", "-mesh-psk-file=/m", "-mesh-with=a,b:1"], &[], false)
+            .unwrap();
+    let empty_file = config.check_mesh_key(None).unwrap_err().to_string();
+    assert!(empty_file.starts_with("-mesh-with \"a,b:1\": the servers of a mesh"), "{empty_file}");
+    let key = "ab".repeat(32).parse().unwrap();
+    assert!(config.check_mesh_key(Some(&key)).is_ok());
 }
 
 #[test]

@@ -25,14 +25,13 @@ enum Kind {
     SwitchDetail,
 }
 
-const FOREIGN: [Foreign; 16] = [
+const FOREIGN: [Foreign; 15] = [
     foreign("ace", Kind::Switch, "tunnels for Tailscale's control plane"),
     foreign("acme-eab-key", Kind::Detail, "certificates by ACME"),
     foreign("acme-eab-kid", Kind::Detail, "certificates by ACME"),
     foreign("acme-email", Kind::Detail, "certificates by ACME"),
     foreign("acme-ip-certs", Kind::Switch, "certificates by ACME"),
     foreign("bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
-    foreign("mesh-with", Kind::Text, "meshing with other servers"),
     foreign("rate-config", Kind::Text, "rate limits per client"),
     foreign("secrets-cache-dir", Kind::Detail, "secrets from setec"),
     foreign("secrets-path-prefix", Kind::Detail, "secrets from setec"),

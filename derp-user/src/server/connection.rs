@@ -25,7 +25,11 @@ use crate::{
         keys::NodePublic,
         message,
     },
-    relay::{ConnectionId, packet::packet_of, queue::SendQueue},
+    relay::{
+        ConnectionId,
+        packet::{is_forwarded, packet_of},
+        queue::SendQueue,
+    },
 };
 
 /// Most bytes of frames from the server itself that wait for one client.
@@ -33,6 +37,9 @@ const MAX_URGENT: usize = 4 << 20;
 /// Most socket bytes that wait because the socket is full. One quantum's frames at the most; the
 /// rest is for TLS, which a peer could make talk.
 const MAX_UNSENT: usize = 512 << 10;
+/// A link to a mesh peer carries the packets of many clients: so many times the depth of a client's
+/// queues is what waits for it.
+const LINK_QUEUE_FACTOR: usize = 8;
 /// DERP bytes that are encrypted and written at once when a full socket has room again.
 const FLUSH_BATCH: usize = 32 << 10;
 
@@ -43,14 +50,16 @@ pub(super) struct WriteScratch {
     outgoing: Outgoing,
 }
 
-/// A logged-in client.
+/// A logged-in client, or the link to a mesh peer, where this server is the client.
 pub(super) struct Connection {
     /// Its name in the relay.
     pub(super) id: ConnectionId,
     /// Whose connection it is.
     pub(super) key: NodePublic,
-    /// Where it came from.
+    /// Where it came from, or leads to.
     pub(super) remote: SocketAddr,
+    /// It leads to a mesh peer, which wants ForwardPacket frames where clients want RecvPacket.
+    pub(super) is_link: bool,
     /// Non-blocking. Whether it can be read or written is for the owner to wait for.
     stream: TcpStream,
     outbound: Mutex<Outbound>,
@@ -95,6 +104,7 @@ impl Connection {
             id,
             key,
             remote,
+            is_link: false,
             stream,
             outbound: Mutex::new(Outbound {
                 transport,
@@ -112,6 +122,11 @@ impl Connection {
             attention: AtomicBool::new(false),
             owner: AtomicWaker::new(),
         }
+    }
+
+    /// The same connection, leading to a mesh peer.
+    pub(super) fn into_link(self) -> Self {
+        Self { is_link: true, ..self }
     }
 
     /// Waits until another task leaves something to do: [`Self::is_closing`], or frames to flush.
@@ -159,8 +174,8 @@ impl Connection {
         self.outbound.lock().transport.incomplete().len()
     }
 
-    /// Relays whole RecvPacket frames, the `runs` of `plain`, to this client: written at once, or
-    /// queued if its socket is full. Never waits.
+    /// Relays whole frames, the `runs` of `plain`, to this client: written at once, or queued if its
+    /// socket is full. Never waits. They are RecvPacket frames, or ForwardPacket ones for a link.
     pub(super) fn deliver(
         &self,
         plain: &[u8],
@@ -177,8 +192,8 @@ impl Connection {
             });
         }
         if !outbound.unsent.is_empty() {
-            let queue =
-                outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(queue_depth)));
+            let depth = if self.is_link { LINK_QUEUE_FACTOR * queue_depth } else { queue_depth };
+            let queue = outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(depth)));
             for frame in frames() {
                 if let Some(oldest) = queue.push(frame) {
                     count_drop(counters, DropReason::QueueHead, &oldest);
@@ -199,7 +214,7 @@ impl Connection {
             }
         };
         if self.encrypt_and_transmit(&mut outbound, bytes, outgoing) {
-            count_sent(counters, own_frames, frames());
+            self.count_sent(counters, own_frames, frames());
         } else {
             frames().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
         }
@@ -258,7 +273,7 @@ impl Connection {
             }
             let relayed = || Frames::of(&gathered[relayed_from..]);
             if self.encrypt_and_transmit(&mut outbound, gathered, outgoing) {
-                count_sent(counters, own_frames, relayed());
+                self.count_sent(counters, own_frames, relayed());
             } else {
                 relayed().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
                 return;
@@ -403,6 +418,27 @@ impl Connection {
         true
     }
 
+    /// Counts one write to a client: the server's own frames and the relayed ones in it. What goes to
+    /// a mesh peer was counted when it was handed over.
+    fn count_sent<'a>(
+        &self,
+        counters: &WorkerCounters,
+        own_frames: usize,
+        relayed: impl Iterator<Item = &'a [u8]>,
+    ) {
+        if self.is_link {
+            return;
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for frame in relayed {
+            count += 1;
+            bytes += packet_of(frame).1.len() as u64;
+        }
+        counters.packets_sent.add(count);
+        counters.bytes_sent.add(bytes);
+        counters.buffered_write_frames.record(count + own_frames as u64);
+    }
+
     /// Writes until everything went or the socket is full; how many bytes went.
     fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut written = 0;
@@ -425,24 +461,11 @@ impl AsRawFd for Connection {
     }
 }
 
-/// Counts one write: the server's own frames and the relayed ones in it.
-fn count_sent<'a>(
-    counters: &WorkerCounters,
-    own_frames: usize,
-    relayed: impl Iterator<Item = &'a [u8]>,
-) {
-    let (mut count, mut bytes) = (0, 0);
-    for frame in relayed {
-        count += 1;
-        bytes += packet_of(frame).1.len() as u64;
-    }
-    counters.packets_sent.add(count);
-    counters.bytes_sent.add(bytes);
-    counters.buffered_write_frames.record(count + own_frames as u64);
-}
-
-/// Counts a RecvPacket frame that will not reach its destination.
+/// Counts a relayed frame that will not reach its destination.
 fn count_drop(counters: &WorkerCounters, reason: DropReason, frame: &[u8]) {
+    if is_forwarded(frame) {
+        counters.forwards_dropped.increment();
+    }
     let (kind, packet) = packet_of(frame);
     counters.packet_dropped(reason, kind, packet.len() as u64);
 }

@@ -18,7 +18,7 @@ use crate::{
         keys::NodePublic,
         message::{self, GoneReason},
     },
-    relay::{Census, ConnectionId, Effect, HomeMove, Presence, Relay},
+    relay::{Census, ConnectionId, Effect, Heard, HomeMove, Presence, Relay},
 };
 
 /// Everything that connections of different workers share.
@@ -28,7 +28,13 @@ pub(super) struct Hub {
     /// while the socket of a connection must close with its session.
     routes: papaya::HashMap<NodePublic, Weak<Connection>>,
     last_id: AtomicU64,
+    /// Grows whenever a key is no longer routed to the link that it was routed to: what somebody
+    /// remembers of such routes holds only as long as this stays.
+    forwarding_epoch: AtomicU64,
 }
+
+/// Keys that are forgotten at once when a link ends: others want the lock too.
+const LINK_DOWN_PIECE: usize = 1024;
 
 impl Hub {
     pub(super) fn new(own_key: NodePublic) -> Self {
@@ -36,6 +42,7 @@ impl Hub {
             relay: Mutex::new(Relay::new(own_key)),
             routes: papaya::HashMap::new(),
             last_id: AtomicU64::new(0),
+            forwarding_epoch: AtomicU64::new(0),
         }
     }
 
@@ -47,6 +54,11 @@ impl Hub {
     /// Where packets for `key` go now. Takes no lock.
     pub(super) fn active_connection(&self, key: &NodePublic) -> Option<Arc<Connection>> {
         self.routes.pin().get(key)?.upgrade()
+    }
+
+    /// To be read before a route by way of a link is looked up, in order to remember it.
+    pub(super) fn forwarding_epoch(&self) -> u64 {
+        self.forwarding_epoch.load(Ordering::Acquire)
     }
 
     pub(super) fn register(
@@ -69,8 +81,71 @@ impl Hub {
         self.change(counters, |relay| relay.spoke(id));
     }
 
-    pub(super) fn watch(&self, id: ConnectionId, counters: &WorkerCounters) {
-        self.change(counters, |relay| relay.watch(id));
+    /// Begins to tell a watcher who is here; whether it must be told more with [`Self::watch_more`].
+    pub(super) fn watch(&self, id: ConnectionId, counters: &WorkerCounters) -> bool {
+        let mut more = false;
+        self.change(counters, |relay| {
+            let effects = relay.watch(id);
+            more = relay.tells_more(id);
+            effects
+        });
+        more
+    }
+
+    /// Goes on telling a watcher that has taken what it was told; whether there is still more.
+    pub(super) fn watch_more(&self, id: ConnectionId, counters: &WorkerCounters) -> bool {
+        let mut more = false;
+        self.change(counters, |relay| {
+            let effects = relay.watch_more(id);
+            more = relay.tells_more(id);
+            effects
+        });
+        more
+    }
+
+    /// Tells a mesh peer that a key is not here; unless it has just come, which the peer may have been
+    /// told before.
+    pub(super) fn tell_not_here(
+        &self,
+        to: &Arc<Connection>,
+        key: NodePublic,
+        counters: &WorkerCounters,
+    ) {
+        self.change(counters, |relay| {
+            if relay.is_here(&key) {
+                return Vec::new();
+            }
+            vec![Effect::PeerGone { to: Arc::clone(to), key, reason: GoneReason::NotHere }]
+        });
+    }
+
+    pub(super) fn link_up(&self, link: &Arc<Connection>) {
+        self.relay.lock().link_up(link.id, Arc::clone(link));
+    }
+
+    pub(super) fn link_heard(
+        &self,
+        link: ConnectionId,
+        heard: impl IntoIterator<Item = Heard>,
+        counters: &WorkerCounters,
+    ) {
+        self.change(counters, |relay| relay.link_heard(link, heard));
+    }
+
+    /// How many keys a link leads to.
+    pub(super) fn link_keys(&self, link: ConnectionId) -> usize {
+        self.relay.lock().link_keys(link)
+    }
+
+    pub(super) fn link_down(&self, link: ConnectionId, counters: &WorkerCounters) {
+        let mut more = true;
+        while more {
+            self.change(counters, |relay| {
+                let (effects, rest) = relay.link_down(link, LINK_DOWN_PIECE);
+                more = rest;
+                effects
+            });
+        }
     }
 
     pub(super) fn close_peer(&self, key: &NodePublic, counters: &WorkerCounters) {
@@ -119,8 +194,12 @@ impl Hub {
                         Some(connection) => routes.insert(key, Arc::downgrade(connection)),
                         None => routes.remove(&key),
                     };
-                    if let Some(before) = before.and_then(Weak::upgrade) {
-                        before.set_routed(false);
+                    match before.and_then(Weak::upgrade) {
+                        Some(link) if link.is_link => {
+                            self.forwarding_epoch.fetch_add(1, Ordering::AcqRel);
+                        }
+                        Some(client) => client.set_routed(false),
+                        None => {}
                     }
                     if let Some(connection) = to {
                         connection.set_routed(true);

@@ -7,6 +7,7 @@ pub mod bench_support;
 mod connection;
 mod hub;
 mod link;
+mod mesh;
 mod placement;
 mod processor_time;
 mod reclaim;
@@ -33,6 +34,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+pub use self::mesh::{
+    LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshSettings, Resolver,
+    system_look_up,
+};
 use self::{
     hub::Hub,
     worker::{Desk, Shared},
@@ -85,6 +90,8 @@ pub struct Settings {
 /// pages show them.
 pub struct Statistics {
     counters: Arc<[WorkerCounters]>,
+    /// What is counted beside the workers, by the [`Mesh`].
+    mesh_counters: Arc<WorkerCounters>,
     hub: Arc<Hub>,
     active_workers: Arc<AtomicUsize>,
 }
@@ -94,14 +101,15 @@ impl Statistics {
     pub fn new(own_key: NodePublic, workers: NonZeroUsize) -> Self {
         Self {
             counters: (0..workers.get()).map(|_| WorkerCounters::default()).collect(),
+            mesh_counters: Arc::default(),
             hub: Arc::new(Hub::new(own_key)),
             active_workers: Arc::default(),
         }
     }
 
-    /// What all workers have counted.
+    /// What the workers and the mesh have counted.
     pub fn totals(&self) -> Totals {
-        Totals::sum(self.counters.iter())
+        Totals::sum(self.counters.iter().chain([&*self.mesh_counters]))
     }
 
     /// What is connected now.
@@ -112,12 +120,16 @@ impl Statistics {
             current_home_connections: census.home_connections,
             current_notideal_connections: census.not_ideal_connections,
             clients_local: census.keys,
-            clients_remote: 0,
+            clients_remote: census.remote_keys,
             current_dup_client_keys: census.duplicate_keys,
             current_dup_client_conns: census.duplicate_connections,
             total_dup_client_conns: census.duplicates_ever,
             watchers: census.watchers,
             active_workers: self.active_workers.load(Ordering::Relaxed) as u64,
+            mesh_links: census.links,
+            multi_forwarders_created: census.multi_forwarders_created,
+            multi_forwarders_deleted: census.multi_forwarders_deleted,
+            forwarders_deleted_other: census.forwarders_deleted_other,
         }
     }
 

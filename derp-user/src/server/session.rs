@@ -25,13 +25,16 @@ use tokio::{
 
 use super::{
     connection::Connection,
+    hub::Hub,
     transport::{Phase, TransportError},
     worker::{Newcomer, Scratch, Worker},
 };
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
     proto::{
-        frame::{self, Expected, Found, FrameReader, HEADER_LENGTH, PING_DATA_LENGTH, Violation},
+        frame::{
+            self, Expected, Found, FrameReader, Frames, HEADER_LENGTH, PING_DATA_LENGTH, Violation,
+        },
         keys::{KEY_LENGTH, NodePublic},
         message::{self, GoneReason},
     },
@@ -82,7 +85,7 @@ enum Exit {
 }
 
 /// What the owner of a connection waits for.
-enum Event<'a> {
+pub(super) enum Event<'a> {
     /// A deadline may have passed.
     Time,
     /// Another task left something to do.
@@ -93,8 +96,8 @@ enum Event<'a> {
     Readable(Ready<'a>),
 }
 
-type Socket = AsyncFd<Arc<Connection>>;
-type Ready<'a> = AsyncFdReadyGuard<'a, Arc<Connection>>;
+pub(super) type Socket = AsyncFd<Arc<Connection>>;
+pub(super) type Ready<'a> = AsyncFdReadyGuard<'a, Arc<Connection>>;
 
 /// What is left to read after a quantum.
 #[derive(Debug, Eq, PartialEq)]
@@ -106,7 +109,9 @@ enum Rest {
 /// Consecutive frames in the plaintext that go to one destination.
 pub(super) struct Run {
     source: NodePublic,
-    destination: Arc<Connection>,
+    destination: NodePublic,
+    /// The destination's connection, or the link to the mesh peer that has it.
+    receiver: Arc<Connection>,
     range: Range<usize>,
 }
 
@@ -115,15 +120,28 @@ struct Route {
     source: NodePublic,
     destination: NodePublic,
     receiver: Weak<Connection>,
+    /// The hub's [`Hub::forwarding_epoch`] from before the search.
+    epoch: u64,
 }
 
 impl Route {
     /// Where a packet goes, if it goes this way.
-    fn lead(&self, source: &NodePublic, destination: &NodePublic) -> Option<Arc<Connection>> {
+    fn lead(
+        &self,
+        source: &NodePublic,
+        destination: &NodePublic,
+        hub: &Hub,
+    ) -> Option<Arc<Connection>> {
         if self.source != *source || self.destination != *destination {
             return None;
         }
-        self.receiver.upgrade().filter(|receiver| receiver.is_routed())
+        self.receiver.upgrade().filter(|receiver| {
+            if receiver.is_link {
+                self.epoch == hub.forwarding_epoch()
+            } else {
+                receiver.is_routed()
+            }
+        })
     }
 }
 
@@ -140,6 +158,8 @@ pub(super) struct Session {
     /// Who has been introduced to whom: sender and receiving connection.
     introduced: HashSet<(NodePublic, ConnectionId)>,
     last_route: Option<Route>,
+    /// A watcher that has yet to hear of some who are here.
+    tells_more: bool,
 }
 
 impl Session {
@@ -162,6 +182,7 @@ impl Session {
             not_here: TokenBucket::new(NOT_HERE_PER_SECOND, NOT_HERE_BURST, Instant::now()),
             introduced: HashSet::new(),
             last_route: None,
+            tells_more: false,
         }
     }
 }
@@ -253,9 +274,17 @@ async fn serve(session: &mut Session, worker: &Worker) -> Exit {
                 connection.flush(&mut worker.scratch().write, worker.counters());
                 if connection.is_blocked() {
                     ready.clear_ready();
+                } else if session.tells_more {
+                    session.tells_more = worker.hub().watch_more(connection.id, worker.counters());
                 }
             }
-            Event::Attention => connection.flush(&mut worker.scratch().write, worker.counters()),
+            Event::Attention => {
+                connection.flush(&mut worker.scratch().write, worker.counters());
+                if session.tells_more && !connection.is_blocked() {
+                    session.tells_more = worker.hub().watch_more(connection.id, worker.counters());
+                    tokio::task::yield_now().await;
+                }
+            }
             Event::Time => {
                 let now = Instant::now();
                 let stalled_since = connection.stalled_since();
@@ -274,14 +303,14 @@ async fn serve(session: &mut Session, worker: &Worker) -> Exit {
 
 /// Has this worker's runtime watch a connection's socket, until the result is dropped.
 #[expect(unsafe_code, reason = "tokio has no safe call for a socket that is shared with writers")]
-fn watch(connection: Arc<Connection>) -> io::Result<Socket> {
+pub(super) fn watch(connection: Arc<Connection>) -> io::Result<Socket> {
     // SAFETY: a Connection owns one open socket from its creation to its end and never replaces it, and
     // the AsyncFd holds the Connection.
     unsafe { AsyncFd::register(connection) }.map_err(io::Error::from)
 }
 
 /// Waits for the next event; fails only when the runtime is going down.
-fn poll_event<'a>(
+pub(super) fn poll_event<'a>(
     connection: &Connection,
     socket: &'a Socket,
     timer: Pin<&mut Sleep>,
@@ -303,7 +332,7 @@ fn poll_event<'a>(
 }
 
 /// Sets the timer, unless it stands right already.
-fn arm(timer: Pin<&mut Sleep>, at: Instant) {
+pub(super) fn arm(timer: Pin<&mut Sleep>, at: Instant) {
     if timer.deadline().into_std() != at {
         timer.reset(at.into());
     }
@@ -434,7 +463,10 @@ impl Quantum<'_> {
                 let home = bytes[payload].first().is_some_and(|&flag| flag != 0);
                 self.worker.hub().note_preferred(connection.id, home, self.counters());
             }
-            Expected::WatchConns => self.worker.hub().watch(connection.id, self.counters()),
+            Expected::WatchConns => {
+                let more = self.worker.hub().watch(connection.id, self.counters());
+                self.session.tells_more = more;
+            }
             Expected::ClosePeer => {
                 if let Some(&key) = bytes[payload].first_chunk::<KEY_LENGTH>() {
                     let key = NodePublic::from_bytes(key);
@@ -463,31 +495,42 @@ impl Quantum<'_> {
     ) {
         if let Some(last) = self.runs.last_mut()
             && last.source == source
-            && last.destination.key == destination
+            && last.destination == destination
             && last.range.end == range.start
         {
             last.range.end = range.end;
             return;
         }
-        let known =
-            self.session.last_route.as_ref().and_then(|route| route.lead(&source, &destination));
-        let Some(receiver) = known.or_else(|| self.search(source, destination)) else {
-            return self.lose(destination, bytes, unknown);
-        };
-        self.runs.push(Run { source, destination: receiver, range });
+        let hub = self.worker.hub();
+        let last_route = self.session.last_route.as_ref();
+        let known = last_route.and_then(|route| route.lead(&source, &destination, hub));
+        let receiver = known.or_else(|| self.search(source, destination));
+        match receiver {
+            // What came from one mesh peer never goes to another.
+            Some(receiver)
+                if !(receiver.is_link && unknown == DropReason::UnknownDestinationOnForward) =>
+            {
+                self.runs.push(Run { source, destination, receiver, range });
+            }
+            Some(_) | None => self.lose(destination, bytes, unknown),
+        }
     }
 
     /// Finds where packets for `destination` go, and tells the relay of the first one from `source`.
     fn search(&mut self, source: NodePublic, destination: NodePublic) -> Option<Arc<Connection>> {
-        let receiver = self.worker.hub().active_connection(&destination)?;
-        let introduced = &mut self.session.introduced;
-        if introduced.len() >= MAX_INTRODUCED {
-            introduced.clear();
+        let hub = self.worker.hub();
+        let epoch = hub.forwarding_epoch();
+        let receiver = hub.active_connection(&destination)?;
+        if !receiver.is_link {
+            let introduced = &mut self.session.introduced;
+            if introduced.len() >= MAX_INTRODUCED {
+                introduced.clear();
+            }
+            if introduced.insert((source, receiver.id)) {
+                hub.first_packet(source, receiver.id);
+            }
         }
-        if introduced.insert((source, receiver.id)) {
-            self.worker.hub().first_packet(source, receiver.id);
-        }
-        let route = Route { source, destination, receiver: Arc::downgrade(&receiver) };
+        let route = Route { source, destination, receiver: Arc::downgrade(&receiver), epoch };
         self.session.last_route = Some(route);
         Some(receiver)
     }
@@ -497,6 +540,10 @@ impl Quantum<'_> {
         let (kind, packet) = packet_of(bytes);
         self.counters().packet_dropped(reason, kind, packet.len() as u64);
         if kind == PacketKind::Disco && self.session.not_here.take(Instant::now()) {
+            if self.session.trusted {
+                let connection = &self.session.connection;
+                return self.worker.hub().tell_not_here(connection, destination, self.counters());
+            }
             self.counters().peer_gone_not_here_frames.increment();
             self.session.connection.post(|bytes| {
                 message::peer_gone(bytes, &destination, GoneReason::NotHere);
@@ -513,15 +560,32 @@ impl Quantum<'_> {
 impl Scratch {
     /// Writes every run of the quantum to its destination: each destination once, its runs in order.
     fn deliver(&mut self, worker: &Worker) {
-        let Self { plain, runs, ranges, write, .. } = self;
-        runs.sort_by_key(|run| run.destination.id);
-        for group in runs.chunk_by(|a, b| a.destination.id == b.destination.id) {
-            let Some(first) = group.first() else { continue };
-            ranges.clear();
-            ranges.extend(group.iter().map(|run| run.range.clone()));
+        let Self { plain, runs, ranges, forwarded, write, .. } = self;
+        runs.sort_by_key(|run| run.receiver.id);
+        for group in runs.chunk_by(|a, b| a.receiver.id == b.receiver.id) {
+            let Some(Run { receiver, .. }) = group.first() else { continue };
             let depth = worker.settings().queue_depth;
-            first.destination.deliver(plain, ranges, write, worker.counters(), depth);
+            ranges.clear();
+            if receiver.is_link {
+                forward(group, plain, forwarded, worker.counters());
+                ranges.push(0..forwarded.len());
+                receiver.deliver(forwarded, ranges, write, worker.counters(), depth);
+            } else {
+                ranges.extend(group.iter().map(|run| run.range.clone()));
+                receiver.deliver(plain, ranges, write, worker.counters(), depth);
+            }
         }
         runs.clear();
+    }
+}
+
+/// Fills `forwarded` with the ForwardPacket frames of some runs.
+fn forward(runs: &[Run], plain: &[u8], forwarded: &mut Vec<u8>, counters: &WorkerCounters) {
+    forwarded.clear();
+    for run in runs {
+        for frame in Frames::of(&plain[run.range.clone()]) {
+            frame::recv_to_forward(forwarded, frame, &run.destination);
+            counters.packets_forwarded_out.increment();
+        }
     }
 }

@@ -12,11 +12,19 @@ use crate::{
 };
 
 const WORKERS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server without TLS all of whose workers are in use, until a test says otherwise.
 fn start() -> (Server, Statistics, SocketAddr) {
-    let private_key = NodePrivate::from_random([5; 32]);
+    start_at("127.0.0.1:0", NodePrivate::from_random([5; 32]), None)
+}
+
+/// The same, as a server of a mesh.
+pub(super) fn start_at(
+    address: &str,
+    private_key: NodePrivate,
+    mesh_key: Option<MeshKey>,
+) -> (Server, Statistics, SocketAddr) {
     let statistics = Statistics::new(private_key.public(), WORKERS);
     let site = Site::new(SiteSettings {
         home: Home::BuiltIn,
@@ -32,7 +40,7 @@ fn start() -> (Server, Statistics, SocketAddr) {
     });
     let settings = Settings {
         private_key,
-        mesh_key: None,
+        mesh_key,
         tls: None,
         min_workers: WORKERS,
         queue_depth: DEFAULT_QUEUE_DEPTH,
@@ -42,17 +50,17 @@ fn start() -> (Server, Statistics, SocketAddr) {
         accept_limit: None,
         site: Arc::new(site),
     };
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind(address).unwrap();
     let address = listener.local_addr().unwrap();
     let server = Server::start(listener, settings, &statistics).unwrap();
     (server, statistics, address)
 }
 
-fn connector(address: SocketAddr) -> Connector {
+pub(super) fn connector(address: SocketAddr) -> Connector {
     Connector::new(format!("http://{address}").parse().unwrap(), &Trust::Anything).unwrap()
 }
 
-async fn packet(receiver: &mut Receiver) -> Vec<u8> {
+pub(super) async fn packet(receiver: &mut Receiver) -> Vec<u8> {
     loop {
         let message = timeout(PATIENCE, receiver.recv()).await.expect("in time").unwrap();
         if let Message::Packet { packet, .. } = message {

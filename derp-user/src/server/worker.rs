@@ -95,6 +95,8 @@ pub(super) struct Scratch {
     pub(super) runs: Vec<Run>,
     /// The ranges that go to one destination.
     pub(super) ranges: Vec<Range<usize>>,
+    /// The frames that go to one mesh peer.
+    pub(super) forwarded: Vec<u8>,
     /// For writing to one destination.
     pub(super) write: WriteScratch,
 }

@@ -169,6 +169,9 @@ pub(crate) trait Unbuffered {
         &'c mut self,
         received: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// The version that has been agreed on, if one has.
+    fn version(&self) -> Option<ProtocolVersion>;
 }
 
 impl Unbuffered for UnbufferedClientConnection {
@@ -180,6 +183,10 @@ impl Unbuffered for UnbufferedClientConnection {
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(received)
     }
+
+    fn version(&self) -> Option<ProtocolVersion> {
+        self.protocol_version()
+    }
 }
 
 impl Unbuffered for UnbufferedServerConnection {
@@ -190,6 +197,10 @@ impl Unbuffered for UnbufferedServerConnection {
         received: &'i mut [u8],
     ) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(received)
+    }
+
+    fn version(&self) -> Option<ProtocolVersion> {
+        self.protocol_version()
     }
 }
 
@@ -315,16 +326,14 @@ impl<C: Unbuffered> Session<C> {
             outgoing.fill(length);
         }
     }
-}
 
-impl Session<UnbufferedServerConnection> {
     /// Tells whether TLS 1.3 has been agreed on.
     pub(crate) fn is_tls13(&self) -> bool {
-        self.rustls.protocol_version() == Some(ProtocolVersion::TLSv1_3)
+        self.rustls.version() == Some(ProtocolVersion::TLSv1_3)
     }
 
     /// Gives up the session for what rustls knows of it.
-    pub(crate) fn into_rustls(self) -> UnbufferedServerConnection {
+    pub(crate) fn into_rustls(self) -> C {
         self.rustls
     }
 }

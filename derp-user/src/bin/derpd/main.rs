@@ -19,12 +19,13 @@ use std::{
 use anyhow::Context;
 use derp_user::{
     config::{
-        self, Config, ConfigError, Environment, Invocation, KeySource, MeshKeySource, Options,
+        self, Config, ConfigError, Environment, Invocation, KeySource, MeshConfig, MeshKeySource,
+        Options,
     },
     dataplane::{self, Xdp, XdpOptions},
     http::{self, DebugAccess, Site, serve_port80},
     proto::keys::{MeshKey, NodePrivate},
-    server::{Server, Settings, Statistics},
+    server::{self, Mesh, MeshSettings, Server, Settings, Statistics},
     stun::StunServer,
     tls,
 };
@@ -85,6 +86,7 @@ fn run(options: Options) -> anyhow::Result<()> {
 
     let private_key = load_identity(&config)?;
     let mesh_key = load_mesh_key(&config)?;
+    config.check_mesh_key(mesh_key.as_ref())?;
     let access = debug_access(&config)?;
     let tls = tls_config(&config, &private_key)?;
     listen::raise_file_limit();
@@ -120,9 +122,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         started: (SystemTime::now(), started),
     };
     let site = Arc::new(site(&config, mesh_key.is_some(), access, sources));
+    let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
     let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site));
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
+    let mesh = mesh_settings
+        .map(|settings| Mesh::start(settings, &statistics))
+        .transpose()
+        .context("-mesh-with")?;
 
     banner::log(&banner::Facts {
         config: &config,
@@ -133,6 +140,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         public_key,
     });
     runtime.block_on(control(signals, port80, site, stun, watcher))?;
+    if let Some(mesh) = mesh {
+        mesh.stop();
+    }
     // The process ends either way; a worker's failure at this point helps nobody.
     if let Err(error) = server.stop() {
         tracing::debug!("stop: {error}");
@@ -245,6 +255,23 @@ fn server_settings(
         tls,
         site,
     }
+}
+
+fn mesh_settings(
+    config: &Config,
+    private_key: &NodePrivate,
+    mesh_key: Option<&MeshKey>,
+) -> Option<MeshSettings> {
+    let (MeshConfig { peers, trust }, mesh_key) = (config.mesh.clone()?, mesh_key?.clone());
+    Some(MeshSettings {
+        private_key: private_key.clone(),
+        mesh_key,
+        peers,
+        trust,
+        tcp_user_timeout: config.tcp.user_timeout,
+        look_up_period: server::LOOK_UP_PERIOD,
+        look_up: Box::new(server::system_look_up),
+    })
 }
 
 /// The signals that stop the relay. Caught before it says that it serves, so that none is missed.

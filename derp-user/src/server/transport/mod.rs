@@ -8,12 +8,17 @@ mod tests;
 
 use std::sync::Arc;
 
-use rustls::{ServerConfig, server::UnbufferedServerConnection};
+use rustls::{
+    ServerConfig, client::UnbufferedClientConnection, server::UnbufferedServerConnection,
+};
 
 pub(super) use self::records::RecordFault;
 use self::records::Records;
-use crate::tls::session::{Incomplete, RECORD_PAYLOAD, Session, SessionError};
 pub(super) use crate::tls::session::{Outgoing, Phase};
+use crate::{
+    client::wire::Wire,
+    tls::session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
+};
 
 /// Why a connection's bytes cannot be understood or produced.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,8 @@ enum Layer {
     Plain,
     /// A TLS handshake; afterwards, a TLS 1.2 connection.
     Session(Box<Session<UnbufferedServerConnection>>),
+    /// The same, where this server is the client.
+    ClientSession(Box<Session<UnbufferedClientConnection>>),
     /// An established TLS 1.3 connection.
     Records(Box<Records>),
 }
@@ -62,6 +69,13 @@ impl Transport {
     pub(super) fn tls(config: Arc<ServerConfig>) -> Result<Self, TransportError> {
         let rustls = UnbufferedServerConnection::new(config)?;
         Ok(Self::new(Layer::Session(Box::new(Session::new(rustls)))))
+    }
+
+    /// Takes over a connection that this server opened as a client, and whose handshake is over.
+    pub(super) fn of_client(wire: Wire) -> Result<Self, TransportError> {
+        let (session, incomplete) = wire.into_session()?;
+        let layer = session.map_or(Layer::Plain, Layer::ClientSession);
+        Self { layer, incomplete, failed: false }.establish()
     }
 
     fn new(layer: Layer) -> Self {
@@ -83,9 +97,15 @@ impl Transport {
         let Self { layer, incomplete, failed } = self;
         let layer = match layer {
             Layer::Session(session) if session.is_tls13() => {
-                Layer::Records(Box::new(Records::new(session.into_rustls())?))
+                Layer::Records(Box::new(Records::of_server(session.into_rustls())?))
             }
-            unchanged @ (Layer::Plain | Layer::Session(_) | Layer::Records(_)) => unchanged,
+            Layer::ClientSession(session) if session.is_tls13() => {
+                Layer::Records(Box::new(Records::of_client(session.into_rustls())?))
+            }
+            unchanged @ (Layer::Plain
+            | Layer::Session(_)
+            | Layer::ClientSession(_)
+            | Layer::Records(_)) => unchanged,
         };
         Ok(Self { layer, incomplete, failed })
     }
@@ -116,6 +136,9 @@ impl Transport {
             Layer::Session(session) => session
                 .receive(received, |data| plain.extend_from_slice(data), outgoing)
                 .map_err(TransportError::from),
+            Layer::ClientSession(session) => session
+                .receive(received, |data| plain.extend_from_slice(data), outgoing)
+                .map_err(TransportError::from),
             Layer::Records(records) => records.receive(received, plain, outgoing),
         };
         let kept = result.and_then(|(consumed, phase)| {
@@ -143,6 +166,9 @@ impl Transport {
             Layer::Session(session) => {
                 Ok(session.send(self.incomplete.bytes_mut(), [plain], outgoing, |_| {})?)
             }
+            Layer::ClientSession(session) => {
+                Ok(session.send(self.incomplete.bytes_mut(), [plain], outgoing, |_| {})?)
+            }
             Layer::Records(records) => records.send(plain, outgoing),
         }
     }
@@ -153,6 +179,7 @@ impl Transport {
             _ if self.failed => {}
             Layer::Plain => {}
             Layer::Session(session) => session.close(self.incomplete.bytes_mut(), outgoing),
+            Layer::ClientSession(session) => session.close(self.incomplete.bytes_mut(), outgoing),
             Layer::Records(records) => records.close(outgoing),
         }
     }

@@ -5,7 +5,9 @@
 //! costs no queue and no allocation, and an idle connection keeps far less memory.
 
 use rustls::{
-    AlertDescription, ContentType, SupportedCipherSuite, Tls13CipherSuite,
+    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets,
+    SupportedCipherSuite, Tls13CipherSuite,
+    client::{ClientConnectionData, UnbufferedClientConnection},
     kernel::KernelConnection,
     server::{ServerConnectionData, UnbufferedServerConnection},
 };
@@ -19,7 +21,14 @@ use super::{
 const MAX_CIPHERTEXT: usize = RECORD_PAYLOAD + 256;
 /// Handshake type and length of KeyUpdate, the only message that a client may send now.
 const KEY_UPDATE: [u8; 4] = [24, 0, 0, 1];
-/// More key updates than this without data between them serve no purpose but to cost time.
+/// Handshake type of NewSessionTicket, the only other message that a server may send now.
+const NEW_SESSION_TICKET: u8 = 4;
+/// Type and length of a handshake message.
+const MESSAGE_HEADER: usize = 4;
+/// Longest NewSessionTicket that is waited for. Real ones have some hundred bytes.
+const MAX_TICKET: usize = 16 << 10;
+/// More key updates, or tickets, than this without data between them serve no purpose but to cost
+/// time.
 const MAX_IDLE_KEY_UPDATES: u32 = 32;
 /// A write key is replaced this many records before its limit.
 const KEY_MARGIN: u64 = 1024;
@@ -33,7 +42,7 @@ pub(in crate::server) enum RecordFault {
     UnexpectedType,
     #[error("a record that does not open")]
     Seal,
-    #[error("a handshake message other than a well-formed KeyUpdate")]
+    #[error("a handshake message other than those allowed now")]
     Handshake,
     #[error("too many key updates")]
     KeyUpdates,
@@ -55,9 +64,31 @@ impl RecordFault {
     }
 }
 
+/// What derives new traffic keys.
+enum Keys {
+    OfServer(KernelConnection<ServerConnectionData>),
+    OfClient(KernelConnection<ClientConnectionData>),
+}
+
+impl Keys {
+    fn update_tx_secret(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        match self {
+            Self::OfServer(keys) => keys.update_tx_secret(),
+            Self::OfClient(keys) => keys.update_tx_secret(),
+        }
+    }
+
+    fn update_rx_secret(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        match self {
+            Self::OfServer(keys) => keys.update_rx_secret(),
+            Self::OfClient(keys) => keys.update_rx_secret(),
+        }
+    }
+}
+
 /// The records of one established connection.
 pub(in crate::server) struct Records {
-    keys: KernelConnection<ServerConnectionData>,
+    keys: Keys,
     suite: &'static Tls13CipherSuite,
     sealing: Cipher,
     opening: Cipher,
@@ -71,9 +102,25 @@ pub(in crate::server) struct Records {
 
 impl Records {
     /// Takes over a session that has finished its handshake and has nothing left to send.
-    pub(super) fn new(session: UnbufferedServerConnection) -> Result<Self, TransportError> {
+    pub(super) fn of_server(session: UnbufferedServerConnection) -> Result<Self, TransportError> {
         let (secrets, keys) = session.dangerous_into_kernel_connection()?;
-        let SupportedCipherSuite::Tls13(suite) = keys.negotiated_cipher_suite() else {
+        let suite = keys.negotiated_cipher_suite();
+        Self::new(secrets, suite, Keys::OfServer(keys))
+    }
+
+    /// The same, for a session in which this server is the client.
+    pub(super) fn of_client(session: UnbufferedClientConnection) -> Result<Self, TransportError> {
+        let (secrets, keys) = session.dangerous_into_kernel_connection()?;
+        let suite = keys.negotiated_cipher_suite();
+        Self::new(secrets, suite, Keys::OfClient(keys))
+    }
+
+    fn new(
+        secrets: ExtractedSecrets,
+        suite: SupportedCipherSuite,
+        keys: Keys,
+    ) -> Result<Self, TransportError> {
+        let SupportedCipherSuite::Tls13(suite) = suite else {
             return Err(SessionError::NotEstablished.into());
         };
         Ok(Self {
@@ -189,6 +236,11 @@ impl Records {
     ) -> Result<Result<(), RecordFault>, TransportError> {
         const WHOLE: usize = KEY_UPDATE.len() + 1;
         self.handshake.extend_from_slice(content);
+        if matches!(self.keys, Keys::OfClient(_))
+            && self.handshake.first() == Some(&NEW_SESSION_TICKET)
+        {
+            return Ok(self.skip_tickets());
+        }
         let seen = self.handshake.len().min(KEY_UPDATE.len());
         if content.is_empty()
             || self.handshake[..seen] != KEY_UPDATE[..seen]
@@ -210,6 +262,34 @@ impl Records {
         self.opening = Cipher::new(self.keys.update_rx_secret()?)?;
         self.update_owed |= request == 1;
         Ok(Ok(()))
+    }
+
+    /// Drops the tickets at the beginning of what was collected: sessions are never resumed. What
+    /// follows them in the same record, or the rest of an incomplete one, is judged when it comes.
+    fn skip_tickets(&mut self) -> Result<(), RecordFault> {
+        while let Some(&[NEW_SESSION_TICKET, high, middle, low]) = self.handshake.first_chunk() {
+            let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+            if length > MAX_TICKET {
+                return Err(RecordFault::Handshake);
+            }
+            if self.handshake.len() < MESSAGE_HEADER + length {
+                return Ok(());
+            }
+            self.handshake.drain(..MESSAGE_HEADER + length);
+            self.idle_key_updates += 1;
+            if self.idle_key_updates > MAX_IDLE_KEY_UPDATES {
+                return Err(RecordFault::KeyUpdates);
+            }
+        }
+        match self.handshake.first() {
+            None => {
+                self.handshake = Vec::new();
+                Ok(())
+            }
+            Some(&NEW_SESSION_TICKET) => Ok(()),
+            // Nobody sends anything else behind a ticket in one record.
+            Some(_) => Err(RecordFault::Handshake),
+        }
     }
 
     fn refuse(&mut self, fault: RecordFault, outgoing: &mut Outgoing) -> TransportError {

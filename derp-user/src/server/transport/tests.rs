@@ -256,7 +256,11 @@ struct Forger {
 
 impl Forger {
     fn new(client: ClientConnection) -> Self {
-        let (sequence, secrets) = client.dangerous_extract_secrets().unwrap().tx;
+        Self::of_secrets(client.dangerous_extract_secrets().unwrap())
+    }
+
+    fn of_secrets(secrets: rustls::ExtractedSecrets) -> Self {
+        let (sequence, secrets) = secrets.tx;
         let (algorithm, key, iv) = match &secrets {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
@@ -387,6 +391,129 @@ fn records_refuse_everything_but_data_farewells_and_key_updates() {
         let (mut server, _client) = established(&rustls::version::TLS13, false, true);
         assert!(feed(&mut server, unsealed).is_err(), "{unsealed:?}");
     }
+}
+
+/// A transport in which this server is the client, and the real server at the other end, whose
+/// handshake is over; it has sent its tickets, which are returned.
+fn as_client(
+    version: &'static rustls::SupportedProtocolVersion,
+) -> (Transport, rustls::ServerConnection, Vec<u8>) {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    config.send_tls13_tickets = 3;
+    config.enable_secret_extraction = true;
+    let mut server = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+    let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+        .with_no_client_auth();
+    client.enable_secret_extraction = true;
+    let mut wire = Wire::tls(Arc::new(client), "127.0.0.1".try_into().unwrap()).unwrap();
+    let (mut phase, mut bytes, mut outgoing) =
+        (Phase::Handshaking, Vec::new(), Outgoing::default());
+    while phase == Phase::Handshaking {
+        let mut received = [wire.incomplete(), &bytes].concat();
+        phase = wire.receive(&mut received, &mut |_| (), &mut outgoing).unwrap();
+        server.read_tls(&mut outgoing.unsent()).unwrap();
+        outgoing.clear();
+        server.process_new_packets().unwrap();
+        bytes.clear();
+        while server.wants_write() {
+            server.write_tls(&mut bytes).unwrap();
+        }
+    }
+    (Transport::of_client(wire).unwrap(), server, bytes)
+}
+
+fn server_says(server: &mut rustls::ServerConnection, plain: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    std::io::Write::write_all(&mut server.writer(), plain).unwrap();
+    while server.wants_write() {
+        server.write_tls(&mut bytes).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn a_server_is_a_client_of_its_mesh_peers_on_both_versions() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let (mut client, mut server, tickets) = as_client(version);
+        let is_tls13 = version.version == rustls::ProtocolVersion::TLSv1_3;
+        assert_eq!(matches!(client.layer, Layer::Records(_)), is_tls13);
+        assert_eq!(!tickets.is_empty(), is_tls13, "tickets come after the handshake");
+        // However they are cut.
+        for piece in tickets.chunks(100) {
+            let (phase, plain, answer) = feed(&mut client, piece).unwrap();
+            assert_eq!((phase, plain.len(), answer.len()), (Phase::Established, 0, 0));
+        }
+        for round in 0..3u8 {
+            if is_tls13 {
+                server.refresh_traffic_keys().unwrap();
+            }
+            let bytes = server_says(&mut server, &[round; 20_000]);
+            let plain: Vec<u8> =
+                bytes.chunks(777).flat_map(|piece| feed(&mut client, piece).unwrap().1).collect();
+            assert_eq!(plain, [round; 20_000]);
+            let bytes = send(&mut client, &[round; 20_000]).unwrap();
+            let mut bytes = bytes.as_slice();
+            let mut plain = Vec::new();
+            while !bytes.is_empty() {
+                server.read_tls(&mut bytes).unwrap();
+                let ready = server.process_new_packets().unwrap().plaintext_bytes_to_read();
+                let before = plain.len();
+                plain.resize(before + ready, 0);
+                server.reader().read_exact(&mut plain[before..]).unwrap();
+            }
+            assert_eq!(plain, [round; 20_000]);
+        }
+        let mut outgoing = Outgoing::default();
+        client.close(&mut outgoing);
+        server.read_tls(&mut outgoing.unsent()).unwrap();
+        assert!(server.process_new_packets().unwrap().peer_has_closed());
+    }
+}
+
+/// What a client's records take from a server beyond a server's from a client: tickets.
+#[test]
+fn tickets_are_skipped_within_limits() {
+    let ticket =
+        |length: usize| [&[4, 0, (length >> 8) as u8, length as u8], &*vec![0; length]].concat();
+    let two = [ticket(200), ticket(0)].concat();
+    let behind = [ticket(1), KEY_UPDATE.to_vec()].concat();
+    let cases: [(&[&[u8]], bool); 7] = [
+        (&[&two], true),
+        (&[&two[..3], &two[3..150], &two[150..]], true),
+        (&[&KEY_UPDATE], true),
+        (&[&behind], false),
+        (&[&[4, 0, 0x40, 1]], false),
+        (&[&[4, 1, 0, 0]], false),
+        (&[&[1, 0, 0, 0]], false),
+    ];
+    for (pieces, accepted) in cases {
+        let (mut client, server, tickets) = as_client(&rustls::version::TLS13);
+        feed(&mut client, &tickets).unwrap();
+        let mut forger = Forger::of_secrets(server.dangerous_extract_secrets().unwrap());
+        let fed: Result<Vec<_>, _> = pieces
+            .iter()
+            .map(|piece| feed(&mut client, &forger.record(HANDSHAKE, piece)))
+            .collect();
+        assert_eq!(fed.is_ok(), accepted, "{:?}", pieces.first());
+    }
+    let (mut client, server, tickets) = as_client(&rustls::version::TLS13);
+    feed(&mut client, &tickets).unwrap();
+    let mut forger = Forger::of_secrets(server.dangerous_extract_secrets().unwrap());
+    let refused =
+        (0..100).position(|_| feed(&mut client, &forger.record(HANDSHAKE, &ticket(9))).is_err());
+    assert_eq!(refused, Some(32 - 3), "three came with the handshake");
 }
 
 proptest! {

@@ -1,0 +1,49 @@
+//! How long to wait before a mesh peer is dialled again. Without I/O.
+
+use std::time::Duration;
+
+/// Longest wait: what derper always waits.
+const LONGEST: Duration = Duration::from_secs(5);
+/// Longest wait after the first failure.
+const FIRST: Duration = Duration::from_millis(500);
+/// A link that stood for this long was a success.
+const SUCCESS: Duration = Duration::from_secs(5);
+
+/// Doubles the wait with every failure. Waits are spread, so that the links of a server that has
+/// restarted do not all come at once.
+#[derive(Debug, Default)]
+pub(super) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// Notes that a link has stood for this long.
+    pub(super) fn stood(&mut self, lasted: Duration) {
+        if lasted >= SUCCESS {
+            self.failures = 0;
+        }
+    }
+
+    /// The wait after a failure, or after the end of a link. `fraction`, from 0 to 1, is random.
+    pub(super) fn next(&mut self, fraction: f64) -> Duration {
+        let longest = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        longest.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_derpers_and_begin_anew_after_a_success() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<u128> = (0..6).map(|_| backoff.next(1.0).as_millis()).collect();
+        assert_eq!(waits, [500, 1000, 2000, 4000, 5000, 5000]);
+        backoff.stood(Duration::from_secs(1));
+        assert_eq!(backoff.next(0.0), Duration::from_millis(2500), "half of it at least");
+        backoff.stood(Duration::from_secs(5));
+        assert_eq!(backoff.next(1.0), FIRST);
+    }
+}
