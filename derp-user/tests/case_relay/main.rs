@@ -5,6 +5,9 @@
 #[path = "../support/peer.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod peer;
+#[path = "../support/region.rs"]
+#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
+mod region;
 #[path = "../support/server.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod server;
@@ -17,6 +20,7 @@ mod handshake;
 mod http;
 mod identity;
 mod malformed;
+mod mesh;
 mod peer_gone;
 mod queues;
 mod stun;

@@ -266,7 +266,12 @@ impl Wire {
 
     /// Upgrades without fast start, up to and including the ServerKey frame.
     pub(crate) fn upgrade(&mut self) -> PublicKey {
-        self.write(UPGRADE.as_bytes());
+        self.upgrade_with("Connection: Upgrade\r\nUpgrade: DERP")
+    }
+
+    fn upgrade_with(&mut self, headers: &str) -> PublicKey {
+        let request = format!("GET /derp HTTP/1.1\r\nHost: relay\r\n{headers}\r\n\r\n");
+        self.write(request.as_bytes());
         let head = self.response_head();
         assert!(head.starts_with("HTTP/1.1 101 "), "refused: {head}");
         self.expect_server_key()
@@ -296,8 +301,18 @@ impl Peer {
 
     /// Connects with a given key and ClientInfo, and checks ServerInfo.
     pub(crate) fn connect_as(server: &Server, secret: SecretKey, json: &str) -> Self {
+        Self::connect_with(server, "Connection: Upgrade\r\nUpgrade: DERP", secret, json)
+    }
+
+    /// The same, with these HTTP headers.
+    pub(crate) fn connect_with(
+        server: &Server,
+        headers: &str,
+        secret: SecretKey,
+        json: &str,
+    ) -> Self {
         let mut wire = Wire::connect(server);
-        let server_key = wire.upgrade();
+        let server_key = wire.upgrade_with(headers);
         wire.write(&client_info(&secret, &server_key, json));
         let info = wire.expect(SERVER_INFO);
         assert_eq!(open_server_info(&secret, &server_key, &info), r#"{"version":2}"#);

@@ -39,17 +39,26 @@ pub(crate) fn binary() -> PathBuf {
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_derpd")), PathBuf::from)
 }
 
-/// Which implementation [`binary`] is, judged by its name.
+/// A file of this name in a relay's directory holds the authorities that it trusts as if they were
+/// the system's.
+pub(crate) const AUTHORITY_FILE: &str = "authority.pem";
+
+/// Which implementation [`binary`] is.
 pub(crate) fn kind() -> Kind {
-    match binary().file_stem().and_then(|name| name.to_str()) {
+    kind_of(&binary())
+}
+
+/// Which implementation a binary is, judged by its name.
+fn kind_of(binary: &Path) -> Kind {
+    match binary.file_stem().and_then(|name| name.to_str()) {
         Some("derper") => Kind::Derper,
         Some(_) | None => Kind::Derpd,
     }
 }
 
 /// Flags by which connections of one test belong to different workers.
-fn work_shared_between_two() -> &'static [&'static str] {
-    match kind() {
+fn work_shared_between_two(kind: Kind) -> &'static [&'static str] {
+    match kind {
         Kind::Derpd => &["-workers=2", "-min-workers=2"],
         Kind::Derper => &[],
     }
@@ -91,8 +100,18 @@ impl Server {
         directory: Arc<TempDir>,
         flags: &[&str],
     ) -> Self {
+        Self::start_binary(&binary(), choose, directory, flags)
+    }
+
+    /// The same, with another binary than the one under test.
+    pub(crate) fn start_binary(
+        binary: &Path,
+        choose: impl Fn() -> Place,
+        directory: Arc<TempDir>,
+        flags: &[&str],
+    ) -> Self {
         for _ in 0..5 {
-            let mut server = Self::spawn(choose(), Arc::clone(&directory), flags);
+            let mut server = Self::spawn(binary, choose(), Arc::clone(&directory), flags);
             match server.wait_until_ready() {
                 Ok(()) => return server,
                 Err(reason) if reason.to_lowercase().contains("address already in use") => {}
@@ -102,9 +121,11 @@ impl Server {
         panic!("five places in a row are taken");
     }
 
-    fn spawn(place: Place, directory: Arc<TempDir>, flags: &[&str]) -> Self {
+    fn spawn(binary: &Path, place: Place, directory: Arc<TempDir>, flags: &[&str]) -> Self {
         let path = directory.path();
-        let mut process = Command::new(binary())
+        let authorities = path.join(AUTHORITY_FILE);
+        let mut process = Command::new(binary)
+            .envs(authorities.exists().then_some(("SSL_CERT_FILE", authorities)))
             .arg(format!("-a={}:{}", place.address, place.tls_port))
             .arg(format!("-http-port={}", place.http_port))
             .arg(format!("-stun-port={}", place.stun_port))
@@ -112,7 +133,7 @@ impl Server {
             .arg("-certmode=manual")
             .arg(format!("-certdir={}", path.join("certs").display()))
             .arg(format!("-c={}", path.join("derper.key").display()))
-            .args(work_shared_between_two().iter().filter(|_| !overridden(flags)))
+            .args(work_shared_between_two(kind_of(binary)).iter().filter(|_| !overridden(flags)))
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -340,6 +361,14 @@ impl Place {
         let [.., high, low] = std::process::id().to_be_bytes();
         let address = Ipv4Addr::new(127, high | 0x80, low, COUNTER.fetch_add(1, Ordering::Relaxed));
         Self::with_ports_from(address, 20_000)
+    }
+
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    pub(crate) fn tls_address(&self) -> SocketAddr {
+        (self.address, self.tls_port).into()
     }
 
     /// The address that the name `localhost` stands for, with ports by chance.
