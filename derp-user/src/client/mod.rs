@@ -23,6 +23,10 @@
 //! # }
 //! ```
 //!
+//! Clients that log in with the mesh key of a region may watch who is connected ([`Sender::watch`]), forward
+//! packets on behalf of others ([`Sender::forward`]) and have clients disconnected
+//! ([`Sender::close_peer`]); `examples/mesh_watcher.rs` is one.
+//!
 //! Both halves may be used at the same time and by different tasks; their futures may be dropped at
 //! any time without harm to the stream. What was sent before is never taken back. A connection ends
 //! with its first error; connecting again is the caller's business.
