@@ -7,7 +7,7 @@ use crate::{
     ip::{Ip, Ipv4, Ipv6},
     packet::Packet,
     reason::Reason,
-    settings::{Interface, Settings},
+    settings::{Interface, Services, Settings},
     stun::{request, response},
     udp::{self, Udp},
 };
@@ -75,7 +75,7 @@ fn inspect<I: Ip, P: Packet, H: Host>(packet: &P, host: &H) -> Result<Request, R
     if settings.version != Settings::VERSION {
         return Err(Reason::Unconfigured);
     }
-    if udp.destination != u16::from_ne_bytes(settings.stun_port) {
+    if settings.services(udp.destination) & Services::STUN == 0 {
         return Err(Reason::OtherPort);
     }
     // Also refuses the merged frames that generic XDP sees behind GRO, and trailing bytes.

@@ -13,11 +13,13 @@ pub mod address;
 pub mod answer;
 pub mod checksum;
 pub mod eth;
+pub mod flow;
 pub mod ip;
 pub mod maps;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
+pub mod rate;
 pub mod reason;
 pub mod settings;
 pub mod stun;
@@ -27,6 +29,7 @@ pub use crate::{
     address::{Address, AddressKind, Family},
     answer::{Decision, Host, answer},
     packet::{Packet, SlicePacket},
+    rate::Rate,
     reason::{Reason, Verdict},
-    settings::{Interface, Settings},
+    settings::{Interface, Port, Services, Settings, Switches},
 };

@@ -19,7 +19,9 @@ fn derpd_xdp(context: XdpContext) -> u32 {
     maps::count(decision, packet.len());
     match decision.reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,
+        Verdict::Redirect => xdp_action::XDP_REDIRECT,
         Verdict::Aborted => {
             // Cannot happen to a correct program, so it is worth a line, and costs nothing otherwise.
             aya_log_ebpf::error!(&context, "the answer to a STUN request broke off half way");

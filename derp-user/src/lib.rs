@@ -4,6 +4,7 @@ pub mod client;
 pub mod config;
 pub mod dataplane;
 mod files;
+pub mod flow;
 pub mod http;
 pub mod metrics;
 pub mod proto;
