@@ -8,8 +8,11 @@ mod capability;
 mod error;
 mod host;
 mod kernel;
+mod link;
 mod mode;
+mod netlink;
 mod object;
+pub mod route;
 mod watch;
 mod xdp;
 
