@@ -6,6 +6,7 @@
 
 mod capability;
 mod error;
+mod flows;
 mod host;
 mod kernel;
 mod link;
@@ -18,6 +19,7 @@ mod xdp;
 
 pub use self::{
     error::DataplaneError,
+    flows::{FlowMaps, FlowTableError, KernelTables, Place, StoredFlow},
     kernel::{Count, Kernel, Tables},
     mode::{AttachedMode, Mode, UnknownMode},
     object::{embedded_object, object_hash},
