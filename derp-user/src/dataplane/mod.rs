@@ -6,6 +6,7 @@
 
 mod capability;
 mod error;
+mod features;
 mod flows;
 mod host;
 mod kernel;
