@@ -6,6 +6,7 @@ pub mod dataplane;
 mod files;
 pub mod http;
 pub mod metrics;
+pub mod privilege;
 pub mod proto;
 pub mod relay;
 pub mod server;

@@ -4,20 +4,24 @@
 //! `derp_common`; this module loads it, tells it about the host and reads its counters. Whatever it
 //! passes, or all there is where it cannot run, the userspace STUN server answers.
 
-mod capability;
 mod error;
 mod host;
 mod kernel;
+mod layout;
 mod mode;
 mod object;
+mod pin;
+mod pinned;
 mod watch;
 mod xdp;
 
 pub use self::{
     error::DataplaneError,
     kernel::{Count, Kernel, Tables},
+    layout::MapSizes,
     mode::{AttachedMode, Mode, UnknownMode},
     object::{embedded_object, object_hash},
+    pin::{DEFAULT_DIRECTORY, Pin, PinError, UnknownPin},
     watch::Watcher,
-    xdp::{Attachment, Xdp, XdpOptions},
+    xdp::{Attachment, Prepared, Xdp, XdpOptions},
 };
