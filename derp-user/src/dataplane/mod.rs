@@ -6,6 +6,7 @@
 
 mod error;
 mod host;
+pub mod inspect;
 mod kernel;
 mod layout;
 mod mode;

@@ -280,7 +280,7 @@ fn find_left(path: &Path) -> Result<Option<PinDirectory>, PinError> {
 }
 
 /// The inode of this thread's network namespace.
-fn network_namespace(pins: &Path) -> Result<u64, PinError> {
+pub(super) fn network_namespace(pins: &Path) -> Result<u64, PinError> {
     let metadata = fs::metadata("/proc/thread-self/ns/net");
     let metadata = metadata.map_err(PinError::access("tell the network namespace of", pins))?;
     Ok(metadata.ino())

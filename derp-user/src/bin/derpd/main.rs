@@ -4,6 +4,7 @@ mod banner;
 mod bench;
 mod listen;
 mod metrics;
+mod tool;
 
 use std::{
     env, fs,
@@ -39,6 +40,9 @@ fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == bench::NAME).is_some() {
         return bench::main(arguments);
+    }
+    if let Some(tool) = arguments.peek().and_then(tool::find) {
+        return tool(arguments.skip(1).collect());
     }
     let options = match config::parse(arguments) {
         Ok(Invocation::Run(options)) => *options,

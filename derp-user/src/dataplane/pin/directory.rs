@@ -43,12 +43,9 @@ impl PinDirectory {
 
     /// Takes the directory if it exists and nobody uses it.
     pub(crate) fn take_existing(path: &Path) -> Result<Option<Self>, PinError> {
-        match fs::symlink_metadata(path) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(PinError::access("read", path)(error)),
+        if !exists(path)? {
+            return Ok(None);
         }
-        check_place(path)?;
         Self::lock(path, LOOK_PATIENCE).map(Some)
     }
 
@@ -104,6 +101,15 @@ pub(crate) struct Removed {
     pub(crate) generations: usize,
     /// Whether the directory itself is gone.
     pub(crate) directory: bool,
+}
+
+/// Tells whether there is such a directory, in a BPF file system.
+pub(crate) fn exists(path: &Path) -> Result<bool, PinError> {
+    match fs::metadata(path) {
+        Ok(_) => check_place(path).map(|()| true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(PinError::access("read", path)(error)),
+    }
 }
 
 /// Tells whether some daemon has the directory, without disturbing it.

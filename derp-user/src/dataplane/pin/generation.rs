@@ -80,6 +80,11 @@ impl Generation {
         self.path.join(name)
     }
 
+    /// Tells whether a file in it is one of the program's maps.
+    pub(crate) fn has_map(&self, name: &str) -> bool {
+        name != PROGRAM_PIN && name != META && self.map(name).exists()
+    }
+
     pub(crate) fn program(&self) -> PathBuf {
         self.path.join(PROGRAM_PIN)
     }

@@ -23,7 +23,7 @@ use std::{
 
 pub use self::error::PinError;
 pub(super) use self::{
-    directory::PinDirectory,
+    directory::{PinDirectory, clear, exists, is_taken},
     generation::Generation,
     link::{LINKS, LinkPin},
     meta::Meta,
