@@ -136,4 +136,13 @@ impl Interface {
             [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])];
         Self { mac, is_redirect_target: 0 }
     }
+
+    /// Returns the MAC address, in wire order.
+    #[must_use]
+    pub const fn mac_bytes(&self) -> [u8; 6] {
+        let [a, b] = self.mac[0].to_ne_bytes();
+        let [c, d] = self.mac[1].to_ne_bytes();
+        let [e, f] = self.mac[2].to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
 }

@@ -7,6 +7,7 @@ mod files;
 pub mod flow;
 pub mod http;
 pub mod metrics;
+pub mod privilege;
 pub mod proto;
 pub mod relay;
 pub mod server;

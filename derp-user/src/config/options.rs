@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use clap::{Parser, ValueEnum, builder::ValueParser};
 
 use super::GoDuration;
-use crate::dataplane::Mode;
+use crate::dataplane::{Mode, Pin};
 
 /// Where certificates come from; the words are derper's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -101,6 +101,10 @@ pub struct Options {
     /// works; `off` leaves STUN to userspace
     #[arg(id = "xdp-mode", long, value_name = "MODE", default_value_t = Mode::Auto, help_heading = KERNEL)]
     pub xdp_mode: Mode,
+    /// Directory in a BPF file system where the kernel data plane stays when derpd ends, until `derpd detach`; `off`
+    /// takes it along [default: /sys/fs/bpf/derpd, if possible]
+    #[arg(id = "xdp-pin", long, value_name = "DIRECTORY", help_heading = KERNEL)]
+    pub xdp_pin: Option<Pin>,
 
     /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
     #[arg(id = "log", long, value_name = "FILTER", help_heading = OTHER)]
@@ -117,6 +121,8 @@ const KERNEL: &str = "Kernel data plane";
 const OTHER: &str = "Other";
 
 const USAGE: &str = "derpd [flags]
+       derpd check               shows what the kernel data plane needs, and what is attached
+       derpd detach              removes what stays attached when derpd has ended
        derpd bench --help        measures any DERP server by putting load on it
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{CertificateMode, ConfigError, GoDuration, Options};
 use crate::{
-    dataplane::Mode,
+    dataplane::{Mode, Pin},
     http::Home,
     server::{AcceptLimit, DEFAULT_QUEUE_DEPTH},
 };
@@ -61,6 +61,8 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
+    /// Whether it goes on without the process.
+    pub xdp_pin: Pin,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
@@ -212,6 +214,7 @@ impl Config {
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
+            xdp_pin: options.xdp_pin.unwrap_or_else(Pin::if_possible),
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
                 networks: environment.text("TS_DEBUG_TRUSTED_CIDRS"),

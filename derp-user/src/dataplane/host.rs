@@ -76,9 +76,31 @@ pub(super) struct HostTables {
 }
 
 impl HostTables {
-    /// Takes empty tables.
-    pub(super) fn new(tables: Tables, attached: Vec<u32>) -> Self {
-        Self { tables, written: Snapshot::default(), attached }
+    /// Takes the tables with what an earlier daemon has written, if any did: a program that uses them goes
+    /// on meanwhile, and only what differs from the host will change.
+    pub(super) fn adopt(mut tables: Tables, attached: Vec<u32>) -> Result<Self, DataplaneError> {
+        let mut written = Snapshot::default();
+        let addresses: Vec<_> = tables.addresses.iter().collect();
+        for entry in addresses {
+            let (address, kind) = entry.map_err(DataplaneError::map(ADDRESSES))?;
+            match [AddressKind::Unicast, AddressKind::Broadcast]
+                .into_iter()
+                .find(|it| *it as u32 == kind)
+            {
+                Some(kind) => {
+                    written.addresses.insert(address.into(), kind);
+                }
+                None => {
+                    let removed = tables.addresses.remove(&address);
+                    removed.map_err(DataplaneError::map(ADDRESSES))?;
+                }
+            }
+        }
+        for entry in tables.interfaces.iter() {
+            let (index, interface) = entry.map_err(DataplaneError::map(INTERFACES))?;
+            written.macs.insert(index, interface.mac_bytes());
+        }
+        Ok(Self { tables, written, attached })
     }
 
     /// Reads the host and writes what has changed since the last time.
@@ -94,7 +116,7 @@ impl HostTables {
             self.written.addresses.remove(&ip);
         }
         for index in missing(&self.written.macs, &now.macs) {
-            tracing::warn!(index, "interface with XDP attached is gone");
+            tracing::warn!(index, "interface with XDP attached is gone, or no longer configured");
             let removed = self.tables.interfaces.remove(&index);
             removed.map_err(DataplaneError::map(INTERFACES))?;
             self.written.macs.remove(&index);

@@ -4,6 +4,7 @@ mod banner;
 mod bench;
 mod listen;
 mod metrics;
+mod tool;
 
 use std::{
     env, fs,
@@ -23,6 +24,7 @@ use derp_user::{
     },
     dataplane::{self, Xdp, XdpOptions},
     http::{self, DebugAccess, Site, serve_port80},
+    privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate},
     server::{Server, Settings, Statistics},
     stun::StunServer,
@@ -38,6 +40,9 @@ fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == bench::NAME).is_some() {
         return bench::main(arguments);
+    }
+    if let Some(tool) = arguments.peek().and_then(tool::find) {
+        return tool(arguments.skip(1).collect());
     }
     let options = match config::parse(arguments) {
         Ok(Invocation::Run(options)) => *options,
@@ -106,6 +111,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     let stun_addresses = stun.as_ref().map(StunServer::local_addresses).unwrap_or_default();
     let mut xdp = attach_xdp(&config, stun_addresses.first().map(|address| address.port()))?;
     let watcher = xdp.as_mut().and_then(Xdp::take_watcher);
+    let stays_attached = xdp.as_ref().is_some_and(Xdp::stays_attached);
+    // Everything is bound and attached, and no other thread runs yet that would keep more.
+    reduce_privilege(xdp.is_some());
 
     let attachments = xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
     let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -133,6 +141,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         public_key,
     });
     runtime.block_on(control(signals, port80, site, stun, watcher))?;
+    if stays_attached {
+        tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
+    }
     // The process ends either way; a worker's failure at this point helps nobody.
     if let Err(error) = server.stop() {
         tracing::debug!("stop: {error}");
@@ -203,9 +214,25 @@ fn tls_config(
 
 fn attach_xdp(config: &Config, stun_port: Option<u16>) -> anyhow::Result<Option<Xdp>> {
     let Some(stun_port) = stun_port else { return Ok(None) };
-    let options =
-        XdpOptions { interfaces: config.xdp_interfaces.clone(), mode: config.xdp_mode, stun_port };
+    let options = XdpOptions {
+        interfaces: config.xdp_interfaces.clone(),
+        mode: config.xdp_mode,
+        stun_port,
+        pin: config.xdp_pin.clone(),
+        ..XdpOptions::default()
+    };
     Ok(Xdp::attach(&options)?)
+}
+
+fn reduce_privilege(has_kernel_maps: bool) {
+    match privilege::reduce(&privilege::needed_later(has_kernel_maps, false)) {
+        Ok(left) if left.is_empty() => tracing::debug!("no capabilities are kept"),
+        Ok(left) => {
+            let names: Vec<_> = left.into_iter().map(Capability::as_str).collect();
+            tracing::info!("capabilities that are kept: {}", names.join(", "));
+        }
+        Err(error) => tracing::warn!("cannot give up capabilities: {error}"),
+    }
 }
 
 fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sources) -> Site {
