@@ -13,3 +13,4 @@ pub mod server;
 pub mod stun;
 pub mod tls;
 pub mod tools;
+pub mod udp;
