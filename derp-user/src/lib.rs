@@ -5,6 +5,7 @@ pub mod config;
 pub mod dataplane;
 mod files;
 pub mod flow;
+pub mod forward;
 pub mod http;
 pub mod metrics;
 pub mod proto;
