@@ -8,7 +8,10 @@ use aya::{
 use aya_log::EbpfLogger;
 use derp_common::{
     Address, Family, Interface, Reason, Settings,
-    maps::{ADDRESSES, COUNTERS, Counter, INTERFACES, PROGRAM, SETTINGS, counter_index},
+    maps::{
+        ADDRESSES, COUNTERS, Counter, DEFAULT_SLOTS, INTERFACES, LEG_STATISTICS, LEGS, PROGRAM,
+        SENDERS, SETTINGS, SLOTS, SOURCES, counter_index,
+    },
 };
 
 use super::{AttachedMode, DataplaneError, embedded_object};
@@ -50,14 +53,29 @@ pub struct Count {
 }
 
 impl Kernel {
-    /// Loads the embedded program.
+    /// Loads the embedded program with [`DEFAULT_SLOTS`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::load_sized`].
+    pub fn load() -> Result<Self, DataplaneError> {
+        Self::load_sized(DEFAULT_SLOTS)
+    }
+
+    /// Loads the embedded program with a flow table of `slots`, a power of two of at most
+    /// [`MAX_SLOTS`](derp_common::flow::table::MAX_SLOTS).
     ///
     /// # Errors
     ///
     /// When no object is embedded, privilege is missing, or the kernel refuses the program.
-    pub fn load() -> Result<Self, DataplaneError> {
+    pub fn load_sized(slots: u32) -> Result<Self, DataplaneError> {
         let object = embedded_object().ok_or(DataplaneError::NoObject)?;
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries(SLOTS, slots)
+            .map_max_entries(LEGS, 4 * slots)
+            .map_max_entries(LEG_STATISTICS, 2 * slots)
+            .map_max_entries(SENDERS, slots)
+            .map_max_entries(SOURCES, 2 * slots)
             .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS)
             .load(object)
             .map_err(DataplaneError::from_load)?;
@@ -84,6 +102,18 @@ impl Kernel {
     /// Hands out the host tables, once; whoever has them keeps them current.
     pub fn take_tables(&mut self) -> Option<Tables> {
         self.tables.take()
+    }
+
+    /// Hands out a map ([`derp_common::maps`]) as the type it must have, once.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such map, or it is of another type.
+    pub fn take_map<M: TryFrom<Map, Error = MapError>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<M, DataplaneError> {
+        take(&mut self.ebpf, name)
     }
 
     /// Hands out the program's log, once.
@@ -145,9 +175,34 @@ impl Kernel {
     ///
     /// When the kernel cannot run it.
     pub fn test_run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>), DataplaneError> {
+        self.run_with(frame, None)
+    }
+
+    /// Like [`Kernel::test_run`], as if the frame had come in by another interface of this namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot run it, or there is no such interface.
+    pub fn test_run_on(
+        &self,
+        frame: &[u8],
+        interface: u32,
+    ) -> Result<(u32, Vec<u8>), DataplaneError> {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let context = [0, length, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+        self.run_with(frame, Some(&context))
+    }
+
+    fn run_with(
+        &self,
+        frame: &[u8],
+        context: Option<&[u8]>,
+    ) -> Result<(u32, Vec<u8>), DataplaneError> {
         // An answer is at most 32 bytes longer than the request.
         let mut out = vec![0; frame.len() + 64];
         let mut options = TestRunOptions::new();
+        options.ctx_in = context;
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         let result =
