@@ -1,6 +1,6 @@
 //! IPv6 (RFC 8200).
 
-use super::{HOP_LIMIT, Ip};
+use super::{Change, HOP_LIMIT, Ip};
 use crate::{
     address::{Address, Family},
     eth,
@@ -16,6 +16,7 @@ pub struct Ipv6;
 const VERSION: usize = eth::LEN;
 const PAYLOAD_LENGTH: usize = eth::LEN + 4;
 const NEXT_HEADER: usize = eth::LEN + 6;
+const HOPS: usize = eth::LEN + 7;
 const SOURCE: usize = eth::LEN + 8;
 const DESTINATION: usize = eth::LEN + 24;
 
@@ -27,6 +28,15 @@ fn address<P: Packet>(packet: &P, at: usize) -> Option<Address> {
         packet.word(at + 8)?,
         packet.word(at + 12)?,
     ]))
+}
+
+#[inline(always)]
+fn set_address<P: Packet>(packet: &mut P, at: usize, address: &Address) -> Option<()> {
+    let Address([a, b, c, d]) = *address;
+    packet.set_word(at, a)?;
+    packet.set_word(at + 4, b)?;
+    packet.set_word(at + 8, c)?;
+    packet.set_word(at + 12, d)
 }
 
 impl Ip for Ipv6 {
@@ -54,6 +64,19 @@ impl Ip for Ipv6 {
     #[inline(always)]
     fn addresses<P: Packet>(packet: &P) -> Option<(Address, Address)> {
         Some((address(packet, SOURCE)?, address(packet, DESTINATION)?))
+    }
+
+    #[inline(always)]
+    fn hop_limit<P: Packet>(packet: &P) -> Option<u8> {
+        packet.read(HOPS).map(|[hops]| hops)
+    }
+
+    #[inline(always)]
+    fn write_forwarded<P: Packet>(packet: &mut P, change: &Change) -> Option<()> {
+        let [hops] = packet.read(HOPS)?;
+        packet.write(HOPS, [hops.wrapping_sub(1)])?;
+        set_address(packet, SOURCE, change.source)?;
+        set_address(packet, DESTINATION, change.destination)
     }
 
     #[inline(always)]

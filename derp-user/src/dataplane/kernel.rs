@@ -177,6 +177,18 @@ impl Kernel {
         self.tables.take()
     }
 
+    /// Hands out a map ([`derp_common::maps`]) as the type it must have, once.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such map, or it is of another type.
+    pub fn take_map<M: TryFrom<Map, Error = MapError>>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<M, DataplaneError> {
+        take(&mut self.ebpf, name)
+    }
+
     /// Hands out the program's log, once.
     pub(super) fn take_log(&mut self) -> Option<KernelLog> {
         // A compiler that sees that the program cannot fail leaves the log out.
@@ -269,9 +281,34 @@ impl Kernel {
     ///
     /// When the kernel cannot run it.
     pub fn test_run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>), DataplaneError> {
+        self.run_with(frame, None)
+    }
+
+    /// Like [`Kernel::test_run`], as if the frame had come in by another interface of this namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot run it, or there is no such interface.
+    pub fn test_run_on(
+        &self,
+        frame: &[u8],
+        interface: u32,
+    ) -> Result<(u32, Vec<u8>), DataplaneError> {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        let context = [0, length, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+        self.run_with(frame, Some(&context))
+    }
+
+    fn run_with(
+        &self,
+        frame: &[u8],
+        context: Option<&[u8]>,
+    ) -> Result<(u32, Vec<u8>), DataplaneError> {
         // An answer is at most 32 bytes longer than the request.
         let mut out = vec![0; frame.len() + 64];
         let mut options = TestRunOptions::new();
+        options.ctx_in = context;
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
         let result = self.active()?.test_run(options).map_err(DataplaneError::from_program)?;
