@@ -16,3 +16,4 @@ pub mod stun;
 pub mod tls;
 pub mod tools;
 pub mod udp;
+pub mod udp_relay;

@@ -99,8 +99,7 @@ const GENEVE6: Case = Case {
 };
 const ANY4: Case = Case { kind: "", ..GENEVE4 };
 /// Both ends are behind one interface.
-const SAME_INTERFACE: Case =
-    Case { b: "10.78.1.3:51820", relay_b: "10.78.1.1", ..GENEVE4 };
+const SAME_INTERFACE: Case = Case { b: "10.78.1.3:51820", relay_b: "10.78.1.1", ..GENEVE4 };
 const CROSS_FAMILY: Case = Case { b: "[fd78:2::2]:51820", relay_b: "fd78:2::1", ..GENEVE4 };
 
 impl Case {
@@ -201,7 +200,8 @@ fn the_first_packet_from_an_allowed_network_is_learnt() {
         let learn = "learn_b = [\"10.78.2.0/24\"]";
         let daemon = start(&lab, &flow("vni = 7", &fixed('a', GENEVE4.a), learn), mode);
         let a = lab.socket(&lab.a, GENEVE4.a);
-        let strangers = [lab.socket(&lab.a, "10.78.1.3:9999"), lab.socket(&lab.b, "[fd78:2::2]:9999")];
+        let strangers =
+            [lab.socket(&lab.a, "10.78.1.3:9999"), lab.socket(&lab.b, "[fd78:2::2]:9999")];
         for (stranger, to) in strangers.iter().zip(["10.78.1.1", "fd78:2::1"]) {
             stranger.send_to(&geneve(7, 1, 100), relay(to)).expect("send");
         }
@@ -253,9 +253,8 @@ fn a_neighbour_that_moves_is_followed() {
     let b = lab.socket(&lab.b, "10.78.2.2:9");
     b.send_to(b"hello", "10.78.2.1:9").expect("send");
     drop(b);
-    daemon.wait_for_flow("the new MAC address", |flow| {
-        flow["legs"][1]["mac"] == "02:00:00:00:99:02"
-    });
+    daemon
+        .wait_for_flow("the new MAC address", |flow| flow["legs"][1]["mac"] == "02:00:00:00:99:02");
     GENEVE4.converse(&lab, 1_000);
 }
 
@@ -277,7 +276,8 @@ fn converse_until(lab: &Lab, stop: &AtomicBool) -> u64 {
 fn case_49_killing_and_restarting_the_daemon_interrupts_no_flow() {
     let Some(lab) = Lab::create("restart under traffic") else { return };
     let pins = format!("/sys/fs/bpf/derpd-test-{}", std::process::id());
-    let configuration = GENEVE4.configuration().replace("pin = false", &format!("pin = \"{pins}\""));
+    let configuration =
+        GENEVE4.configuration().replace("pin = false", &format!("pin = \"{pins}\""));
     let mut daemon = start(&lab, &configuration, "native");
     GENEVE4.converse(&lab, 10);
     wait_for_kernel(&daemon);

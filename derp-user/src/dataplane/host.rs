@@ -14,6 +14,17 @@ use nix::{ifaddrs::InterfaceAddress, sys::socket::SockaddrStorage};
 
 use super::{DataplaneError, Tables};
 
+/// Returns the unicast addresses of this host, loopback left out, in this thread's network namespace.
+///
+/// # Errors
+///
+/// When the kernel cannot be asked.
+pub fn local_addresses() -> Result<Vec<IpAddr>, DataplaneError> {
+    let Snapshot { addresses, .. } = Snapshot::read()?;
+    let unicast = addresses.into_iter().filter(|(_, kind)| *kind == AddressKind::Unicast);
+    Ok(unicast.map(|(address, _)| address).collect())
+}
+
 /// The host's addresses and MACs at one moment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Snapshot {

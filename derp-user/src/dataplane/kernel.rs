@@ -177,18 +177,6 @@ impl Kernel {
         self.tables.take()
     }
 
-    /// Hands out a map ([`derp_common::maps`]) as the type it must have, once.
-    ///
-    /// # Errors
-    ///
-    /// When there is no such map, or it is of another type.
-    pub fn take_map<M: TryFrom<Map, Error = MapError>>(
-        &mut self,
-        name: &'static str,
-    ) -> Result<M, DataplaneError> {
-        take(&mut self.ebpf, name)
-    }
-
     /// Hands out the program's log, once.
     pub(super) fn take_log(&mut self) -> Option<KernelLog> {
         // A compiler that sees that the program cannot fail leaves the log out.

@@ -24,6 +24,7 @@ mod xdp;
 pub use self::{
     error::DataplaneError,
     flows::{FlowMaps, FlowTableError, KernelTables, Place, StoredFlow},
+    host::local_addresses,
     kernel::{Count, Kernel, Tables},
     layout::MapSizes,
     mode::{AttachedMode, Mode, UnknownMode},

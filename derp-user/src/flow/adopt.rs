@@ -37,6 +37,28 @@ pub struct Found {
 const NOBODY: u64 = u64::MAX;
 
 impl Found {
+    /// Enters a slot that was found in tables of `slots`, with its valid legs by side.
+    pub fn put(
+        &mut self,
+        slot: u32,
+        slots: usize,
+        control: Control,
+        legs: [Leg; 2],
+        senders: Senders,
+    ) {
+        if slot as usize >= slots {
+            return;
+        }
+        self.controls.resize(slots, Control::OFF);
+        self.senders.resize(slots, Senders::default());
+        self.legs.resize(slots * leg_index(1, 0, Side::A) as usize, NO_LEG);
+        self.controls[slot as usize] = control;
+        self.senders[slot as usize] = senders;
+        for (side, leg) in Side::ALL.into_iter().zip(legs) {
+            self.legs[leg_index(slot, control.copy(), side) as usize] = leg;
+        }
+    }
+
     fn control(&self, slot: u32) -> Control {
         self.controls.get(slot as usize).copied().unwrap_or(Control::OFF)
     }

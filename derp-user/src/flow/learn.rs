@@ -133,7 +133,7 @@ impl FlowTable {
         }
         let outcome = match class {
             Class::Geneve { vni } => self.unknown_by_vni(arrival, vni, now),
-            Class::Any => self.unknown_by_source(arrival, now),
+            Class::Any | Class::Known { .. } => self.unknown_by_source(arrival, now),
             Class::Stun | Class::Control { .. } | Class::WireGuard { .. } => {
                 Err(Refusal::OtherKind)
             }

@@ -37,7 +37,7 @@ struct State {
 impl Slots {
     /// Makes `count` free slots, a power of two. `seed` is random.
     pub(super) fn new(count: u32, seed: u64) -> Self {
-        Self { count, seed, next_fresh: 0, returned: VecDeque::new(), states: Vec::new(), taken: 0 }
+        Self { count, seed, next_fresh: 0, returned: VecDeque::new(), states: Vec::new() }
     }
 
     /// Returns how many there are.

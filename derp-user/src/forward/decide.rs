@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use derp_common::{
     Reason, Settings, SlicePacket,
-    flow::{Class, Datagram, Hop, Tables, admit, classify, table::statistics_index},
+    flow::{Class, Datagram, Hop, Tables, admit, identify, table::statistics_index},
 };
 
 use crate::stun::is_one_host;
@@ -72,7 +72,8 @@ pub fn decide<T: Tables>(
     }
     let length = payload.len();
     let class =
-        classify(&SlicePacket::new(payload, length), 0, length, services).map_err(because)?;
+        identify(&SlicePacket::new(payload, length), 0, length, services, datagram, tables)
+            .map_err(because)?;
     if class == Class::Stun {
         return Ok(Action::Stun);
     }

@@ -226,7 +226,11 @@ impl Refused {
                 reporter.control(packet, tally);
             }
             Class::Control { .. } => {}
-            class @ (Class::Stun | Class::Geneve { .. } | Class::WireGuard { .. } | Class::Any) => {
+            class @ (Class::Stun
+            | Class::Geneve { .. }
+            | Class::WireGuard { .. }
+            | Class::Any
+            | Class::Known { .. }) => {
                 let reason = self.reason;
                 reporter.stranger(Stranger { datagram, class, reason, interface }, tally, now);
             }

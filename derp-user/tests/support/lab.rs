@@ -55,7 +55,8 @@ impl Lab {
         let id = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let name = |role: &str| format!("derpd-lab-{role}-{id}");
         let directory = TempDir::new().expect("a temporary directory");
-        let mut lab = Self { relay: name("r"), a: name("a"), b: name("b"), directory, ends: vec![] };
+        let mut lab =
+            Self { relay: name("r"), a: name("a"), b: name("b"), directory, ends: vec![] };
         if let Err(reason) = lab.wire() {
             kernel::skip(test, &reason);
             return None;
@@ -76,7 +77,8 @@ impl Lab {
             run(&format!("ip netns add {namespace}"))?;
             run(&format!("ip -n {namespace} link set lo up"))?;
         }
-        for (net, client, interface, relay_interface) in [(1, a, "a0", RELAY_A), (2, b, "b0", RELAY_B)]
+        for (net, client, interface, relay_interface) in
+            [(1, a, "a0", RELAY_A), (2, b, "b0", RELAY_B)]
         {
             run(&format!(
                 "ip link add {relay_interface} netns {relay} type veth peer name {interface} netns {client}"
@@ -90,8 +92,12 @@ impl Lab {
                 ))?;
             }
             for host in [2, 3] {
-                run(&format!("ip -n {client} addr add 10.78.{net}.{host}/24 brd + dev {interface}"))?;
-                run(&format!("ip -n {client} addr add fd78:{net}::{host}/64 dev {interface} nodad"))?;
+                run(&format!(
+                    "ip -n {client} addr add 10.78.{net}.{host}/24 brd + dev {interface}"
+                ))?;
+                run(&format!(
+                    "ip -n {client} addr add fd78:{net}::{host}/64 dev {interface} nodad"
+                ))?;
             }
             run(&format!("ip -n {relay} link set {relay_interface} up"))?;
             run(&format!("ip -n {client} link set {interface} up"))?;

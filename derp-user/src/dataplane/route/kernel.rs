@@ -82,7 +82,9 @@ impl Host for KernelHost {
 
     fn neighbour(&mut self, hop: Hop) -> io::Result<Neighbour> {
         let messages = match self.0.ask(RouteNetlinkMessage::GetNeighbour(neighbour(hop)), 0) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Neighbour::default()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(Neighbour::default());
+            }
             messages => messages?,
         };
         let read = |message: &RouteNetlinkMessage| match message {

@@ -17,13 +17,13 @@ mod way;
 
 use std::net::IpAddr;
 
-pub use self::{
-    resolver::{Answer, Resolver, TooManyWays, Ways},
-    way::Unresolved,
-};
 pub(super) use self::{
     facts::{Hop, Neighbour},
     resolver::News,
+};
+pub use self::{
+    resolver::{Answer, Resolver, TooManyWays, Ways},
+    way::Unresolved,
 };
 
 /// The ends of a way.
