@@ -25,7 +25,7 @@ pub(super) fn answer<I: Ip, P: Packet, H: Host>(
     host: &H,
 ) -> Result<Outcome, Reason> {
     let &Arrival { udp, datagram, at, length, .. } = arrival;
-    names_one_host(I::FAMILY, &datagram)?;
+    names_one_host(I::FAMILY, datagram)?;
     if length < HEADER {
         is_foreign(&datagram.source, host)?;
         return Err(Reason::NotStun);

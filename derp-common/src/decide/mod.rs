@@ -13,7 +13,7 @@ pub use self::host::{EVENT_RATE, Host, StunBucket};
 use crate::{
     address::{Address, AddressKind, Family},
     eth,
-    flow::{Class, Datagram, admit, identify},
+    flow::{Class, Datagram, admit, class, identify},
     frame::Frame,
     ip::{Ip, Ipv4, Ipv6},
     maps::Event,
@@ -109,9 +109,8 @@ fn decide_ip<I: Ip, P: Packet, H: Host>(mut frame: Frame<'_, P>, host: &H) -> Ou
 /// A UDP datagram to a port that is served, with an intact IP header, as long as its headers say.
 struct Arrival<'a> {
     settings: &'a Settings,
-    services: u16,
     udp: Udp,
-    datagram: Datagram,
+    datagram: &'a Datagram,
     /// Where the payload is.
     at: usize,
     /// How long it is.
@@ -123,40 +122,6 @@ fn serve<I: Ip, P: Packet, H: Host>(
     frame: &mut Frame<'_, P>,
     host: &H,
 ) -> Result<Outcome, Reason> {
-    let arrival = arrival::<I, P, H>(frame, host)?;
-    let Arrival { settings, services, ref datagram, at, length, .. } = arrival;
-    if length >= 8 {
-        frame.ensure(at + 8).ok_or(Reason::Malformed)?;
-    }
-    let class = identify(frame, at, length, services, datagram, host);
-    match class {
-        Ok(Class::Geneve { .. } | Class::WireGuard { .. } | Class::Known { .. }) => {}
-        // What is of no flow must be to and from whom it may be before anything else is said of it.
-        Ok(Class::Stun | Class::Control { .. } | Class::Any) | Err(_) => {
-            check_destination(frame, datagram, host)?;
-            if class == Ok(Class::Stun) {
-                return answer::answer::<I, P, H>(frame, &arrival, host);
-            }
-            check_source(I::FAMILY, datagram, host)?;
-        }
-    }
-    let class = class?;
-    match admit(datagram, class, settings, host, host.now()) {
-        Ok(hop) => forward::forward::<I, P, H>(frame, &arrival, &hop, host),
-        Err(reason) => {
-            check_destination(frame, datagram, host)?;
-            check_source(I::FAMILY, datagram, host)?;
-            tell(reason, class, &arrival, host);
-            Err(reason)
-        }
-    }
-}
-
-#[inline(always)]
-fn arrival<'a, I: Ip, P: Packet, H: Host>(
-    frame: &mut Frame<'_, P>,
-    host: &'a H,
-) -> Result<Arrival<'a>, Reason> {
     let udp_at = eth::LEN + I::LEN;
     frame.ensure(udp_at).ok_or(Reason::Malformed)?;
     let udp_length = I::udp_length(frame)?;
@@ -175,13 +140,46 @@ fn arrival<'a, I: Ip, P: Packet, H: Host>(
     let length = udp_length.checked_sub(udp::LEN).ok_or(Reason::LengthMismatch)?;
     I::check(frame)?;
     let (source, destination) = I::addresses(frame).ok_or(Reason::Malformed)?;
-    let datagram = Datagram {
+    let datagram = &Datagram {
         source,
         destination,
         source_port: udp.source,
         destination_port: udp.destination,
     };
-    Ok(Arrival { settings, services, udp, datagram, at, length })
+    let arrival = &Arrival { settings, udp, datagram, at, length };
+
+    if length >= 8 {
+        frame.ensure(at + 8).ok_or(Reason::Malformed)?;
+    }
+    let now = host.now();
+    // Matched once, and what it holds used at once: what a value holds on other paths only, the compiler
+    // leaves undefined, and the verifier does not let it be carried along.
+    let hop = match identify(frame, at, length, services, datagram, host) {
+        Ok(Class::Stun) => {
+            check_destination(frame, datagram, host)?;
+            return answer::answer::<I, P, H>(frame, arrival, host);
+        }
+        Ok(class @ Class::Control { .. }) => {
+            // It is counted, so it must first be known to be meant for this host.
+            check_destination(frame, datagram, host)?;
+            check_source(I::FAMILY, datagram, host)?;
+            return match admit(datagram, class, settings, host, now) {
+                Ok(_) => Err(Reason::NotRelayed),
+                Err(reason) => Err(reason),
+            };
+        }
+        Ok(class) => admit(datagram, class, settings, host, now),
+        Err(reason) => Err(reason),
+    };
+    match hop {
+        Ok(hop) => forward::forward::<I, P, H>(frame, arrival, &hop, host),
+        Err(reason) => {
+            check_destination(frame, datagram, host)?;
+            check_source(I::FAMILY, datagram, host)?;
+            tell(reason, frame, arrival, host);
+            Err(reason)
+        }
+    }
 }
 
 /// Checks that the frame is addressed to this host.
@@ -235,7 +233,12 @@ fn is_foreign<H: Host>(address: &Address, host: &H) -> Result<(), Reason> {
 
 /// Tells the daemon what it may want to learn from.
 #[inline(always)]
-fn tell<H: Host>(reason: Reason, class: Class, arrival: &Arrival<'_>, host: &H) {
+fn tell<P: Packet, H: Host>(
+    reason: Reason,
+    frame: &Frame<'_, P>,
+    arrival: &Arrival<'_>,
+    host: &H,
+) {
     if !matches!(reason, Reason::UnknownLeg | Reason::UnknownSource | Reason::OtherLocal) {
         return;
     }
@@ -243,19 +246,14 @@ fn tell<H: Host>(reason: Reason, class: Class, arrival: &Arrival<'_>, host: &H) 
     if !EVENT_RATE.take_from(bucket, host.now()) {
         return;
     }
-    let (vni, slot) = match class {
-        Class::Geneve { vni } => (vni, vni & arrival.settings.slot_mask),
-        Class::Known { value } => (0, crate::flow::table::slot_and_side(value).0),
-        Class::WireGuard { .. } | Class::Any | Class::Control { .. } | Class::Stun => {
-            (0, Event::NO_SLOT)
-        }
-    };
+    // Only what is Geneve can come from an unknown leg.
+    let vni = if reason == Reason::UnknownLeg { class::vni(frame, arrival.at) } else { None };
     host.event(&Event {
         source: arrival.datagram.source,
         reason: reason as u32,
-        slot,
+        slot: vni.map_or(Event::NO_SLOT, |vni| vni & arrival.settings.slot_mask),
         source_port: arrival.datagram.source_port,
         local_port: arrival.datagram.destination_port,
-        vni,
+        vni: vni.unwrap_or(0),
     });
 }

@@ -109,6 +109,12 @@ pub fn identify<P: Packet, T: Tables>(
     classify(packet, at, length, services)
 }
 
+/// Returns the VNI of the Geneve packet at `at`.
+#[inline(always)]
+pub(crate) fn vni<P: Packet>(packet: &P, at: usize) -> Option<u32> {
+    packet.read(at + 4).map(|bytes| u32::from_be_bytes(bytes) >> 8)
+}
+
 /// What is shorter than any header can still be of a flow of any payload.
 #[inline(always)]
 fn short(services: u16) -> Result<Class, Reason> {

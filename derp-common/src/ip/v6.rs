@@ -20,14 +20,18 @@ const HOPS: usize = eth::LEN + 7;
 const SOURCE: usize = eth::LEN + 8;
 const DESTINATION: usize = eth::LEN + 24;
 
+/// Eight bytes at a time: of smaller pieces the compiler makes larger ones as it sees fit, also where the
+/// stack, which unlike a packet must be accessed aligned, does not allow it.
 #[inline(always)]
 fn address<P: Packet>(packet: &P, at: usize) -> Option<Address> {
-    Some(Address([
-        packet.word(at)?,
-        packet.word(at + 4)?,
-        packet.word(at + 8)?,
-        packet.word(at + 12)?,
-    ]))
+    let [a, b] = words(packet.read(at)?);
+    let [c, d] = words(packet.read(at + 8)?);
+    Some(Address([a, b, c, d]))
+}
+
+#[inline(always)]
+const fn words([a, b, c, d, e, f, g, h]: [u8; 8]) -> [u32; 2] {
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
 #[inline(always)]
