@@ -61,8 +61,10 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
-    /// Whether it goes on without the process.
-    pub xdp_pin: Pin,
+    /// Whether it goes on without the process, if the command line says so.
+    pub xdp_pin: Option<Pin>,
+    /// The configuration file.
+    pub file: Option<PathBuf>,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
@@ -214,7 +216,8 @@ impl Config {
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
-            xdp_pin: options.xdp_pin.unwrap_or_else(Pin::if_possible),
+            xdp_pin: options.xdp_pin,
+            file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
                 networks: environment.text("TS_DEBUG_TRUSTED_CIDRS"),

@@ -160,10 +160,10 @@ impl Model {
     fn rebind(&mut self, which: usize, side: Side, place: &'static str) {
         let Some(flow) = self.flows.get(which).cloned() else { return };
         let (now, other) = (flow.places[side as usize], flow.places[side.other() as usize]);
+        let remote = place.parse().unwrap();
         let place = Some(place);
         let is_refused =
             now != place && (other == place || (flow.vni == 0 && self.is_taken(place)));
-        let remote = place.unwrap().parse().unwrap();
         let result = self.rig.table.rebind(flow.id, side, remote, self.rig.now);
         assert_eq!(result.is_err(), is_refused, "{result:?}");
         if result.is_ok() {
