@@ -6,7 +6,7 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     programs::{
-        ProgramError, ProgramInfo, TestRun as _, TestRunOptions, Xdp as XdpProgram,
+        ProgramError, ProgramInfo, TestRun as _, TestRunAttrs, TestRunOptions, Xdp as XdpProgram,
         links::FdLink,
         xdp::{XdpLink, XdpLinkId},
     },
@@ -269,14 +269,49 @@ impl Kernel {
     ///
     /// When the kernel cannot run it.
     pub fn test_run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>), DataplaneError> {
+        self.run(frame, None)
+    }
+
+    /// Like [`Kernel::test_run`], as if it had come in by this interface of the thread's network namespace.
+    pub(super) fn test_run_on(
+        &self,
+        interface: u32,
+        frame: &[u8],
+    ) -> Result<(u32, Vec<u8>), DataplaneError> {
+        self.run(frame, Some(&context(interface, frame)))
+    }
+
+    fn run(
+        &self,
+        frame: &[u8],
+        context: Option<&[u8]>,
+    ) -> Result<(u32, Vec<u8>), DataplaneError> {
         // An answer is at most 32 bytes longer than the request.
         let mut out = vec![0; frame.len() + 64];
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
+        options.ctx_in = context;
         let result = self.active()?.test_run(options).map_err(DataplaneError::from_program)?;
         out.truncate(usize::try_from(result.data_size_out).unwrap_or(usize::MAX));
         Ok((result.return_value, out))
+    }
+
+    /// Has the program decide about `count` copies of a frame that come in by an interface, for good: what it
+    /// sends back leaves (Linux 5.18).
+    pub(super) fn inject(
+        &self,
+        interface: u32,
+        frame: &[u8],
+        count: u32,
+    ) -> Result<(), DataplaneError> {
+        let context = context(interface, frame);
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.ctx_in = Some(&context);
+        options.repeat = count;
+        options.attrs = TestRunAttrs::new().xdp_live_frames(count);
+        self.active()?.test_run(options).map(|_| ()).map_err(DataplaneError::from_program)
     }
 
     /// The program that is attached.
@@ -293,6 +328,13 @@ impl Kernel {
             None => program_mut(&mut self.ebpf),
         }
     }
+}
+
+/// The `struct xdp_md` of a frame that comes in by an interface: data, its end, metadata, interface, queue,
+/// interface out.
+fn context(interface: u32, frame: &[u8]) -> Vec<u8> {
+    let end = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    [0, end, 0, interface, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
 /// Returns the index of an interface.
