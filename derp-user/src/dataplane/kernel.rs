@@ -70,7 +70,16 @@ impl Kernel {
     ///
     /// When no object is embedded, privilege is missing, or the kernel refuses the program.
     pub fn load() -> Result<Self, DataplaneError> {
-        Self::load_sized(MapSizes::default())
+        Self::load_with(MapSizes::default())
+    }
+
+    /// Like [`Kernel::load`], with a flow table of this many slots.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::load_with`].
+    pub fn load_sized(slots: u32) -> Result<Self, DataplaneError> {
+        Self::load_with(MapSizes { slots, ..MapSizes::default() })
     }
 
     /// Like [`Kernel::load`], with maps of these sizes.
@@ -78,7 +87,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Those of [`Kernel::load`], and [`DataplaneError::MapSize`].
-    pub fn load_sized(sizes: MapSizes) -> Result<Self, DataplaneError> {
+    pub fn load_with(sizes: MapSizes) -> Result<Self, DataplaneError> {
         sizes.check()?;
         let object = embedded_object().ok_or(DataplaneError::NoObject)?;
         let layout = Layout::of(object, sizes)?;
@@ -269,19 +278,23 @@ impl Kernel {
     ///
     /// When the kernel cannot run it.
     pub fn test_run(&self, frame: &[u8]) -> Result<(u32, Vec<u8>), DataplaneError> {
-        self.run(frame, None)
+        self.run_with(frame, None)
     }
 
-    /// Like [`Kernel::test_run`], as if it had come in by this interface of the thread's network namespace.
-    pub(super) fn test_run_on(
+    /// Like [`Kernel::test_run`], as if the frame had come in by another interface of this namespace.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot run it, or there is no such interface.
+    pub fn test_run_on(
         &self,
-        interface: u32,
         frame: &[u8],
+        interface: u32,
     ) -> Result<(u32, Vec<u8>), DataplaneError> {
-        self.run(frame, Some(&context(interface, frame)))
+        self.run_with(frame, Some(&context(interface, frame)))
     }
 
-    fn run(
+    fn run_with(
         &self,
         frame: &[u8],
         context: Option<&[u8]>,
@@ -289,9 +302,9 @@ impl Kernel {
         // An answer is at most 32 bytes longer than the request.
         let mut out = vec![0; frame.len() + 64];
         let mut options = TestRunOptions::new();
+        options.ctx_in = context;
         options.data_in = Some(frame);
         options.data_out = Some(&mut out);
-        options.ctx_in = context;
         let result = self.active()?.test_run(options).map_err(DataplaneError::from_program)?;
         out.truncate(usize::try_from(result.data_size_out).unwrap_or(usize::MAX));
         Ok((result.return_value, out))

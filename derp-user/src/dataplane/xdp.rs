@@ -108,7 +108,7 @@ impl Xdp {
                 let (kernel, pinned) = Pinned::load(directory, &layout, options.sizes)?;
                 (kernel, Some(pinned))
             }
-            None => (Kernel::load_sized(options.sizes)?, None),
+            None => (Kernel::load_with(options.sizes)?, None),
         };
         let tables = kernel.take_tables().ok_or(DataplaneError::NoObject)?;
         let indexes = targets.iter().map(|target| target.index).collect();

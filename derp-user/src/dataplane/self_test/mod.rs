@@ -135,7 +135,7 @@ pub fn try_out(
     let own = locals.iter().find(|ip| ip.is_ipv4()).or(locals.first());
     let (Some(mac), Some(&own)) = (before.mac, own) else { return Ok(None) };
     let Some(frame) = probe::frame(mac, own, port.number, &locals) else { return Ok(None) };
-    let (action, _) = kernel.test_run_on(index, &frame)?;
+    let (action, _) = kernel.test_run_on(&frame, index)?;
     if action != XDP_TX {
         // Shed or limited, it is dropped.
         return Ok((action == XDP_PASS).then_some(Trap::NotAnswered { action }));
