@@ -77,6 +77,16 @@ pub enum DataplaneError {
         /// The mode that was tried.
         mode: AttachedMode,
     },
+    /// Frames would be lost, or are.
+    #[error("XDP in {mode} mode does not work on {interface}: {reason}")]
+    Loses {
+        /// The interface.
+        interface: String,
+        /// The mode.
+        mode: AttachedMode,
+        /// What loses them, and what mends it.
+        reason: String,
+    },
     /// Attaching failed in another way.
     #[error("cannot attach to {interface} in {mode} mode: {source}")]
     Attach {
@@ -170,7 +180,8 @@ impl DataplaneError {
             | Self::Attach { .. }
             | Self::Map { .. }
             | Self::Addresses(_)
-            | Self::Netlink(_) => false,
+            | Self::Netlink(_)
+            | Self::Loses { .. } => false,
         }
     }
 

@@ -45,6 +45,12 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// Returns this host's own addresses.
+    pub(super) fn unicast(&self) -> impl Iterator<Item = IpAddr> {
+        let own = self.addresses.iter().filter(|(_, kind)| **kind == AddressKind::Unicast);
+        own.map(|(ip, _)| *ip)
+    }
+
     fn add(&mut self, entry: &InterfaceAddress) {
         let Some(address) = &entry.address else { return };
         if let Some(link) = address.as_link_addr() {

@@ -6,7 +6,7 @@ use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
     programs::{
-        ProgramError, ProgramInfo, TestRun as _, TestRunOptions, Xdp as XdpProgram,
+        ProgramError, ProgramInfo, TestRun as _, TestRunAttrs, TestRunOptions, Xdp as XdpProgram,
         links::FdLink,
         xdp::{XdpLink, XdpLinkId},
     },
@@ -70,7 +70,16 @@ impl Kernel {
     ///
     /// When no object is embedded, privilege is missing, or the kernel refuses the program.
     pub fn load() -> Result<Self, DataplaneError> {
-        Self::load_sized(MapSizes::default())
+        Self::load_with(MapSizes::default())
+    }
+
+    /// Like [`Kernel::load`], with a flow table of this many slots.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::load_with`].
+    pub fn load_sized(slots: u32) -> Result<Self, DataplaneError> {
+        Self::load_with(MapSizes { slots, ..MapSizes::default() })
     }
 
     /// Like [`Kernel::load`], with maps of these sizes.
@@ -78,7 +87,7 @@ impl Kernel {
     /// # Errors
     ///
     /// Those of [`Kernel::load`], and [`DataplaneError::MapSize`].
-    pub fn load_sized(sizes: MapSizes) -> Result<Self, DataplaneError> {
+    pub fn load_with(sizes: MapSizes) -> Result<Self, DataplaneError> {
         sizes.check()?;
         let object = embedded_object().ok_or(DataplaneError::NoObject)?;
         let layout = Layout::of(object, sizes)?;
@@ -282,10 +291,7 @@ impl Kernel {
         frame: &[u8],
         interface: u32,
     ) -> Result<(u32, Vec<u8>), DataplaneError> {
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-        let context = [0, length, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
-        self.run_with(frame, Some(&context))
+        self.run_with(frame, Some(&context(interface, frame)))
     }
 
     fn run_with(
@@ -304,6 +310,23 @@ impl Kernel {
         Ok((result.return_value, out))
     }
 
+    /// Has the program decide about `count` copies of a frame that come in by an interface, for good: what it
+    /// sends back leaves (Linux 5.18).
+    pub(super) fn inject(
+        &self,
+        interface: u32,
+        frame: &[u8],
+        count: u32,
+    ) -> Result<(), DataplaneError> {
+        let context = context(interface, frame);
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.ctx_in = Some(&context);
+        options.repeat = count;
+        options.attrs = TestRunAttrs::new().xdp_live_frames(count);
+        self.active()?.test_run(options).map(|_| ()).map_err(DataplaneError::from_program)
+    }
+
     /// The program that is attached.
     fn active(&self) -> Result<&XdpProgram, DataplaneError> {
         match &self.kept {
@@ -318,6 +341,13 @@ impl Kernel {
             None => program_mut(&mut self.ebpf),
         }
     }
+}
+
+/// The `struct xdp_md` of a frame that comes in by an interface: data, its end, metadata, interface, queue,
+/// interface out.
+fn context(interface: u32, frame: &[u8]) -> Vec<u8> {
+    let end = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+    [0, end, 0, interface, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
 /// Returns the index of an interface.

@@ -18,6 +18,7 @@ mod object;
 mod pin;
 mod pinned;
 pub mod route;
+pub mod self_test;
 mod watch;
 mod xdp;
 

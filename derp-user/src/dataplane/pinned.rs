@@ -159,7 +159,7 @@ impl Published {
         index: u32,
         mode: Mode,
     ) -> Result<AttachedMode, DataplaneError> {
-        try_modes(mode, |candidate| {
+        try_modes(name, index, mode, |candidate| {
             let path = LinkPin::path(self.0.directory.path(), candidate, index);
             // An interface that is gone may have had the same number.
             if let Some(stale) = self.0.links.iter().find(|link| link.path == path).cloned() {

@@ -10,6 +10,7 @@ use super::{
     layout::Layout,
     pin::PinDirectory,
     pinned::{self, Pinned},
+    self_test,
     watch::Watcher,
 };
 
@@ -107,7 +108,7 @@ impl Xdp {
                 let (kernel, pinned) = Pinned::load(directory, &layout, options.sizes)?;
                 (kernel, Some(pinned))
             }
-            None => (Kernel::load_sized(options.sizes)?, None),
+            None => (Kernel::load_with(options.sizes)?, None),
         };
         let tables = kernel.take_tables().ok_or(DataplaneError::NoObject)?;
         let indexes = targets.iter().map(|target| target.index).collect();
@@ -272,6 +273,7 @@ impl Prepared {
         for Attachment { interface, mode } in &attachments {
             tracing::info!(%interface, %mode, "XDP attached");
         }
+        test(&kernel, &targets, &attachments, mode)?;
         let pins = match places {
             Places::Pinned(pinned) => Some(pinned.tidy(&targets)),
             Places::OfThisProcess => None,
@@ -279,6 +281,25 @@ impl Prepared {
         let watcher = Some(Watcher::new(host, kernel.take_log()));
         Ok(Xdp { kernel, attachments, watcher, pins })
     }
+}
+
+/// Tests what is attached.
+fn test(
+    kernel: &Kernel,
+    targets: &[Target],
+    attachments: &[Attachment],
+    wanted: Mode,
+) -> Result<(), DataplaneError> {
+    let settings = kernel.settings()?;
+    for Attachment { interface, mode } in attachments {
+        let Some(target) = targets.iter().find(|target| target.name == *interface) else { continue };
+        match self_test::report(kernel, &settings, interface, target.index, *mode) {
+            // It would have been refused, had it been seen before it was attached.
+            Err(error) if wanted == Mode::Auto => tracing::error!("{error}"),
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 /// Who holds the program on an interface.
@@ -299,24 +320,32 @@ impl Places {
         mode: Mode,
     ) -> Result<AttachedMode, DataplaneError> {
         match self {
-            Self::OfThisProcess => try_modes(mode, |candidate| kernel.attach(name, candidate)),
+            Self::OfThisProcess => {
+                try_modes(name, index, mode, |candidate| kernel.attach(name, candidate))
+            }
             Self::Pinned(pinned) => pinned.attach(kernel, name, index, mode),
         }
     }
 }
 
-/// Tries the modes that `mode` allows, and returns the first that works.
+/// Tries the modes that `mode` allows on an interface, and returns the first that works.
 pub(super) fn try_modes(
+    name: &str,
+    index: u32,
     mode: Mode,
     mut attach: impl FnMut(AttachedMode) -> Result<(), DataplaneError>,
 ) -> Result<AttachedMode, DataplaneError> {
     let mut failure = DataplaneError::NoInterface(mode);
     for &candidate in mode.candidates() {
-        match attach(candidate) {
+        let attached = self_test::refuse(name, index, candidate).and_then(|()| attach(candidate));
+        match attached {
             Ok(()) => return Ok(candidate),
             // Another program is there in either mode, and it is not ours to push aside.
             Err(error @ DataplaneError::Occupied { .. }) => return Err(error),
             Err(error) => {
+                if matches!(error, DataplaneError::Loses { .. }) && mode == Mode::Auto {
+                    tracing::warn!("{error}");
+                }
                 tracing::debug!(%error, "trying the next mode");
                 failure = error;
             }
