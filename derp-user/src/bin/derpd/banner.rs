@@ -15,6 +15,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) listen: ListenAddress,
     pub(crate) port80: Option<SocketAddr>,
     pub(crate) stun: &'a [SocketAddr],
+    pub(crate) relay: &'a [SocketAddr],
     pub(crate) attachments: &'a [Attachment],
     pub(crate) public_key: NodePublic,
 }
@@ -30,6 +31,11 @@ pub(crate) fn log(facts: &Facts<'_>) {
     if let Some(address) = facts.stun.first() {
         let address = listen.with_port(address.port());
         tracing::info!("STUN server listening on {address}, {}", data_plane(facts));
+    }
+    let mut ports: Vec<_> = facts.relay.iter().map(SocketAddr::port).collect();
+    ports.dedup();
+    for port in ports {
+        tracing::info!("UDP flows are relayed on {}", listen.with_port(port));
     }
     if !config.derp_enabled {
         tracing::info!("derper: relaying is disabled (-derp=false)");

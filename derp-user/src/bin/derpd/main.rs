@@ -4,6 +4,7 @@ mod banner;
 mod bench;
 mod listen;
 mod metrics;
+mod udp;
 mod tool;
 
 use std::{
@@ -20,19 +21,22 @@ use std::{
 use anyhow::Context;
 use derp_user::{
     config::{
-        self, Config, ConfigError, Environment, Invocation, KeySource, MeshKeySource, Options,
+        self, Config, ConfigError, Environment, FileSettings, Invocation, KeySource, MeshKeySource, Options,
     },
-    dataplane::{self, Xdp, XdpOptions},
+    dataplane::{self, Xdp},
     http::{self, DebugAccess, Site, serve_port80},
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate},
     server::{Server, Settings, Statistics},
-    stun::StunServer,
     tls,
+    udp_relay::Keeper,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::metrics::Sources;
+use crate::{
+    metrics::Sources,
+    udp::{Tasks, Udp},
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -88,6 +92,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .init();
     tracing::info!("{}", version());
 
+    let file = load_file(&config)?;
     let private_key = load_identity(&config)?;
     let mesh_key = load_mesh_key(&config)?;
     let access = debug_access(&config)?;
@@ -107,27 +112,24 @@ fn run(options: Options) -> anyhow::Result<()> {
         Some(port) => Some(listen::bind(config.listen.with_port(port), "-http-port")?),
         None => None,
     };
-    let stun = config.stun_port.map(|port| StunServer::bind(config.listen.ip, port)).transpose()?;
-    let stun_addresses = stun.as_ref().map(StunServer::local_addresses).unwrap_or_default();
-    let mut xdp = attach_xdp(&config, stun_addresses.first().map(|address| address.port()))?;
-    let watcher = xdp.as_mut().and_then(Xdp::take_watcher);
-    let stays_attached = xdp.as_ref().is_some_and(Xdp::stays_attached);
+    let mut udp = Udp::prepare(&config, &file)?;
+    let attachments = udp.xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
+    let stays_attached = udp.xdp.as_ref().is_some_and(Xdp::stays_attached);
     // Everything is bound and attached, and no other thread runs yet that would keep more.
-    reduce_privilege(xdp.is_some());
+    reduce_privilege(&udp);
 
-    let attachments = xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
     let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
     let sources = Sources {
         statistics: Arc::clone(&statistics),
-        stun: stun.as_ref().map(StunServer::counters),
-        xdp,
+        stun: udp.responder().map(|responder| responder.counters()),
+        xdp: udp.xdp.take(),
         tls: tls.is_some(),
         started: (SystemTime::now(), started),
     };
-    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources));
+    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, udp.keeper()));
     let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site));
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
@@ -136,11 +138,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         config: &config,
         listen,
         port80: port80_address,
-        stun: &stun_addresses,
+        stun: &udp.stun_addresses,
+        relay: &udp.relay_addresses,
         attachments: &attachments,
         public_key,
     });
-    runtime.block_on(control(signals, port80, site, stun, watcher))?;
+    let (forwarder, tasks) = udp.start()?;
+    runtime.block_on(control(signals, port80, site, tasks))?;
+    drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
     }
@@ -161,6 +166,13 @@ fn resolve(options: Options) -> Result<Config, ConfigError> {
             processors: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         },
     )
+}
+
+fn load_file(config: &Config) -> Result<FileSettings, ConfigError> {
+    match &config.file {
+        Some(path) => config::load_file(path, config.stun_port),
+        None => Ok(FileSettings::default()),
+    }
 }
 
 fn load_identity(config: &Config) -> Result<NodePrivate, ConfigError> {
@@ -212,20 +224,10 @@ fn tls_config(
     Ok(Some(Arc::new(tls::server_config(certificate, meta)?)))
 }
 
-fn attach_xdp(config: &Config, stun_port: Option<u16>) -> anyhow::Result<Option<Xdp>> {
-    let Some(stun_port) = stun_port else { return Ok(None) };
-    let options = XdpOptions {
-        interfaces: config.xdp_interfaces.clone(),
-        mode: config.xdp_mode,
-        stun_port,
-        pin: config.xdp_pin.clone(),
-        ..XdpOptions::default()
-    };
-    Ok(Xdp::attach(&options)?)
-}
-
-fn reduce_privilege(has_kernel_maps: bool) {
-    match privilege::reduce(&privilege::needed_later(has_kernel_maps, false)) {
+fn reduce_privilege(udp: &Udp) {
+    let has_kernel_maps = udp.xdp.is_some();
+    let has_neighbours = has_kernel_maps && udp.keeper().is_some();
+    match privilege::reduce(&privilege::needed_later(has_kernel_maps, has_neighbours)) {
         Ok(left) if left.is_empty() => tracing::debug!("no capabilities are kept"),
         Ok(left) => {
             let names: Vec<_> = left.into_iter().map(Capability::as_str).collect();
@@ -235,7 +237,13 @@ fn reduce_privilege(has_kernel_maps: bool) {
     }
 }
 
-fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sources) -> Site {
+fn site(
+    config: &Config,
+    has_mesh_key: bool,
+    access: DebugAccess,
+    sources: Sources,
+    keeper: Option<Keeper>,
+) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
     Site::new(http::Settings {
@@ -248,6 +256,7 @@ fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sourc
         access,
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
+        flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
         check: Box::new(move || statistics.check()),
     })
 }
@@ -270,6 +279,7 @@ fn server_settings(
         // Like derper, plain HTTP is not limited: it is a proxy's or a developer's business.
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
         tls,
+    udp_relay::Keeper,
         site,
     }
 }
@@ -294,8 +304,7 @@ async fn control(
     mut signals: Signals,
     port80: Option<TcpListener>,
     site: Arc<Site>,
-    stun: Option<StunServer>,
-    watcher: Option<dataplane::Watcher>,
+    tasks: Tasks,
 ) -> anyhow::Result<()> {
     let port80 = port80.map(tokio::net::TcpListener::from_std).transpose()?;
     let services = async {
@@ -304,19 +313,7 @@ async fn control(
                 serve_port80(listener, site, std::future::pending()).await;
             }
         };
-        let stun = async {
-            if let Some(stun) = stun {
-                stun.run().await;
-            }
-        };
-        let watcher = async {
-            if let Some(watcher) = watcher
-                && let Err(error) = watcher.run().await
-            {
-                tracing::error!("{error}: the kernel answers for the addresses of now only");
-            }
-        };
-        tokio::join!(port80, stun, watcher);
+        tokio::join!(port80, tasks.run());
         std::future::pending::<()>().await;
     };
     tokio::select! {
