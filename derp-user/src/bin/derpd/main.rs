@@ -221,6 +221,7 @@ fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sourc
         access,
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
+        flows: Box::new(Vec::new),
         check: Box::new(move || statistics.check()),
     })
 }
