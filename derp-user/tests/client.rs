@@ -63,6 +63,7 @@ impl Relay {
             access: DebugAccess::new(None, None, None, false).expect("nothing to refuse"),
             started: Instant::now(),
             varz: Box::new(String::new),
+            flows: Box::new(Vec::new),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");

@@ -350,6 +350,12 @@ fn context(interface: u32, frame: &[u8]) -> Vec<u8> {
     [0, end, 0, interface, 0, 0].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
+/// Returns the name of an interface, if it still exists.
+#[must_use]
+pub fn interface_name(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+}
+
 /// Returns the index of an interface.
 pub(super) fn interface_index(name: &str) -> Result<u32, DataplaneError> {
     nix::net::if_::if_nametoindex(name)

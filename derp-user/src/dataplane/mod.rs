@@ -26,7 +26,7 @@ pub use self::{
     error::DataplaneError,
     flows::{FlowMaps, FlowTableError, KernelTables, Place, StoredFlow},
     host::local_addresses,
-    kernel::{Count, Kernel, Tables},
+    kernel::{Count, Kernel, Tables, interface_name},
     layout::MapSizes,
     mode::{AttachedMode, Mode, UnknownMode},
     object::{embedded_object, object_hash},

@@ -29,7 +29,7 @@ pub(super) const NO_LEG: Leg = Leg {
 };
 
 /// The userspace copy of the flow tables. Memory grows with the highest slot that was ever used:
-/// 344 bytes a slot, and the sources.
+/// 408 bytes a slot, and the sources.
 #[derive(Debug)]
 pub struct Mirror {
     slots: u32,

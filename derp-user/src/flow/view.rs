@@ -1,13 +1,13 @@
 //! The flows as operators see them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use derp_common::flow::{LegStatistics, Side};
 use serde::Serialize;
 
 use super::{
-    EndSpec, FlowTable, Kind, Remote,
-    state::{End, Flow, Plane},
+    FlowTable, Kind, Remote,
+    state::{Flow, Plane},
 };
 
 /// One flow.
@@ -59,11 +59,11 @@ pub struct EndView {
     /// The networks it may be learnt from.
     pub learn: Vec<String>,
     /// The address of this host that it uses, if that is known.
-    pub local: Option<std::net::IpAddr>,
+    pub local: Option<IpAddr>,
     /// The port of this host that it uses.
     pub local_port: u16,
-    /// Index of the interface that leads to it, if that is known.
-    pub interface: Option<u32>,
+    /// The interface that leads to it, if that is known: its name, or its index where it has none any more.
+    pub interface: Option<String>,
     /// Who forwards packets to it.
     pub forwarder: Forwarder,
     /// What has come from it through the kernel.
@@ -129,67 +129,84 @@ impl From<&LegStatistics> for CountView {
 }
 
 impl FlowTable {
-    /// Returns all flows by slot, with what the last [`FlowTable::observe`] has told. `has_kernel` says whether the
-    /// XDP program is there.
+    /// Returns all flows by slot, with what the last [`FlowTable::observe`] has told.
     #[must_use]
-    pub fn views(&self, has_kernel: bool, now: u64) -> Vec<FlowView> {
-        self.flows.values().map(|flow| view(flow, has_kernel, now)).collect()
+    pub fn views(&self, viewer: &Viewer<'_>) -> Vec<FlowView> {
+        self.flows.values().map(|flow| viewer.flow(flow)).collect()
     }
 }
 
-fn view(flow: &Flow, has_kernel: bool, now: u64) -> FlowView {
-    FlowView {
-        name: flow.spec.name.clone(),
-        kind: match flow.spec.kind {
-            Kind::Geneve { .. } => KindView::Geneve,
-            Kind::Any => KindView::Any,
-        },
-        vni: (flow.vni != 0).then_some(flow.vni),
-        slot: flow.id.slot(),
-        state: if flow.is_bound() {
-            StateView::Forwarding
-        } else if flow.is_learning() {
-            StateView::Learning
+/// What is needed besides the flow table to show it.
+pub struct Viewer<'a> {
+    /// Whether the XDP program is there.
+    pub has_kernel: bool,
+    /// Returns the name of an interface by its index.
+    pub interface_name: &'a dyn Fn(u32) -> Option<String>,
+    /// The time.
+    pub now: u64,
+}
+
+impl Viewer<'_> {
+    fn flow(&self, flow: &Flow) -> FlowView {
+        FlowView {
+            name: flow.spec.name.clone(),
+            kind: match flow.spec.kind {
+                Kind::Geneve { .. } => KindView::Geneve,
+                Kind::Any => KindView::Any,
+            },
+            vni: (flow.vni != 0).then_some(flow.vni),
+            slot: flow.id.slot(),
+            state: if flow.is_bound() {
+                StateView::Forwarding
+            } else if flow.is_learning() {
+                StateView::Learning
+            } else {
+                StateView::Unbound
+            },
+            ends: Side::ALL.map(|side| self.end(flow, side)),
+        }
+    }
+
+    fn end(&self, flow: &Flow, side: Side) -> EndView {
+        let (end, spec) = (flow.end(side), flow.spec.end(side));
+        let count = |plane: Plane| CountView::from(&end.observed[plane as usize]);
+        let interface = end.usable_way().map(|way| {
+            (self.interface_name)(way.interface).unwrap_or_else(|| way.interface.to_string())
+        });
+        EndView {
+            remote: end.remote,
+            is_learnt: end.is_learnt,
+            learn: match &spec.remote {
+                Remote::Fixed(_) => Vec::new(),
+                Remote::Learn(networks) => networks.iter().map(ToString::to_string).collect(),
+            },
+            local: spec.local.ip.or(end.local()),
+            local_port: spec.local.port,
+            interface,
+            forwarder: self.forwarder(flow, side),
+            kernel: count(Plane::Kernel),
+            userspace: count(Plane::Userspace),
+            last_seen_seconds: end
+                .was_seen
+                .then(|| self.now.saturating_sub(end.last_seen) / 1_000_000_000),
+        }
+    }
+
+    fn forwarder(&self, flow: &Flow, side: Side) -> Forwarder {
+        let (end, other) = (flow.end(side), flow.end(side.other()));
+        let (Some(remote), Some(from)) = (end.remote, other.remote) else {
+            return Forwarder::Nobody;
+        };
+        if !self.has_kernel {
+            Forwarder::NoXdp
+        } else if end.is_this_host || other.is_this_host {
+            Forwarder::ThisHost
+        } else if remote.is_ipv4() != from.is_ipv4() {
+            Forwarder::CrossFamily
+        } else if end.usable_way().is_none() {
+            Forwarder::Unresolved
         } else {
-            StateView::Unbound
-        },
-        ends: Side::ALL.map(|side| end_view(flow, side, has_kernel, now)),
-    }
-}
-
-fn end_view(flow: &Flow, side: Side, has_kernel: bool, now: u64) -> EndView {
-    let (end, spec): (&End, &EndSpec) = (flow.end(side), flow.spec.end(side));
-    let [kernel, userspace] = [Plane::Kernel, Plane::Userspace]
-        .map(|plane| CountView::from(&end.observed[plane as usize]));
-    EndView {
-        remote: end.remote,
-        is_learnt: end.is_learnt,
-        learn: match &spec.remote {
-            Remote::Fixed(_) => Vec::new(),
-            Remote::Learn(networks) => networks.iter().map(ToString::to_string).collect(),
-        },
-        local: spec.local.ip.or(end.local()),
-        local_port: spec.local.port,
-        interface: end.usable_way().map(|way| way.interface),
-        forwarder: forwarder(flow, side, has_kernel),
-        kernel,
-        userspace,
-        last_seen_seconds: end.was_seen.then(|| now.saturating_sub(end.last_seen) / 1_000_000_000),
-    }
-}
-
-fn forwarder(flow: &Flow, side: Side, has_kernel: bool) -> Forwarder {
-    let (end, other) = (flow.end(side), flow.end(side.other()));
-    let (Some(remote), Some(from)) = (end.remote, other.remote) else { return Forwarder::Nobody };
-    if !has_kernel {
-        Forwarder::NoXdp
-    } else if end.is_this_host || other.is_this_host {
-        Forwarder::ThisHost
-    } else if remote.is_ipv4() != from.is_ipv4() {
-        Forwarder::CrossFamily
-    } else if end.usable_way().is_none() {
-        Forwarder::Unresolved
-    } else {
-        Forwarder::Kernel
+            Forwarder::Kernel
+        }
     }
 }

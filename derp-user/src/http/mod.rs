@@ -5,6 +5,7 @@
 
 mod access;
 mod debug;
+mod flows;
 mod home;
 mod path;
 mod reply;
@@ -23,6 +24,8 @@ use hyper::{
 };
 pub use serve::{Outcome, serve_connection, serve_port80};
 pub use upgrade::{Upgrade, upgrade_refusal};
+
+use crate::flow::FlowView;
 
 /// A whole response; every page here fits in memory.
 pub type Reply = Response<Full<Bytes>>;
@@ -68,6 +71,8 @@ pub struct Settings {
     pub started: Instant,
     /// Renders the metrics.
     pub varz: Box<dyn Fn() -> String + Send + Sync>,
+    /// Returns the UDP flows.
+    pub flows: Box<dyn Fn() -> Vec<FlowView> + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }

@@ -28,6 +28,7 @@ fn start() -> (Server, Statistics, SocketAddr) {
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(String::new),
+        flows: Box::new(Vec::new),
         check: Box::new(|| Ok(())),
     });
     let settings = Settings {

@@ -20,7 +20,7 @@ use crate::{
     },
     flow::{
         Change, FlowId, FlowTable, FlowView, Found, Outcome, Plane, SharedMirror, Sink as _,
-        TableSettings, WayRequest,
+        TableSettings, Viewer, WayRequest,
     },
     forward::Stranger,
     udp::now,
@@ -85,7 +85,12 @@ impl State {
 
     pub(super) fn views(&mut self) -> Vec<FlowView> {
         self.observe();
-        self.table.views(self.kernel.is_some(), now())
+        let viewer = Viewer {
+            has_kernel: self.kernel.is_some(),
+            interface_name: &dataplane::interface_name,
+            now: now(),
+        };
+        self.table.views(&viewer)
     }
 
     fn fill_mirror(&mut self) {

@@ -232,7 +232,7 @@ proptest! {
         }
         model.settle();
         let views: BTreeMap<_, _> =
-            model.rig.table.views(true, model.rig.now).into_iter().map(|view| (view.slot, view)).collect();
+            model.rig.views(true).into_iter().map(|view| (view.slot, view)).collect();
         prop_assert_eq!(views.len(), model.flows.len());
 
         // A restart finds all of it again, or removes what it does not know.

@@ -69,7 +69,7 @@ fn a_learnt_end_is_forgotten_and_learnt_anew() {
         assert_eq!(rig.expired(), []);
         assert!(matches!(packet(&mut rig, "10.0.0.2:2"), Outcome::Learnt { .. }));
         rig.settle();
-        assert_eq!(rig.table.views(false, rig.now)[0].state, StateView::Forwarding);
+        assert_eq!(rig.views(false)[0].state, StateView::Forwarding);
     }
 }
 
@@ -97,11 +97,11 @@ fn what_the_last_flow_left_behind_is_not_believed() {
     assert_eq!(rig.table.statistics_indexes().count(), 0);
     rig.pass(1);
     rig.heard(Plane::Kernel, second, Side::A);
-    assert_eq!(rig.table.views(true, rig.now)[0].ends[0].kernel.packets, 0);
+    assert_eq!(rig.views(true)[0].ends[0].kernel.packets, 0);
     rig.settle();
     assert_eq!(rig.table.statistics_indexes().collect::<Vec<_>>(), [0, 1]);
     rig.heard(Plane::Kernel, second, Side::A);
-    assert_eq!(rig.table.views(true, rig.now)[0].ends[0].kernel.packets, 1);
+    assert_eq!(rig.views(true)[0].ends[0].kernel.packets, 1);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn views_tell_who_forwards() {
     rig.added(flow(vni(2), fixed(A), fixed("[2001:db8:9::1]:1")));
     rig.added(flow(vni(3), fixed(A), learn(&["10.0.0.0/8"])));
     let forwarders = |rig: &Rig, has_kernel| {
-        let views = rig.table.views(has_kernel, rig.now);
+        let views = rig.views(has_kernel);
         views.iter().map(|view| view.ends[1].forwarder).collect::<Vec<_>>()
     };
     use Forwarder::{CrossFamily, Kernel, NoXdp, Nobody, Unresolved};
@@ -132,9 +132,10 @@ fn views_tell_who_forwards() {
     rig.resolve();
     rig.settle();
     assert_eq!(forwarders(&rig, true), [Kernel, CrossFamily, Nobody]);
+    assert_eq!(rig.views(true)[0].ends[1].interface.as_deref(), Some("eth7"));
     assert_eq!(forwarders(&rig, false), [NoXdp, NoXdp, Nobody]);
 
-    let view = &rig.table.views(true, rig.now)[2];
+    let view = &rig.views(true)[2];
     let json = serde_json::to_value(view).unwrap();
     assert_eq!(json["kind"], "geneve");
     assert_eq!(json["state"], "learning");

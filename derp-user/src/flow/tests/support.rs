@@ -9,8 +9,8 @@ use derp_common::{
 };
 
 use crate::flow::{
-    AdmitError, Change, EndSpec, FlowId, FlowSpec, FlowTable, Found, Kind, Lifetime, Local, Mirror,
-    Remote, Resolved, TableSettings, mirror::NO_LEG,
+    AdmitError, Change, EndSpec, FlowId, FlowSpec, FlowTable, FlowView, Found, Kind, Lifetime,
+    Local, Mirror, Remote, Resolved, TableSettings, Viewer, mirror::NO_LEG,
 };
 
 pub(super) const SECOND: u64 = 1_000_000_000;
@@ -154,6 +154,11 @@ impl Rig {
 
     pub(super) fn pass(&mut self, nanoseconds: u64) {
         self.now += nanoseconds;
+    }
+
+    pub(super) fn views(&self, has_kernel: bool) -> Vec<FlowView> {
+        let interface_name = |index| (index == 7).then(|| "eth7".to_owned());
+        self.table.views(&Viewer { has_kernel, interface_name: &interface_name, now: self.now })
     }
 
     pub(super) fn vni(&self, id: FlowId) -> u32 {
