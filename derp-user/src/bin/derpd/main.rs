@@ -279,7 +279,6 @@ fn server_settings(
         // Like derper, plain HTTP is not limited: it is a proxy's or a developer's business.
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
         tls,
-    udp_relay::Keeper,
         site,
     }
 }

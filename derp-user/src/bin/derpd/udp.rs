@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use derp_common::{
-    Rate, Services, Settings, Switches,
+    Rate, Settings, Switches,
     maps::{LEG_STATISTICS, LEGS, SENDERS, SLOTS, SOURCES},
 };
 use derp_user::{
