@@ -138,6 +138,8 @@ reasons! {
     UnknownLeg = "unknown_leg" => Drop,
     /// One end of the flow has not been seen
     Unbound = "unbound" => Drop,
+    /// The flow has this VNI, and learns one of its ends from a packet
+    Learning = "learning" => Pass,
     /// A flow's packet to another address of this host than the flow's
     OtherLocal = "other_local" => Pass,
     /// No flow has this source

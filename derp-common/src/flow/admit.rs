@@ -88,7 +88,7 @@ fn by_vni<'a, T: Tables>(
         return Err(Reason::UnknownVni);
     }
     if !control.forwards() {
-        return Err(Reason::Unbound);
+        return Err(if control.learns() { Reason::Learning } else { Reason::Unbound });
     }
     let a = tables.leg(leg_index(slot, control.copy(), Side::A)).ok_or(Reason::UnknownVni)?;
     let b = tables.leg(leg_index(slot, control.copy(), Side::B)).ok_or(Reason::UnknownVni)?;

@@ -60,6 +60,7 @@ impl Control {
     pub const OFF: Self = Self(0);
     const FORWARDS: u64 = 2;
     const COPY: u64 = 1;
+    const LEARNS: u64 = 4;
 
     /// Forwards by this copy (0 or 1) of its legs. VNIs of more than 24 bits are cut.
     #[must_use]
@@ -71,6 +72,20 @@ impl Control {
     #[must_use]
     pub const fn off(vni: u32) -> Self {
         Self((vni as u64 & 0xff_ffff) << 8)
+    }
+
+    /// Forwards nothing yet: an end is to be learnt, from a packet that userspace must see. What is known of
+    /// the ends is in this copy (0 or 1) of its legs.
+    #[must_use]
+    pub const fn learning(vni: u32, copy: u32) -> Self {
+        Self((vni as u64 & 0xff_ffff) << 8 | Self::LEARNS | copy as u64 & Self::COPY)
+    }
+
+    /// Tells whether an end of the flow is to be learnt.
+    #[inline(always)]
+    #[must_use]
+    pub const fn learns(self) -> bool {
+        self.0 & Self::LEARNS != 0
     }
 
     /// Tells whether the slot forwards.
@@ -182,8 +197,12 @@ mod tests {
                 assert!(control.forwards());
                 assert_eq!((control.vni(), control.copy()), (vni, copy));
             }
-            assert!(!Control::off(vni).forwards());
-            assert_eq!(Control::off(vni).vni(), vni);
+            for unbound in [Control::off(vni), Control::learning(vni, 1)] {
+                assert!(!unbound.forwards());
+                assert_eq!(unbound.vni(), vni);
+            }
+            assert!(Control::learning(vni, 1).learns() && !Control::off(vni).learns());
+            assert_eq!(Control::learning(vni, 1).copy(), 1);
         }
         assert_eq!(Control::forward(0xffff_ffff, 7), Control::forward(0xff_ffff, 1));
     }
@@ -191,7 +210,12 @@ mod tests {
     #[test]
     fn changing_legs_alters_one_byte_of_the_control_word() {
         let before = Control::forward(0x12_3456, 0).0.to_ne_bytes();
-        for after in [Control::forward(0x12_3456, 1), Control::off(0x12_3456)] {
+        let after = [
+            Control::forward(0x12_3456, 1),
+            Control::off(0x12_3456),
+            Control::learning(0x12_3456, 1),
+        ];
+        for after in after {
             let differing =
                 after.0.to_ne_bytes().iter().zip(before).filter(|(a, b)| **a != *b).count();
             assert_eq!(differing, 1);

@@ -102,6 +102,9 @@ pub struct Options {
     #[arg(id = "xdp-mode", long, value_name = "MODE", default_value_t = Mode::Auto, help_heading = KERNEL)]
     pub xdp_mode: Mode,
 
+    /// Configuration file for the UDP relay, STUN limits and pinning, in TOML
+    #[arg(id = "config", long, value_name = "FILE", help_heading = OTHER)]
+    pub config: Option<String>,
     /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
     #[arg(id = "log", long, value_name = "FILTER", help_heading = OTHER)]
     pub log: Option<String>,

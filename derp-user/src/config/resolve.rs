@@ -61,6 +61,8 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
+    /// The configuration file.
+    pub file: Option<PathBuf>,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
@@ -212,6 +214,7 @@ impl Config {
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
+            file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
                 networks: environment.text("TS_DEBUG_TRUSTED_CIDRS"),

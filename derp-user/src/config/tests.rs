@@ -326,6 +326,17 @@ fn the_kernel_answers_nothing_but_stun() {
 }
 
 #[test]
+fn the_configuration_file() {
+    let file = |arguments: &[&str]| resolve(&[&["-a=:1"], arguments].concat()).unwrap().file;
+    assert_eq!(file(&[]), None);
+    assert_eq!(file(&["-config="]), None);
+    assert_eq!(
+        file(&["-config", "/etc/derpd.toml"]).as_deref(),
+        Some(Path::new("/etc/derpd.toml"))
+    );
+}
+
+#[test]
 fn home_page() {
     let home = |value: &str| resolve(&["-a=:1", "-home", value]).map(|config| config.home);
     assert_eq!(home("blank").unwrap(), Home::Blank);

@@ -4,14 +4,34 @@
 //! argument, in nanoseconds of `CLOCK_MONOTONIC`, and so is randomness. What it decides becomes [`Change`]s,
 //! which the daemon applies to every [`Sink`]: the userspace forwarder's [`SharedMirror`] and the kernel's maps.
 
+mod adopt;
 mod change;
+mod check;
+mod install;
+mod learn;
 mod mirror;
+mod observe;
+mod place;
+mod slots;
 mod spec;
+mod state;
+mod table;
+mod view;
 mod way;
 
 pub use self::{
+    adopt::Found,
     change::{Change, Sink},
+    check::AdmitError,
+    learn::{Learnt, Outcome, Refusal},
     mirror::{Mirror, SharedMirror},
+    observe::Expired,
     spec::{EndSpec, FlowId, FlowRate, FlowRateError, FlowSpec, Kind, Lifetime, Local, Remote},
+    state::Plane,
+    table::{FlowTable, TableSettings},
+    view::{CountView, EndView, FlowView, Forwarder, KindView, StateView},
     way::{Resolved, WayRequest},
 };
+
+#[cfg(test)]
+mod tests;
