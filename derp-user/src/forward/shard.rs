@@ -110,7 +110,7 @@ impl Shard {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    self.responder.read_failed(&self.tally);
+                    self.tally.read_failed();
                     tracing::debug!(%error, "cannot read UDP to relay");
                     return thread::sleep(AFTER_ERROR);
                 }
