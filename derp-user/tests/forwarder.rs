@@ -226,6 +226,7 @@ fn a_burst_of_many_flows_arrives_whole_and_in_order() {
 }
 
 /// Receives the TTL or hop limit, and the traffic class, of the next datagram.
+#[expect(clippy::wildcard_enum_match_arm, reason = "others are not asked for")]
 fn headers(socket: &UdpSocket) -> (i32, u8) {
     let mut space = nix::cmsg_space!(libc::c_int, libc::c_int);
     let (mut limit, mut class) = (0, 0);
@@ -240,7 +241,7 @@ fn headers(socket: &UdpSocket) -> (i32, u8) {
             ControlMessageOwned::Ipv4Ttl(it) | ControlMessageOwned::Ipv6HopLimit(it) => limit = it,
             ControlMessageOwned::Ipv4Tos(it) => class = it,
             ControlMessageOwned::Ipv6TClass(it) => class = it as u8,
-            other => panic!("not asked for: {other:?}"),
+            _ => {}
         }
     }
     (limit, class)

@@ -116,6 +116,8 @@ mod tests {
         },
     };
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::flow::{Change, Mirror};
 
@@ -357,5 +359,24 @@ mod tests {
         control[14] ^= 1;
         let decided = decide(&mut control, &delivery, &tables, &settings, NOW);
         assert_eq!(decided.unwrap_err().reason, Reason::UnknownSender);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_only_an_end_is_forwarded(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+            like_geneve: bool,
+            host in 0_u8..20,
+            port in 0_u16..4,
+        ) {
+            if like_geneve && bytes.len() >= 8 {
+                bytes[..8].copy_from_slice(&geneve(VNI, 0)[..8]);
+            }
+            let from = format!("198.51.100.{host}:{}", 41640 + port);
+            let decided = run(&both(), &bytes, &from, LOCAL_A);
+            if matches!(decided, Ok(Action::Forward(_))) {
+                prop_assert_eq!(from, A);
+            }
+        }
     }
 }

@@ -20,7 +20,7 @@ mod shard;
 
 use std::{
     io::{self, IoSlice},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     num::NonZeroUsize,
     sync::Arc,
     thread::JoinHandle,
@@ -36,7 +36,7 @@ pub use self::{
 use crate::{
     flow::SharedMirror,
     stun::Responder,
-    udp::{Merging, Route, SettingsCell, Socket, Tally, Totals, is_no_ipv6},
+    udp::{Merging, Route, SettingsCell, Socket, Tally, Totals, bind_families},
 };
 
 /// Why the forwarder cannot start.
@@ -103,7 +103,9 @@ impl Forwarder {
     pub fn bind(options: &ForwarderOptions) -> Result<Self, ForwardError> {
         let mut first = Vec::new();
         for port in &options.ports {
-            bind_port(options, *port, &mut first)?;
+            let sockets = bind_families(options.host, *port, options.merging, "UDP is relayed")
+                .map_err(|(address, error)| ForwardError::bind(address, error))?;
+            first.extend(sockets.into_iter().map(Arc::new));
         }
         let mut sockets = vec![first];
         for _ in 1..options.threads.get() {
@@ -158,32 +160,6 @@ impl Forwarder {
         }
         Ok(running)
     }
-}
-
-fn bind_port(
-    options: &ForwarderOptions,
-    port: u16,
-    sockets: &mut Vec<Arc<Socket>>,
-) -> Result<(), ForwardError> {
-    let mut port = port;
-    let hosts = match options.host {
-        Some(host) => vec![host],
-        None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
-    };
-    for ip in hosts {
-        let address = SocketAddr::new(ip, port);
-        match Socket::bind(address, options.merging) {
-            Ok(socket) => {
-                port = socket.local_address().port();
-                sockets.push(Arc::new(socket));
-            }
-            Err(error) if options.host.is_none() && ip.is_ipv6() && is_no_ipv6(&error) => {
-                tracing::info!("this machine has no IPv6; UDP is relayed over IPv4 only");
-            }
-            Err(error) => return Err(ForwardError::bind(address, error)),
-        }
-    }
-    Ok(())
 }
 
 /// A way to send from the relay's ports, for whoever answers control packets.

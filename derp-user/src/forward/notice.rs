@@ -45,7 +45,8 @@ pub struct ControlPacket {
 /// Who is told. Nobody is waited for: what finds a channel full is counted as lost.
 #[derive(Clone, Debug, Default)]
 pub struct Notices {
-    /// Those who admit flows and learn their ends. At most 2 packets a second of one source, 1000 in all.
+    /// Those who admit flows and learn their ends
+    /// ([`FlowTable::unknown`](crate::flow::FlowTable::unknown)). At most 2 packets a second of one source, 1000 in all.
     pub strangers: Option<Sender<Stranger>>,
     /// Those who answer the relay handshake.
     pub control: Option<Sender<ControlPacket>>,
@@ -91,9 +92,15 @@ impl Reporter {
     }
 }
 
-/// Tells whether a flow might be meant to have this sender.
+/// Tells whether a flow might be meant to have this sender, or be about to.
 fn concerns_flows(reason: Reason) -> bool {
-    let reasons = [Reason::UnknownLeg, Reason::UnknownSource, Reason::OtherLocal, Reason::Unbound];
+    let reasons = [
+        Reason::UnknownLeg,
+        Reason::UnknownSource,
+        Reason::OtherLocal,
+        Reason::Learning,
+        Reason::Unbound,
+    ];
     reasons.contains(&reason)
 }
 

@@ -1,6 +1,6 @@
 //! One thread of the forwarder, and the sockets it reads.
 
-use std::{io, ops::Range, sync::Arc, thread, time::Duration};
+use std::{io, ops::Range, os::fd::AsFd as _, sync::Arc, thread, time::Duration};
 
 use derp_common::{
     Address, Family, Reason, Settings,
@@ -8,10 +8,8 @@ use derp_common::{
 };
 use nix::{
     errno::Errno,
-    sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
-        eventfd::EventFd,
-    },
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::EventFd,
 };
 
 use super::{
@@ -30,8 +28,6 @@ const TURN: usize = 4;
 const FEWEST: usize = 4;
 /// How long to leave everything alone when a socket cannot be read.
 const AFTER_ERROR: Duration = Duration::from_millis(10);
-/// The event that says to stop; others are socket numbers.
-const STOP: u64 = u64::MAX;
 
 pub(super) struct Shard {
     sockets: Vec<Arc<Socket>>,
@@ -75,34 +71,27 @@ impl Shard {
 
     /// Forwards until told to stop.
     pub(super) fn run(mut self, stop: &EventFd) {
-        let epoll = match self.watch(stop) {
-            Ok(epoll) => epoll,
-            Err(errno) => return tracing::error!("cannot wait for UDP to relay: {errno}"),
-        };
-        let mut events = [EpollEvent::empty(); 16];
+        let sockets = self.sockets.clone();
+        // Not epoll: its callback would run for every packet that comes and for every one that has left,
+        // also while nobody waits.
+        let mut waits = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        waits.extend(sockets.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
         loop {
-            let count = match epoll.wait(&mut events, EpollTimeout::NONE) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
+            match poll(&mut waits, PollTimeout::NONE) {
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
                 Err(errno) => return tracing::error!("cannot wait for UDP to relay: {errno}"),
-            };
-            for event in events.get(..count).unwrap_or_default() {
-                match usize::try_from(event.data()) {
-                    _ if event.data() == STOP => return,
-                    Ok(index) => self.turn(index),
-                    Err(_) => {}
+            }
+            let mut is_ready = waits.iter().map(|wait| wait.any().unwrap_or(true));
+            if is_ready.next() == Some(true) {
+                return;
+            }
+            for (index, is_ready) in is_ready.enumerate() {
+                if is_ready {
+                    self.turn(index);
                 }
             }
         }
-    }
-
-    fn watch(&self, stop: &EventFd) -> nix::Result<Epoll> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        for (index, socket) in self.sockets.iter().enumerate() {
-            epoll.add(socket.as_ref(), EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-        }
-        Ok(epoll)
     }
 
     /// Serves a readable socket for a while.
@@ -121,7 +110,7 @@ impl Shard {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    self.responder.read_failed(&self.tally);
+                    self.tally.read_failed();
                     tracing::debug!(%error, "cannot read UDP to relay");
                     return thread::sleep(AFTER_ERROR);
                 }

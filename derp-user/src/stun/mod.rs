@@ -11,7 +11,7 @@ mod responder;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
     sync::Arc,
     time::Duration,
@@ -25,7 +25,7 @@ use self::respond::DATAGRAM_MAX;
 pub(crate) use self::responder::is_one_host;
 pub use self::{counters::StunCounters, responder::Responder};
 use crate::udp::{
-    BATCH, Inbox, Merging, SettingsCell, SettingsView, Socket, Tally, Totals, is_no_ipv6, now,
+    BATCH, Inbox, Merging, SettingsCell, SettingsView, Socket, Tally, Totals, bind_families, now,
 };
 
 /// How long to leave a socket alone that cannot be read.
@@ -73,8 +73,7 @@ struct StunPort {
 }
 
 impl StunPort {
-    fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::bind(address, Merging::Off)?;
+    fn new(socket: Socket) -> io::Result<Self> {
         let descriptor = socket.as_fd().try_clone_to_owned()?;
         let readiness = UdpSocket::from_std(descriptor.into())?;
         Ok(Self { socket, readiness, tally: Arc::default() })
@@ -99,25 +98,14 @@ impl StunServer {
     ///
     /// When a socket cannot be bound.
     pub fn bind(host: Option<IpAddr>, port: u16) -> Result<Self, StunError> {
-        let mut ports = Vec::new();
-        let mut port = port;
-        let hosts = match host {
-            Some(host) => vec![host],
-            None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        let sockets = bind_families(host, port, Merging::Off, "STUN is answered")
+            .map_err(|(address, error)| StunError::new(address, error))?;
+        let port = sockets.first().map_or(port, |socket| socket.local_address().port());
+        let port_of = |socket: Socket| {
+            let address = socket.local_address();
+            StunPort::new(socket).map_err(|error| StunError::new(address, error))
         };
-        for ip in hosts {
-            let address = SocketAddr::new(ip, port);
-            match StunPort::bind(address) {
-                Ok(bound) => {
-                    port = bound.socket.local_address().port();
-                    ports.push(bound);
-                }
-                Err(error) if host.is_none() && ip.is_ipv6() && is_no_ipv6(&error) => {
-                    tracing::info!("this machine has no IPv6; STUN is answered over IPv4 only");
-                }
-                Err(error) => return Err(StunError::new(address, error)),
-            }
-        }
+        let ports = sockets.into_iter().map(port_of).collect::<Result<_, _>>()?;
         let settings = Arc::new(SettingsCell::new(Settings::new(port)));
         Ok(Self { ports, responder: Arc::default(), settings })
     }

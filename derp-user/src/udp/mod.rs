@@ -19,7 +19,7 @@ mod state;
 mod tally;
 
 pub use self::{
-    family::is_no_ipv6,
+    family::bind_families,
     inbox::{Arrival, BATCH, Inbox},
     outbox::{Outbox, Route},
     socket::{Merging, Socket},
