@@ -162,7 +162,7 @@ impl Rig {
     }
 
     pub(super) fn vni(&self, id: FlowId) -> u32 {
-        self.table.flow(id).unwrap().vni
+        self.table.vni(id).unwrap_or(0)
     }
 
     /// Where a packet goes: remote and local address.
