@@ -9,7 +9,7 @@ use derp_common::{
     Address,
     flow::{
         Control, Leg, Side, Source,
-        table::{Senders, leg_index, source_value},
+        table::{MAX_SLOTS, Senders, leg_index, source_value},
     },
 };
 
@@ -37,25 +37,15 @@ pub struct Found {
 const NOBODY: u64 = u64::MAX;
 
 impl Found {
-    /// Enters a slot that was found in tables of `slots`, with its valid legs by side.
-    pub fn put(
-        &mut self,
-        slot: u32,
-        slots: usize,
-        control: Control,
-        legs: [Leg; 2],
-        senders: Senders,
-    ) {
-        if slot as usize >= slots {
+    /// Enters a slot with its control word, the legs of the copy that this names, and its senders.
+    pub fn add(&mut self, slot: u32, control: Control, legs: [Leg; 2], senders: Senders) {
+        if slot >= MAX_SLOTS {
             return;
         }
-        self.controls.resize(slots, Control::OFF);
-        self.senders.resize(slots, Senders::default());
-        self.legs.resize(slots * leg_index(1, 0, Side::A) as usize, NO_LEG);
-        self.controls[slot as usize] = control;
-        self.senders[slot as usize] = senders;
+        fill(&mut self.controls, slot, Control::OFF, control);
+        fill(&mut self.senders, slot, Senders::default(), senders);
         for (side, leg) in Side::ALL.into_iter().zip(legs) {
-            self.legs[leg_index(slot, control.copy(), side) as usize] = leg;
+            fill(&mut self.legs, leg_index(slot, control.copy(), side), NO_LEG, leg);
         }
     }
 
@@ -95,6 +85,15 @@ impl Found {
                 }
             })
     }
+}
+
+/// Puts a value into a list that is as long as that takes.
+fn fill<T: Clone>(list: &mut Vec<T>, index: u32, empty: T, value: T) {
+    let index = index as usize;
+    if index >= list.len() {
+        list.resize(index + 1, empty);
+    }
+    list[index] = value;
 }
 
 /// Where a leg's packets come from and at which port they arrive.

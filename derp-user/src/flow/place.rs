@@ -112,10 +112,9 @@ impl Place {
         for side in Side::ALL {
             changes.push(Change::ResetStatistics { index: statistics_index(slot, side) });
         }
-        if self.senders != flow.senders() {
-            self.senders = flow.senders();
-            changes.push(Change::Senders { slot, senders: self.senders });
-        }
+        // Always: tables that were taken over may hold some where no flow was.
+        self.senders = flow.senders();
+        changes.push(Change::Senders { slot, senders: self.senders });
         self.owner = Some(flow.id);
     }
 

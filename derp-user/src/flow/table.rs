@@ -164,6 +164,18 @@ impl FlowTable {
         true
     }
 
+    /// Returns the name of a flow, if it exists.
+    #[must_use]
+    pub fn name(&self, id: FlowId) -> Option<&str> {
+        self.flow(id).map(|flow| flow.spec.name.as_str())
+    }
+
+    /// Returns the VNI of a flow, if it exists and has one.
+    #[must_use]
+    pub fn vni(&self, id: FlowId) -> Option<u32> {
+        self.flow(id).map(|flow| flow.vni).filter(|vni| *vni != 0)
+    }
+
     /// Puts one end of a flow at another remote address: packets from there are forwarded from now on, and those
     /// from the old address no longer.
     ///

@@ -222,10 +222,9 @@ impl State {
 
 /// What the kernel's tables hold.
 fn found(kernel: &KernelTables) -> Result<Found, FlowTableError> {
-    let slots = kernel.slots() as usize;
     let mut found = Found { sources: kernel.stored_sources()?, ..Found::default() };
     for flow in kernel.stored_flows()? {
-        found.put(flow.slot, slots, flow.control, flow.legs, flow.senders);
+        found.add(flow.slot, flow.control, flow.legs, flow.senders);
     }
     Ok(found)
 }

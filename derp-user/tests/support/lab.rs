@@ -31,7 +31,7 @@ use crate::{
 /// How long a test waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The daemon's plain HTTP listener in the relay's namespace.
-const HTTP: &str = "127.0.0.1:8080";
+const HTTP_PORT: u16 = 8080;
 /// Interfaces of the relay: to the first client, to the second.
 pub(crate) const RELAY_A: &str = "relay-a";
 pub(crate) const RELAY_B: &str = "relay-b";
@@ -131,7 +131,7 @@ impl Lab {
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
         let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
         command
-            .arg(format!("-a={HTTP}"))
+            .arg(format!("-a=:{HTTP_PORT}"))
             .arg(format!("-c={}", self.directory().join("key").display()))
             .arg(format!("-config={}", path.display()))
             .args(flags)
@@ -186,7 +186,7 @@ impl Daemon {
     pub(crate) fn get(&self, path: &str) -> Option<String> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n");
         let answer = run_in(&self.relay, move || {
-            let mut stream = TcpStream::connect(HTTP).ok()?;
+            let mut stream = TcpStream::connect(("127.0.0.1", HTTP_PORT)).ok()?;
             stream.write_all(request.as_bytes()).ok()?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).ok()?;

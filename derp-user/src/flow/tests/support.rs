@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use derp_common::{
     Settings,
-    flow::{Class, Control, Datagram, Side, Tables, admit, table::GRACE},
+    flow::{
+        Class, Control, Datagram, Side, Tables, admit,
+        table::{GRACE, leg_index},
+    },
     reason::Reason,
 };
 
@@ -87,14 +90,16 @@ impl Checked {
 
     /// Returns everything, as a daemon finds it that starts now.
     pub(super) fn found(&self) -> Found {
-        let slots = 0..self.slots;
-        let legs = 0..self.slots * 4;
-        Found {
-            controls: slots.clone().map(|slot| self.control(slot)).collect(),
-            legs: legs.map(|index| self.mirror.leg(index).copied().unwrap_or(NO_LEG)).collect(),
-            senders: slots.map(|slot| self.mirror.senders(slot).unwrap_or_default()).collect(),
-            sources: self.sources.iter().map(|(source, value)| (*source, *value)).collect(),
+        let sources = self.sources.iter().map(|(source, value)| (*source, *value)).collect();
+        let mut found = Found { sources, ..Found::default() };
+        for slot in 0..self.slots {
+            let control = self.control(slot);
+            let leg = |side| self.mirror.leg(leg_index(slot, control.copy(), side));
+            let legs = Side::ALL.map(|side| leg(side).copied().unwrap_or(NO_LEG));
+            let senders = self.mirror.senders(slot).unwrap_or_default();
+            found.add(slot, control, legs, senders);
         }
+        found
     }
 }
 
@@ -162,7 +167,7 @@ impl Rig {
     }
 
     pub(super) fn vni(&self, id: FlowId) -> u32 {
-        self.table.flow(id).unwrap().vni
+        self.table.vni(id).unwrap_or(0)
     }
 
     /// Where a packet goes: remote and local address.

@@ -105,7 +105,8 @@ fn regression_a_slot_given_away_before_its_removal_was_written() {
 fn a_fixed_vni_has_its_slot() {
     let mut rig = Rig::new(16);
     let id = rig.add(flow(vni(0x12_3456), fixed(A), fixed(B))).unwrap();
-    assert_eq!((id.slot(), rig.vni(id)), (6, 0x12_3456));
+    assert_eq!((id.slot(), rig.table.vni(id)), (6, Some(0x12_3456)));
+    assert_eq!(rig.table.name(id), Some("test"));
     let error = rig.add(flow(vni(0x16), fixed(A), fixed(B))).unwrap_err();
     assert_eq!(error, AdmitError::SlotTaken { vni: 0x16, slots: 16, by: "test".to_owned() });
     for _ in 0..15 {
