@@ -170,7 +170,7 @@ impl Plan {
             plan.geneve(redirected_vni(ip), [a, other]);
         }
         let [a, b] = legs(Ip::V4, RELAY_PORT);
-        let [a6, b6] = legs(Ip::V6, RELAY_PORT);
+        let [_, b6] = legs(Ip::V6, RELAY_PORT);
         plan.geneve(CROSS_VNI, [a, b6]);
         plan.geneve(UNBOUND_VNI, [a, Leg { remote_port: 0, ..b }]);
         plan.geneve(UNRESOLVED_VNI, [a, Leg { interface: 0, ..b }]);
@@ -179,10 +179,7 @@ impl Plan {
         plan.geneve(VLAN_VNI, [Leg { vlan: 7, ..a }, Leg { vlan: 9, ..b }]);
         plan.geneve(CLOSED_VNI, [a, Leg { interface: CLOSED_INTERFACE, ..b }]);
         plan.by_source(ANY_SLOT, [0, 0], legs(Ip::V4, ANY_PORT));
-        let [_, wg_b6] = legs(Ip::V6, WIREGUARD_PORT);
-        let wireguard = [leg(client(Ip::V6), server(Ip::V6, WIREGUARD_PORT), CLIENT_MAC), wg_b6];
-        plan.by_source(WIREGUARD_SLOT, [INDEX.to_be(), 1], wireguard);
-        let _ = a6;
+        plan.by_source(WIREGUARD_SLOT, [INDEX.to_be(), 1], legs(Ip::V6, WIREGUARD_PORT));
         plan
     }
 

@@ -3,8 +3,12 @@
 
 use aya::maps::{Array, HashMap, MapData, RingBuf, xdp::DevMapHash};
 use derp_common::{
-    flow::{Control, Leg, LegStatistics, Source, table::Senders},
-    maps,
+    Address,
+    flow::{
+        Control, Leg, LegStatistics, Side, Source,
+        table::{Senders, leg_index},
+    },
+    maps::{self, Event},
 };
 use derp_user::dataplane::Kernel;
 
@@ -53,4 +57,32 @@ impl FlowMaps {
         }
         self.devices.insert(OTHER_INTERFACE, 1, None, 0).expect("device");
     }
+
+    /// Takes what the program has told, in order.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.events.next() {
+            let word = |at: usize| item[at..at + 4].try_into().expect("an event");
+            let half = |at: usize| u16::from_ne_bytes(item[at..at + 2].try_into().expect("an event"));
+            events.push(Event {
+                source: Address([0, 4, 8, 12].map(|at| u32::from_ne_bytes(word(at)))),
+                reason: u32::from_ne_bytes(word(16)),
+                slot: u32::from_ne_bytes(word(20)),
+                source_port: half(24),
+                local_port: half(26),
+                vni: u32::from_ne_bytes(word(28)),
+            });
+        }
+        events
+    }
+}
+
+/// Changes the legs of a flow the way the daemon does: the copy that is not in use, then the control word.
+pub(crate) fn rebind(maps: &mut FlowMaps, slot: u32, legs: [Leg; 2]) {
+    let control = maps.slots.get(&slot, 0).expect("control");
+    let copy = 1 - control.copy();
+    for (side, leg) in Side::ALL.into_iter().zip(legs) {
+        maps.legs.set(leg_index(slot, copy, side), leg, 0).expect("leg");
+    }
+    maps.slots.set(slot, Control::forward(control.vni(), copy), 0).expect("control");
 }

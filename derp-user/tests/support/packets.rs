@@ -217,7 +217,8 @@ pub(crate) fn fix_udp_checksum(frame: &mut [u8], ip: Ip) {
     frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
 }
 
-fn sum(bytes: &[u8]) -> u16 {
+/// The Internet checksum before its complement.
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let mut sum = 0_u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
