@@ -27,12 +27,16 @@ pub const LEG_STATISTICS: &str = "LEG_STATISTICS";
 pub const SENDERS: &str = "SENDERS";
 /// Hash of [`Source`](crate::flow::Source) to [`source_value`](crate::flow::table::source_value).
 pub const SOURCES: &str = "SOURCES";
-/// Least-recently-used hash of STUN source to bucket ([`Rate::take`](crate::Rate::take)).
+/// Least-recently-used hash of STUN source ([`Address::rate_key`]) to
+/// [`StunBucket`](crate::decide::StunBucket).
 pub const STUN_BUCKETS: &str = "STUN_BUCKETS";
 /// Device hash map of interface index to interface: where packets can be redirected to.
 pub const DEVICES: &str = "DEVICES";
 /// Ring buffer of [`Event`].
 pub const EVENTS: &str = "EVENTS";
+/// Array of one bucket that limits how many events there are
+/// ([`EVENT_RATE`](crate::decide::EVENT_RATE)).
+pub const EVENT_BUCKET: &str = "EVENT_BUCKET";
 
 /// Most STUN sources whose rates are followed at once; the least recently seen is forgotten first.
 pub const STUN_BUCKETS_CAPACITY: u32 = 65_536;
@@ -66,7 +70,7 @@ pub struct Event {
     pub source: Address,
     /// What was found ([`Reason`]'s discriminant).
     pub reason: u32,
-    /// The flow's slot.
+    /// The flow's slot, or [`Event::NO_SLOT`].
     pub slot: u32,
     /// The sender's port, big-endian.
     pub source_port: u16,
@@ -74,6 +78,11 @@ pub struct Event {
     pub local_port: u16,
     /// The VNI of the packet, 0 when it has none.
     pub vni: u32,
+}
+
+impl Event {
+    /// Stands for the slot where no flow was found.
+    pub const NO_SLOT: u32 = u32::MAX;
 }
 
 /// Returns where packets of this family and reason are counted.

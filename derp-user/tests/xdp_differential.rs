@@ -175,7 +175,7 @@ fn host_function_and_loaded_program_agree() {
         let mut buffer = frame.clone();
         buffer.resize(frame.len() + 64, 0);
         let mut packet = SlicePacket::new(&mut buffer, frame.len());
-        let decision = derp_common::answer(&mut packet, &host);
+        let decision = derp_common::decide(&mut packet, &host);
         let count: &mut (u64, u64) =
             expected.entry((decision.family, decision.reason)).or_default();
         count.0 += 1;

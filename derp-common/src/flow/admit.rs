@@ -5,7 +5,7 @@ use super::{
     statistics::LegCells,
     table::{Control, Leg, Senders, Side, Source, leg_index, slot_and_side, statistics_index},
 };
-use crate::{address::Address, reason::Reason, settings::Settings};
+use crate::{address::Address, reason::Reason, settings::{Settings, Switches}};
 
 /// The flow tables, as their readers see them.
 pub trait Tables {
@@ -37,6 +37,20 @@ pub struct Datagram {
     pub source_port: u16,
     /// The port it arrived at, big-endian.
     pub destination_port: u16,
+}
+
+impl Datagram {
+    /// Returns the key of this sender in `SOURCES`, for this receiver index or 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn source_key(&self, index: u32) -> Source {
+        Source {
+            address: self.source,
+            port: self.source_port,
+            local_port: self.destination_port,
+            index,
+        }
+    }
 }
 
 /// One packet's way through a flow.
@@ -72,6 +86,7 @@ pub fn admit<'a, T: Tables>(
         Class::Control { vni, sender } => Err(control(vni, sender, settings, tables, now)),
         Class::WireGuard { index } => by_source(datagram, index, tables),
         Class::Any => by_source(datagram, 0, tables),
+        Class::Known { value } => by_value(datagram, value, tables),
     }
 }
 
@@ -107,13 +122,17 @@ fn by_source<'a, T: Tables>(
     index: u32,
     tables: &'a T,
 ) -> Result<Hop<'a>, Reason> {
-    let source = Source {
-        address: datagram.source,
-        port: datagram.source_port,
-        local_port: datagram.destination_port,
-        index,
-    };
-    let (slot, side) = slot_and_side(tables.source(&source).ok_or(Reason::UnknownSource)?);
+    let value = tables.source(&datagram.source_key(index)).ok_or(Reason::UnknownSource)?;
+    by_value(datagram, value, tables)
+}
+
+#[inline(always)]
+fn by_value<'a, T: Tables>(
+    datagram: &Datagram,
+    value: u32,
+    tables: &'a T,
+) -> Result<Hop<'a>, Reason> {
+    let (slot, side) = slot_and_side(value);
     let control = tables.control(slot).ok_or(Reason::UnknownSource)?;
     if !control.forwards() || control.vni() != 0 {
         return Err(Reason::UnknownSource);
@@ -172,5 +191,10 @@ fn control<T: Tables>(vni: u32, sender: u64, settings: &Settings, tables: &T, no
     let Some(cells) = tables.statistics(statistics_index(slot, side)) else {
         return Reason::UnknownVni;
     };
+    if settings.has(Switches::COMPANION)
+        && let Some(flow) = tables.statistics(statistics_index(slot, Side::A))
+    {
+        flow.suspect(now);
+    }
     if cells.admits_control(settings, now) { Reason::RelayControl } else { Reason::ControlOverRate }
 }

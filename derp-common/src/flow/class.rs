@@ -1,5 +1,6 @@
 //! What a payload on a relay port is (udp-relay reference, sections 1 and 7.1).
 
+use super::admit::{Datagram, Tables};
 use crate::{packet::Packet, reason::Reason, settings::Services, stun};
 
 /// Bytes of a Geneve header without options (RFC 8926 section 3.4).
@@ -38,8 +39,13 @@ pub enum Class {
         /// The receiver index.
         index: u32,
     },
-    /// Anything, on a port where anything is relayed.
+    /// Anything, on a port where anything is relayed, by nobody in particular.
     Any,
+    /// Anything, by a source whose packets are relayed whatever they hold.
+    Known {
+        /// What `SOURCES` says of the source.
+        value: u32,
+    },
 }
 
 /// Says what the `length` bytes at `at` are, on a port with these `services`.
@@ -78,6 +84,35 @@ pub fn classify<P: Packet>(
         return Ok(Class::Any);
     }
     Err(if services == Services::STUN { Reason::NotStun } else { Reason::NotRelayed })
+}
+
+/// Like [`classify`], but looks first whether the source's packets are relayed whatever they hold, which may
+/// be STUN as well.
+///
+/// # Errors
+///
+/// As [`classify`].
+#[inline(always)]
+pub fn identify<P: Packet, T: Tables>(
+    packet: &P,
+    at: usize,
+    length: usize,
+    services: u16,
+    datagram: &Datagram,
+    tables: &T,
+) -> Result<Class, Reason> {
+    if services & Services::ANY != 0
+        && let Some(value) = tables.source(&datagram.source_key(0))
+    {
+        return Ok(Class::Known { value });
+    }
+    classify(packet, at, length, services)
+}
+
+/// Returns the VNI of the Geneve packet at `at`.
+#[inline(always)]
+pub(crate) fn vni<P: Packet>(packet: &P, at: usize) -> Option<u32> {
+    packet.read(at + 4).map(|bytes| u32::from_be_bytes(bytes) >> 8)
 }
 
 /// What is shorter than any header can still be of a flow of any payload.

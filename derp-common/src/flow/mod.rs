@@ -13,7 +13,7 @@ pub mod table;
 
 pub use self::{
     admit::{Datagram, Hop, Tables, admit},
-    class::{Class, classify},
+    class::{Class, classify, identify},
     statistics::{LegCells, LegStatistics},
     table::{Control, Leg, Side, Source},
 };

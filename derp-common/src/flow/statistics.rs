@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::table::Leg;
-use crate::{rate::Rate, reason::Reason, settings::Settings};
+use crate::{cell, rate::Rate, reason::Reason, settings::Settings};
 
 /// What has come from one end of a flow; 64 bytes, a cache line. All times are `CLOCK_MONOTONIC`, in
 /// nanoseconds.
@@ -67,25 +67,25 @@ impl LegCells {
         now: u64,
     ) -> Result<(), Reason> {
         let interval = settings.sample_interval;
-        if interval != 0 && now.wrapping_sub(self.last_passed.load(Relaxed)) >= interval {
-            self.last_passed.store(now, Relaxed);
+        if interval != 0 && now.wrapping_sub(cell::load(&self.last_passed)) >= interval {
+            cell::store(&self.last_passed, now);
             return Err(Reason::Sampled);
         }
         if from.nanoseconds_per_kibibyte != 0 {
             let cost = (bytes as u64 * from.nanoseconds_per_kibibyte as u64) >> 10;
             let rate = Rate { interval: 1, burst: from.burst_microseconds as u64 * 1000 };
-            match rate.take_cost(cost, self.bucket.load(Relaxed), now) {
-                Some(bucket) => self.bucket.store(bucket, Relaxed),
+            match rate.take_cost(cost, cell::load(&self.bucket), now) {
+                Some(bucket) => cell::store(&self.bucket, bucket),
                 None => {
-                    self.over_rate.fetch_add(1, Relaxed);
+                    cell::add(&self.over_rate, 1);
                     return Err(Reason::OverRate);
                 }
             }
         }
-        self.packets.fetch_add(1, Relaxed);
-        self.bytes.fetch_add(bytes as u64, Relaxed);
-        if now.wrapping_sub(self.last_seen.load(Relaxed)) >= LegStatistics::GRAIN {
-            self.last_seen.store(now, Relaxed);
+        cell::add(&self.packets, 1);
+        cell::add(&self.bytes, bytes as u64);
+        if now.wrapping_sub(cell::load(&self.last_seen)) >= LegStatistics::GRAIN {
+            cell::store(&self.last_seen, now);
         }
         Ok(())
     }
@@ -93,25 +93,19 @@ impl LegCells {
     /// Decides whether a control packet of this end may reach userspace now.
     #[inline(always)]
     pub fn admits_control(&self, settings: &Settings, now: u64) -> bool {
-        match settings.control_rate.take(self.control_bucket.load(Relaxed), now) {
-            Some(bucket) => {
-                self.control_bucket.store(bucket, Relaxed);
-                true
-            }
-            None => false,
-        }
+        settings.control_rate.take_from(&self.control_bucket, now)
     }
 
     /// Notes that the flow may be about to change hands.
     #[inline(always)]
     pub fn suspect(&self, now: u64) {
-        self.suspect_since.store(now, Relaxed);
+        cell::store(&self.suspect_since, now);
     }
 
     /// Tells whether the flow may be about to change hands.
     #[inline(always)]
     pub fn is_suspect(&self) -> bool {
-        self.suspect_since.load(Relaxed) != 0
+        cell::load(&self.suspect_since) != 0
     }
 
     /// Returns what has been counted.

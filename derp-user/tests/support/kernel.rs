@@ -1,7 +1,7 @@
 //! Loads the kernel program for a test, or says why it cannot be.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use derp_common::{Address, AddressKind, Interface, Settings};
+use derp_common::{Address, AddressKind, Interface, Settings, Verdict};
 use derp_user::dataplane::{DataplaneError, Kernel, Tables};
 
 use crate::packets::{BROADCAST4, SERVER_MAC, SERVER4, SERVER6, STUN_PORT};
@@ -48,4 +48,15 @@ pub(crate) fn local_addresses() -> [(Address, AddressKind); 3] {
         (Address::from(std::net::IpAddr::from(SERVER6)), AddressKind::Unicast),
         (Address::from(std::net::IpAddr::from(BROADCAST4)), AddressKind::Broadcast),
     ]
+}
+
+/// The action the kernel takes for a verdict (`enum xdp_action`).
+pub(crate) fn action(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Aborted => 0,
+        Verdict::Drop => 1,
+        Verdict::Pass => 2,
+        Verdict::Transmit => 3,
+        Verdict::Redirect => 4,
+    }
 }
