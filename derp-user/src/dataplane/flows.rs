@@ -11,6 +11,7 @@ use derp_common::{
     maps::{LEG_STATISTICS, LEGS, SENDERS, SLOTS, SOURCES},
 };
 
+use super::{DataplaneError, Kernel};
 use crate::flow::{Change, Sink};
 
 /// The maps of the flow tables; what is in each says [`derp_common::flow::table`].
@@ -116,6 +117,23 @@ pub struct KernelTables {
     left_out: BTreeSet<u32>,
     /// Sources for which there was no room.
     sources_left_out: u64,
+}
+
+impl FlowMaps {
+    /// Takes the maps out of a kernel program, once.
+    ///
+    /// # Errors
+    ///
+    /// When a map is missing, taken already, or of another type.
+    pub fn take(kernel: &mut Kernel) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            slots: kernel.take_map(SLOTS)?,
+            legs: kernel.take_map(LEGS)?,
+            statistics: kernel.take_map(LEG_STATISTICS)?,
+            senders: kernel.take_map(SENDERS)?,
+            sources: kernel.take_map(SOURCES)?,
+        })
+    }
 }
 
 impl KernelTables {
@@ -297,7 +315,8 @@ impl Sink for KernelTables {
     }
 }
 
-fn is_missing(error: &MapError) -> bool {
+/// Tells whether a key was not there.
+pub(super) fn is_missing(error: &MapError) -> bool {
     match error {
         MapError::KeyNotFound => true,
         MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),

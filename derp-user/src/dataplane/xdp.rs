@@ -1,7 +1,7 @@
 //! Attaching the program where the options say, as the options say.
 
 use aya::programs::ProgramInfo;
-use derp_common::Settings;
+use derp_common::{Settings, maps::DEVICES};
 
 use super::{
     AttachedMode, Count, DataplaneError, Kernel, MapSizes, Mode, Pin, embedded_object,
@@ -112,7 +112,8 @@ impl Xdp {
         };
         let tables = kernel.take_tables().ok_or(DataplaneError::NoObject)?;
         let indexes = targets.iter().map(|target| target.index).collect();
-        let mut host = HostTables::adopt(tables, indexes)?;
+        let devices = kernel.take_map(DEVICES)?;
+        let mut host = HostTables::adopt(tables, devices, indexes)?;
         host.refresh()?;
         Ok(Some(Prepared { kernel, host, pinned, targets, mode: options.mode }))
     }

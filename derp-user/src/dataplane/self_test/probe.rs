@@ -85,40 +85,36 @@ fn sum(bytes: &[u8]) -> Sum {
 
 #[cfg(test)]
 mod tests {
-    use derp_common::{AddressKind, Host, Interface, Reason, Settings, SlicePacket, answer};
-
     use super::*;
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-    struct Program(IpAddr);
-
-    impl Host for Program {
-        fn settings(&self) -> Option<&Settings> {
-            const SETTINGS: Settings = Settings::new(3478);
-            Some(&SETTINGS)
-        }
-
-        fn interface(&self) -> Option<&Interface> {
-            const INTERFACE: Interface = Interface::new(MAC);
-            Some(&INTERFACE)
-        }
-
-        fn address_kind(&self, address: &Address) -> Option<u32> {
-            (*address == Address::from(self.0)).then_some(AddressKind::Unicast as u32)
-        }
+    /// The ones' complement sum, by hand.
+    fn folded(bytes: &[u8]) -> u32 {
+        let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]));
+        let sum: u32 = words.sum();
+        (sum & 0xffff) + (sum >> 16)
     }
 
     #[test]
-    fn the_program_answers_it_to_its_own_mac() {
-        for own in ["192.0.2.77", "203.0.113.1", "2001:db8::77"] {
+    fn lengths_and_checksums_are_right_in_both_families() {
+        for (own, ip) in [("192.0.2.77", 20), ("203.0.113.1", 20), ("2001:db8::77", 40)] {
             let own: IpAddr = own.parse().expect("address");
-            let mut frame = frame(MAC, own, 3478_u16.to_be(), &[own]).expect("a frame");
-            let length = frame.len();
-            let mut packet = SlicePacket::new(&mut frame, length);
-            let decision = answer(&mut packet, &Program(own));
-            assert_eq!(decision.reason, Reason::StunAnswered, "{own}");
+            let frame = frame(MAC, own, 3478_u16.to_be(), &[own]).expect("a frame");
             assert_eq!(frame[..12], [MAC, MAC].concat());
+            let (header, datagram) = frame[14..].split_at(ip);
+            if ip == 20 {
+                assert_eq!(folded(header), 0xffff, "{own}");
+                assert_eq!(header[2..4], ((20 + datagram.len()) as u16).to_be_bytes());
+            } else {
+                assert_eq!(header[4..6], (datagram.len() as u16).to_be_bytes());
+            }
+            let addresses = if ip == 20 { &header[12..] } else { &header[8..] };
+            let [high, low] = (datagram.len() as u16).to_be_bytes();
+            let summed = [addresses, &[0, 17, high, low], datagram].concat();
+            assert_eq!(folded(&summed), 0xffff, "{own}");
+            assert_eq!(datagram[..6], [0, 9, 0x0d, 0x96, high, low]);
+            assert_eq!(datagram.len() - 8 - 20, usize::from(datagram[11]), "STUN's own length");
         }
     }
 
