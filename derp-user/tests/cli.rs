@@ -414,6 +414,42 @@ fn an_ordinary_user_must_name_the_key_file() {
 }
 
 #[test]
+fn a_place_to_pin_in_is_checked() {
+    let place = Place::new();
+    for wrong in ["on", "bpf", "/sys/fs/bpf/derpd.1"] {
+        let arguments = place.arguments(&["-xdp-pin", wrong]);
+        assert_refused(&mut derpd(&arguments), 2, &["-xdp-pin", wrong, "absolute path"]);
+    }
+}
+
+#[test]
+fn the_tools_for_the_kernel_explain_themselves_and_need_no_rights() {
+    let place = Place::new();
+    for (tool, part) in [("check", "--json"), ("detach", "--force")] {
+        let (status, output, _) = run(&mut derpd(&[tool, "--help"]));
+        assert_eq!(status, 0);
+        assert!(output.contains(part) && output.contains("--pin"), "{output}");
+        let (status, _, error) = run(&mut derpd(&[tool, "--nonsense"]));
+        assert_eq!(status, 2);
+        assert!(error.starts_with(&format!("derpd {tool}: ")), "{error}");
+    }
+    let nowhere = place.path("nowhere");
+    let (status, output, error) = run(&mut derpd(&["detach", "--pin", &nowhere]));
+    assert_eq!((status, error.as_str()), (0, ""));
+    assert_eq!(output, format!("nothing was pinned in {nowhere}\n"));
+    let (status, output, _) = run(&mut derpd(&["check", "--pin", &nowhere]));
+    assert_eq!(status, 1);
+    assert!(output.contains("problem  bpffs: ") && output.contains("mount -t bpf"), "{output}");
+    let Some(mut command) = unprivileged(&place, &["check", "--json"]) else { return };
+    let (status, output, _) = run(&mut command);
+    assert_eq!(status, 1);
+    let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+    let missing = |it: &serde_json::Value| it["status"] == "problem" && it["area"] == "rights";
+    let findings = report["findings"].as_array().expect("findings");
+    assert_eq!(findings.iter().filter(|it| missing(it)).count(), 3, "{output}");
+}
+
+#[test]
 fn signals_end_it_with_status_0() {
     let place = Place::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {

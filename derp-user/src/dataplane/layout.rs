@@ -206,7 +206,7 @@ mod tests {
             |map| map.max_entries = 32,
             |map| map.flags = 1,
         ];
-        let before = meaning(&[map.clone()]);
+        let before = meaning(std::slice::from_ref(&map));
         for change in changes {
             let mut changed = map.clone();
             change(&mut changed);

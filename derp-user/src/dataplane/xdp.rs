@@ -253,7 +253,7 @@ impl Prepared {
     pub fn commit(self) -> Result<Xdp, DataplaneError> {
         let Self { mut kernel, host, pinned, targets, mode } = self;
         let mut places = match pinned {
-            Some(pinned) => Places::Pinned(pinned.publish()?),
+            Some(pinned) => Places::Pinned(Box::new(pinned.publish()?)),
             None => Places::OfThisProcess,
         };
         let mut attachments = Vec::new();
@@ -308,7 +308,7 @@ enum Places {
     /// Links that end with the process.
     OfThisProcess,
     /// Pinned ones.
-    Pinned(pinned::Published),
+    Pinned(Box<pinned::Published>),
 }
 
 impl Places {

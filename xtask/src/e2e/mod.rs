@@ -189,7 +189,7 @@ fn start_relay(lab: &Lab, program: &Path, xdp_mode: Option<&str>) -> Result<(Dae
         .arg(format!("-c={}", lab.directory().join("derper.key").display()));
     if let Some(mode) = xdp_mode {
         lab.send_checksums()?;
-        command.arg(format!("-xdp-mode={mode}"));
+        command.arg(format!("-xdp-mode={mode}")).arg("-xdp-pin=off");
         for client in [Host::Left, Host::Right] {
             command.arg(format!("-xdp-interface={}", relay_interface(client)));
         }
