@@ -232,9 +232,8 @@ fn a_client_that_uses_the_other_address_of_the_relay_hears_from_it() {
         let b = lab.socket(&lab.b, GENEVE4.b);
         // The flow was installed with the address that routing prefers.
         b.send_to(&geneve(7, 1, 100), relay("10.78.2.9")).expect("send");
-        daemon.wait_for_flow("the address is learnt", |flow| {
-            flow["ends"][1]["local"] == "10.78.2.9"
-        });
+        daemon
+            .wait_for_flow("the address is learnt", |flow| flow["ends"][1]["local"] == "10.78.2.9");
         drop(b);
         Case { relay_b: "10.78.2.9", ..GENEVE4 }.converse_after_drain(&lab, 2_000);
     }

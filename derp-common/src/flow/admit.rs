@@ -66,14 +66,42 @@ pub struct Hop<'a> {
     pub to: &'a Leg,
 }
 
+impl Hop<'_> {
+    /// Tells whether a datagram of this hop arrived at the address of this host that its end is known to use.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_local_address(&self, datagram: &Datagram) -> bool {
+        datagram.destination == self.from.local
+    }
+}
+
 /// Finds the flow a datagram of this class belongs to, and its other end.
 ///
 /// # Errors
 ///
-/// The reason why it belongs to none, or cannot be forwarded; for control packets always
-/// [`Reason::RelayControl`] or why they are none.
+/// As [`find`], and [`Reason::OtherLocal`] when it arrived at another address of this host than its end is
+/// known to use.
 #[inline(always)]
 pub fn admit<'a, T: Tables>(
+    datagram: &Datagram,
+    class: Class,
+    settings: &Settings,
+    tables: &'a T,
+    now: u64,
+) -> Result<Hop<'a>, Reason> {
+    let hop = find(datagram, class, settings, tables, now)?;
+    if hop.is_local_address(datagram) { Ok(hop) } else { Err(Reason::OtherLocal) }
+}
+
+/// Like [`admit`], whichever address of this host the datagram arrived at: userspace forwards it and learns
+/// the address.
+///
+/// # Errors
+///
+/// The reason why it belongs to no flow, or cannot be forwarded; for control packets always
+/// [`Reason::RelayControl`] or why they are none.
+#[inline(always)]
+pub fn find<'a, T: Tables>(
     datagram: &Datagram,
     class: Class,
     settings: &Settings,
@@ -162,7 +190,7 @@ fn hop<'a>(
     from: &'a Leg,
     to: &'a Leg,
 ) -> Result<Hop<'a>, Reason> {
-    if datagram.destination != from.local || datagram.destination_port != from.local_port {
+    if datagram.destination_port != from.local_port {
         return Err(Reason::OtherLocal);
     }
     if to.remote_port == 0 {

@@ -12,7 +12,7 @@ pub mod statistics;
 pub mod table;
 
 pub use self::{
-    admit::{Datagram, Hop, Tables, admit},
+    admit::{Datagram, Hop, Tables, admit, find},
     class::{Class, classify, identify},
     statistics::{LegCells, LegStatistics},
     table::{Control, Leg, Side, Source},

@@ -1,10 +1,10 @@
 //! What the forwarder does with one datagram. Pure: the kernel program decides with the same functions.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use derp_common::{
     Reason, Settings, SlicePacket,
-    flow::{Class, Datagram, Hop, Tables, admit, identify, table::statistics_index},
+    flow::{Class, Datagram, Hop, Tables, find, identify, table::statistics_index},
 };
 
 use crate::stun::is_one_host;
@@ -23,10 +23,13 @@ pub struct Delivery {
 pub struct Forward {
     /// To whom.
     pub destination: SocketAddr,
-    /// From which address and port of this host.
+    /// From which port of this host, and which address: the unspecified one where routing has to choose.
     pub source: SocketAddr,
     /// TTL or hop limit; `None` is the system's.
     pub hop_limit: Option<u8>,
+    /// What it is, if there is something to learn from it: it arrived at another address of this host than
+    /// its end is known to use.
+    pub learn: Option<Class>,
 }
 
 /// What is done with a datagram.
@@ -71,9 +74,8 @@ pub fn decide<T: Tables>(
         return Err(because(Reason::OtherPort));
     }
     let length = payload.len();
-    let class =
-        identify(&SlicePacket::new(payload, length), 0, length, services, datagram, tables)
-            .map_err(because)?;
+    let class = identify(&SlicePacket::new(payload, length), 0, length, services, datagram, tables)
+        .map_err(because)?;
     if class == Class::Stun {
         return Ok(Action::Stun);
     }
@@ -81,8 +83,9 @@ pub fn decide<T: Tables>(
         return Err(because(Reason::NotLocal));
     }
     let refuse = |reason| Refusal { reason, class: Some(class) };
-    let hop = admit(datagram, class, settings, tables, now).map_err(refuse)?;
-    let forward = onward(&hop, delivery.hop_limit).map_err(refuse)?;
+    let hop = find(datagram, class, settings, tables, now).map_err(refuse)?;
+    let learn = (!hop.is_local_address(datagram)).then_some(class);
+    let forward = Forward { learn, ..onward(&hop, delivery.hop_limit).map_err(refuse)? };
     let index = statistics_index(hop.slot, hop.side);
     let cells = tables.statistics(index).ok_or(refuse(Reason::UnknownVni))?;
     let settings = Settings { sample_interval: 0, ..*settings };
@@ -98,11 +101,17 @@ fn onward(hop: &Hop<'_>, hop_limit: Option<u8>) -> Result<Forward, Reason> {
         Some(limit) => Some(limit - 1),
         None => None,
     };
-    let address = |ip, port| SocketAddr::new(IpAddr::from(ip), u16::from_be(port));
+    let destination = IpAddr::from(hop.to.remote);
+    let source = match IpAddr::from(hop.to.local) {
+        local if !local.is_unspecified() => local,
+        _ if destination.is_ipv4() => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
+    };
     Ok(Forward {
-        destination: address(hop.to.remote, hop.to.remote_port),
-        source: address(hop.to.local, hop.to.local_port),
+        destination: SocketAddr::new(destination, u16::from_be(hop.to.remote_port)),
+        source: SocketAddr::new(source, u16::from_be(hop.to.local_port)),
         hop_limit,
+        learn: None,
     })
 }
 
@@ -201,6 +210,7 @@ mod tests {
             destination: address(destination),
             source: address(source),
             hop_limit: Some(56),
+            learn: None,
         }))
     }
 
@@ -213,6 +223,37 @@ mod tests {
         let statistics = |side| tables.statistics(statistics_index(SLOT, side)).unwrap().read();
         assert_eq!((statistics(Side::A).packets, statistics(Side::A).bytes), (1, 14));
         assert_eq!(statistics(Side::B).last_seen, NOW);
+    }
+
+    fn learn(decided: Result<Action, Reason>) -> Option<Class> {
+        match decided {
+            Ok(Action::Forward(forward)) => forward.learn,
+            Ok(Action::Stun) | Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn what_arrives_at_another_address_of_this_host_is_forwarded_and_learnt_from() {
+        let tables = both();
+        let Ok(Action::Forward(found)) = run(&tables, &geneve(VNI, 0), A, LOCAL_B) else {
+            panic!("not forwarded");
+        };
+        assert_eq!((found.destination, found.source), (address(B), address(LOCAL_B)));
+        assert_eq!(found.learn, Some(Class::Geneve { vni: VNI }));
+    }
+
+    #[test]
+    fn routing_chooses_where_the_local_address_is_not_known() {
+        let unknown = |remote| Leg { local: Address([0; 4]), ..leg(remote, LOCAL_B) };
+        for (remote, source) in [(B, "0.0.0.0:40000"), ("[2001:db8:b::20]:51820", "[::]:40000")] {
+            let tables = tables(leg(A, LOCAL_A), unknown(remote));
+            let data = geneve(VNI, 0);
+            assert_eq!(run(&tables, &data, A, LOCAL_A), forward(remote, source));
+            let Ok(Action::Forward(back)) = run(&tables, &data, remote, LOCAL_B) else {
+                panic!("not forwarded");
+            };
+            assert_eq!(back.learn, Some(Class::Geneve { vni: VNI }), "its address is to be learnt");
+        }
     }
 
     #[test]
@@ -234,7 +275,6 @@ mod tests {
             ("another generation", geneve(VNI + 0x01_0000, 0), A, LOCAL_A, Reason::UnknownVni),
             ("another port", data.clone(), "198.51.100.10:41642", LOCAL_A, Reason::UnknownLeg),
             ("another host", data.clone(), "198.51.100.11:41641", LOCAL_A, Reason::UnknownLeg),
-            ("another address", data.clone(), A, LOCAL_B, Reason::OtherLocal),
             ("a group", data.clone(), A, "224.0.0.1:40000", Reason::NotLocal),
             ("no port", data.clone(), "198.51.100.10:0", LOCAL_A, Reason::UnusableSource),
             ("a port of nobody", data.clone(), A, "203.0.113.1:9", Reason::OtherPort),
@@ -337,7 +377,8 @@ mod tests {
         tables.change(&Change::InsertSource { source, value: source_value(SLOT, Side::A) });
         assert_eq!(run(&tables, b"hi", A, local_a), forward(B, local_b));
         assert_eq!(run(&tables, b"", A, local_a), forward(B, local_b));
-        assert_eq!(run(&tables, b"hi", A, local_b), Err(Reason::OtherLocal));
+        let class = Class::Known { value: source_value(SLOT, Side::A) };
+        assert_eq!(learn(run(&tables, b"hi", A, local_b)), Some(class));
     }
 
     #[test]

@@ -156,6 +156,11 @@ impl Shard {
                 let payload = self.inbox.bytes(range.clone());
                 match decide(payload, &delivery, &*tables, settings, now) {
                     Ok(Action::Forward(forward)) => {
+                        if let Some(class) = forward.learn {
+                            let reason = Reason::OtherLocal;
+                            let seen = Noteworthy { delivery, arrival, class, reason };
+                            seen.report(payload, &mut self.reporter, &self.tally, now);
+                        }
                         match socket_for(&self.sockets, forward.source) {
                             Some(out) => {
                                 self.outbox.add(out, route(&forward, &arrival), range);
@@ -168,7 +173,7 @@ impl Shard {
                     Err(Refusal { reason, class }) => {
                         self.tally.refused(family, reason, payload.len());
                         if let Some(class) = class {
-                            let refused = Refused { delivery, arrival, class, reason };
+                            let refused = Noteworthy { delivery, arrival, class, reason };
                             refused.report(payload, &mut self.reporter, &self.tally, now);
                         }
                     }
@@ -192,21 +197,22 @@ fn delivery(arrival: &Arrival, port: u16) -> Delivery {
 fn route(forward: &Forward, arrival: &Arrival) -> Route {
     Route {
         destination: forward.destination,
-        source: Some(forward.source.ip()),
+        source: Some(forward.source.ip()).filter(|ip| !ip.is_unspecified()),
         hop_limit: forward.hop_limit,
         traffic_class: arrival.traffic_class,
     }
 }
 
-/// A datagram that was not forwarded though it looks like one of a flow.
-struct Refused {
+/// A datagram others are told of: it was not forwarded though it looks like one of a flow, or there is something
+/// to learn from it.
+struct Noteworthy {
     delivery: Delivery,
     arrival: Arrival,
     class: Class,
     reason: Reason,
 }
 
-impl Refused {
+impl Noteworthy {
     fn report(&self, payload: &[u8], reporter: &mut Reporter, tally: &Tally, now: u64) {
         let (datagram, interface) = (self.delivery.datagram, self.arrival.interface);
         match self.class {

@@ -282,6 +282,10 @@ pub(crate) fn converse(ends: [End<'_>; 2], count: u64, packet: impl Fn(u64) -> V
                 continue;
             }
             let (length, from) = end.socket.recv_from(&mut buffer).unwrap_or_else(|error| {
+                if std::env::var_os("PAUSE").is_some() {
+                    println!("{sent} {received} {error} {:?}", end.socket);
+                    std::thread::sleep(Duration::from_secs(600));
+                }
                 panic!("{sent} sent, {received} received at {:?}: {error}", end.socket)
             });
             assert_eq!(from, end.relay, "the packet comes from where its receiver sends to");
