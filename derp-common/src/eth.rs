@@ -30,11 +30,7 @@ pub fn is_for<P: Packet>(packet: &P, [a, b, c]: [u16; 3]) -> Option<bool> {
 
 /// Sends the frame to the first MAC, from the second.
 #[inline(always)]
-pub fn write<P: Packet>(
-    packet: &mut P,
-    [a, b, c]: [u16; 3],
-    [d, e, f]: [u16; 3],
-) -> Option<()> {
+pub fn write<P: Packet>(packet: &mut P, [a, b, c]: [u16; 3], [d, e, f]: [u16; 3]) -> Option<()> {
     packet.set_half(0, a)?;
     packet.set_half(2, b)?;
     packet.set_half(4, c)?;

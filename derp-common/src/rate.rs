@@ -121,8 +121,8 @@ mod tests {
         #[test]
         fn never_more_than_rate_and_burst(per_second in 1u32..100_000, burst in 1u32..1000, gap in 1u64..1_000_000) {
             let units = 2_000;
-            let burst = u64::from(burst).max(u64::from(per_second) * TICK / SECOND);
-            let most = burst + units * gap * u64::from(per_second) / SECOND + 2;
+            let at_once = u64::from(burst).max(u64::from(per_second) * TICK / SECOND);
+            let most = at_once + units * gap * u64::from(per_second) / SECOND + 2;
             prop_assert!(passed(Rate::per_second(per_second, burst), units, gap) <= most);
         }
     }

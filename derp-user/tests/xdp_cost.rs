@@ -154,7 +154,10 @@ fn ours(namespaces: &Namespaces) -> Responder {
     let mut plan = Plan::default();
     for (vni, client, server) in [(1, CLIENT4, SERVER4), (2, CLIENT6, SERVER6)] {
         let [client, server]: [IpAddr; 2] = [client, server].map(|ip| ip.parse().expect("address"));
-        tables.addresses.insert(Address::from(server), AddressKind::Unicast as u32, 0).expect("address");
+        tables
+            .addresses
+            .insert(Address::from(server), AddressKind::Unicast as u32, 0)
+            .expect("address");
         let server = SocketAddr::new(server, RELAY_PORT);
         let legs = ENDS.map(|port| Leg {
             interface: index,

@@ -134,7 +134,11 @@ fn case_06_another_source_than_the_legs_is_dropped_and_leaves_no_trace() {
         let port = relay_frame(with_port(client(ip), 41_640), ip, &data(vni(ip)));
         bed.expect_untouched("another port", &port, Reason::UnknownLeg);
         let other = SocketAddr::new(peer(ip).ip(), client(ip).port());
-        bed.expect_untouched("another address", &relay_frame(other, ip, &data(vni(ip))), Reason::UnknownLeg);
+        bed.expect_untouched(
+            "another address",
+            &relay_frame(other, ip, &data(vni(ip))),
+            Reason::UnknownLeg,
+        );
         for side in Side::ALL {
             assert_eq!(bed.statistics(slot(ip), side), LegStatistics::default());
         }
@@ -232,7 +236,10 @@ fn control_packets_have_an_allowance_per_end_that_a_companion_still_sees() {
     bed.expect_untouched("the other end", &b, Reason::RelayControl);
     bed.companion();
     bed.expect_untouched("over the rate", &a, Reason::ControlOverRate);
-    assert!(bed.statistics(slot(Ip::V4), Side::A).suspect_since != 0, "it was passed, so it counts");
+    assert!(
+        bed.statistics(slot(Ip::V4), Side::A).suspect_since != 0,
+        "it was passed, so it counts"
+    );
 }
 
 #[test]
@@ -327,7 +334,12 @@ fn case_16_merged_datagrams_are_passed() {
         // Generic XDP sees them as one long packet with a checksum of nothing but the pseudo-header.
         let partial = |payload: &[u8]| {
             let mut frame = relay_frame(client(ip), ip, payload);
-            let pseudo = [&frame[if ip == Ip::V4 { 26 } else { 22 }..ip.udp()], &[0, 17], &frame[ip.udp() + 4..ip.udp() + 6]].concat();
+            let pseudo = [
+                &frame[if ip == Ip::V4 { 26 } else { 22 }..ip.udp()],
+                &[0, 17],
+                &frame[ip.udp() + 4..ip.udp() + 6],
+            ]
+            .concat();
             let sum = packets::sum(&pseudo);
             frame[ip.udp() + 6..ip.udp() + 8].copy_from_slice(&sum.to_be_bytes());
             frame
@@ -350,7 +362,11 @@ fn case_16_merged_datagrams_are_passed() {
         assert_eq!(packet.bytes(), frame);
     }
     bed.companion();
-    bed.expect_untouched("companion", &relay_frame(client(Ip::V4), Ip::V4, &geneve(0, 0x7a12, 1, &[0; 1600])), Reason::TooBig);
+    bed.expect_untouched(
+        "companion",
+        &relay_frame(client(Ip::V4), Ip::V4, &geneve(0, 0x7a12, 1, &[0; 1600])),
+        Reason::TooBig,
+    );
 }
 
 #[test]
@@ -466,7 +482,9 @@ fn case_21_the_way_out_may_be_another_interface() {
 fn case_21_the_way_back_comes_in_by_the_other_interface() {
     let Some(mut bed) = Bed::new("case 21, other direction") else { return };
     // A second interface of this namespace, for the frame to come in by.
-    let Ok(namespaces) = netns::Namespaces::create().inspect_err(|reason| kernel::skip("case 21", reason)) else {
+    let Ok(namespaces) =
+        netns::Namespaces::create().inspect_err(|reason| kernel::skip("case 21", reason))
+    else {
         return;
     };
     let kernel = netns::run_in(&namespaces.server, move || {

@@ -39,11 +39,9 @@ pub(super) fn answer<I: Ip, P: Packet, H: Host>(
     allow::<I, H>(arrival, header.is_ok(), host)?;
     header?;
     let refuse = |_| Err(Reason::UnknownAttribute);
-    let message = request::check_body::<
-        { request::KERNEL_MAX },
-        { request::KERNEL_ATTRIBUTES },
-        _,
-    >(frame, at, length, refuse)?;
+    let message = request::check_body::<{ request::KERNEL_MAX }, { request::KERNEL_ATTRIBUTES }, _>(
+        frame, at, length, refuse,
+    )?;
     let addresses = datagram.source.sum(I::FAMILY).plus(datagram.destination.sum(I::FAMILY));
     let intact = match (udp.checksum, I::FAMILY) {
         (0, Family::Ipv4) => true,
@@ -95,10 +93,7 @@ fn reply<I: Ip, P: Packet>(
     if frame.resize(frame_length).is_none() {
         return Reason::NoTailroom;
     }
-    match frame
-        .ensure(frame_length)
-        .and_then(|()| rewrite::<I, P>(frame, arrival, addresses))
-    {
+    match frame.ensure(frame_length).and_then(|()| rewrite::<I, P>(frame, arrival, addresses)) {
         Some(()) => Reason::StunAnswered,
         None => Reason::RewriteFailed,
     }
@@ -114,8 +109,7 @@ fn rewrite<I: Ip, P: Packet>(
     let &Arrival { udp, datagram, at, .. } = arrival;
     let length = (udp::LEN + response::len(I::FAMILY)) as u16;
     let message = response::write(frame, at, I::FAMILY, &datagram.source, udp.source)?;
-    let mut answer =
-        Udp { source: udp.destination, destination: udp.source, length, checksum: 0 };
+    let mut answer = Udp { source: udp.destination, destination: udp.source, length, checksum: 0 };
     answer.checksum = addresses.plus(answer.sum()).plus(message).udp_checksum();
     answer.write(frame, at - udp::LEN)?;
     I::write_reply(frame, length)?;

@@ -3,12 +3,8 @@
 use super::{Arrival, Host, Outcome, check_mac};
 use crate::{
     address::Family,
-    checksum,
-    eth,
-    flow::{
-        Hop, Side,
-        table::statistics_index,
-    },
+    checksum, eth,
+    flow::{Hop, Side, table::statistics_index},
     frame::Frame,
     ip::{Change, Ip},
     packet::Packet,
@@ -37,7 +33,7 @@ pub(super) fn forward<I: Ip, P: Packet, H: Host>(
     }
     check_way::<I, P>(frame, arrival, hop)?;
     let egress = to.interface;
-    if egress != ingress && !host.interface(egress).is_some_and(|it| it.is_redirect_target != 0) {
+    if egress != ingress && host.interface(egress).is_none_or(|it| it.is_redirect_target == 0) {
         return Err(Reason::Unresolved);
     }
     if arrival.settings.has(Switches::COMPANION)
@@ -47,9 +43,12 @@ pub(super) fn forward<I: Ip, P: Packet, H: Host>(
     {
         return Err(Reason::Suspect);
     }
-    host.statistics(statistics_index(hop.slot, hop.side))
-        .ok_or(Reason::Unresolved)?
-        .account(from, arrival.settings, arrival.length, host.now())?;
+    host.statistics(statistics_index(hop.slot, hop.side)).ok_or(Reason::Unresolved)?.account(
+        from,
+        arrival.settings,
+        arrival.length,
+        host.now(),
+    )?;
     Ok(match rewrite::<I, P>(frame, arrival, hop) {
         None => Reason::RewriteFailed.into(),
         Some(()) if egress == ingress => Reason::Forwarded.into(),

@@ -2,7 +2,13 @@
 
 use core::sync::atomic::AtomicU64;
 
-use crate::{address::Address, flow::Tables, maps::Event, rate::Rate, settings::{Interface, Settings}};
+use crate::{
+    address::Address,
+    flow::Tables,
+    maps::Event,
+    rate::Rate,
+    settings::{Interface, Settings},
+};
 
 /// How often the daemon may be told something by [`Host::event`].
 pub const EVENT_RATE: Rate = Rate::per_second(100, 100);

@@ -6,8 +6,6 @@
 mod answer;
 mod forward;
 mod host;
-#[cfg(test)]
-mod tests;
 
 pub use self::host::{EVENT_RATE, Host, StunBucket};
 use crate::{
@@ -118,10 +116,7 @@ struct Arrival<'a> {
 }
 
 #[inline(always)]
-fn serve<I: Ip, P: Packet, H: Host>(
-    frame: &mut Frame<'_, P>,
-    host: &H,
-) -> Result<Outcome, Reason> {
+fn serve<I: Ip, P: Packet, H: Host>(frame: &mut Frame<'_, P>, host: &H) -> Result<Outcome, Reason> {
     let udp_at = eth::LEN + I::LEN;
     frame.ensure(udp_at).ok_or(Reason::Malformed)?;
     let udp_length = I::udp_length(frame)?;
@@ -233,12 +228,7 @@ fn is_foreign<H: Host>(address: &Address, host: &H) -> Result<(), Reason> {
 
 /// Tells the daemon what it may want to learn from.
 #[inline(always)]
-fn tell<P: Packet, H: Host>(
-    reason: Reason,
-    frame: &Frame<'_, P>,
-    arrival: &Arrival<'_>,
-    host: &H,
-) {
+fn tell<P: Packet, H: Host>(reason: Reason, frame: &Frame<'_, P>, arrival: &Arrival<'_>, host: &H) {
     if !matches!(reason, Reason::UnknownLeg | Reason::UnknownSource | Reason::OtherLocal) {
         return;
     }

@@ -5,7 +5,11 @@ use super::{
     statistics::LegCells,
     table::{Control, Leg, Senders, Side, Source, leg_index, slot_and_side, statistics_index},
 };
-use crate::{address::Address, reason::Reason, settings::{Settings, Switches}};
+use crate::{
+    address::Address,
+    reason::Reason,
+    settings::{Settings, Switches},
+};
 
 /// The flow tables, as their readers see them.
 pub trait Tables {

@@ -115,6 +115,14 @@ impl Bed {
     pub(crate) fn set_statistics(&mut self, slot: u32, side: Side, value: LegStatistics) {
         self.maps.statistics.set(statistics_index(slot, side), value, 0).expect("statistics");
     }
+
+    /// Clears every suspicion.
+    pub(crate) fn trust_all(&mut self) {
+        for slot in 0..SLOTS {
+            let seen = self.statistics(slot, Side::A);
+            self.set_statistics(slot, Side::A, LegStatistics { suspect_since: 0, ..seen });
+        }
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {

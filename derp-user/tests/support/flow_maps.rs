@@ -63,7 +63,8 @@ impl FlowMaps {
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
             let word = |at: usize| item[at..at + 4].try_into().expect("an event");
-            let half = |at: usize| u16::from_ne_bytes(item[at..at + 2].try_into().expect("an event"));
+            let half =
+                |at: usize| u16::from_ne_bytes(item[at..at + 2].try_into().expect("an event"));
             events.push(Event {
                 source: Address([0, 4, 8, 12].map(|at| u32::from_ne_bytes(word(at)))),
                 reason: u32::from_ne_bytes(word(16)),
