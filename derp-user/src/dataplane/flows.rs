@@ -206,8 +206,7 @@ impl KernelTables {
         let mut flows = Vec::new();
         for slot in 0..self.slots() {
             let place = Place::Slot(slot);
-            let control =
-                self.maps.slots.get(&slot, 0).map_err(failed("read", SLOTS, place))?;
+            let control = self.maps.slots.get(&slot, 0).map_err(failed("read", SLOTS, place))?;
             if control == Control::OFF {
                 continue;
             }
@@ -429,7 +428,10 @@ mod tests {
         tables.apply(&[Change::ResetStatistics { index }]).expect("reset");
         assert_eq!(tables.statistics([2]).expect("readable"), [(2, [counted, none])]);
         let error = tables.statistics([SLOTS_HERE]).expect_err("no such slot").to_string();
-        assert!(error.starts_with("cannot read slot 8 of the kernel map LEG_STATISTICS"), "{error}");
+        assert!(
+            error.starts_with("cannot read slot 8 of the kernel map LEG_STATISTICS"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -444,8 +446,7 @@ mod tests {
         assert_eq!(tables.sources_left_out(), 1);
         let mut stored = tables.stored_sources().expect("readable");
         stored.sort_by_key(|(_, value)| *value);
-        let expected =
-            [1, 2].map(|last| (source(last), source_value(u32::from(last), Side::B)));
+        let expected = [1, 2].map(|last| (source(last), source_value(u32::from(last), Side::B)));
         assert_eq!(stored, expected);
         let remove = |last| Change::RemoveSource { source: source(last) };
         tables.apply(&[remove(3), remove(1), remove(2)]).expect("also what is not there");
@@ -473,7 +474,8 @@ mod tests {
     fn a_slot_that_is_none_is_an_error_that_names_it() {
         let Some(mut tables) = tables() else { return };
         let control = Control::forward(1, 0);
-        let error = tables.apply(&[Change::Control { slot: 8, control }]).expect_err("no such slot");
+        let error =
+            tables.apply(&[Change::Control { slot: 8, control }]).expect_err("no such slot");
         assert!(error.to_string().starts_with("cannot write slot 8 of the kernel map SLOTS"));
     }
 

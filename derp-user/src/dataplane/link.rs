@@ -132,11 +132,7 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, Link>> {
 /// # Errors
 ///
 /// What the kernel says.
-pub(super) fn link(
-    netlink: &mut Netlink,
-    index: u32,
-    namespace: Option<i32>,
-) -> io::Result<Link> {
+pub(super) fn link(netlink: &mut Netlink, index: u32, namespace: Option<i32>) -> io::Result<Link> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     request.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));

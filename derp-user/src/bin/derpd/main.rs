@@ -4,8 +4,8 @@ mod banner;
 mod bench;
 mod listen;
 mod metrics;
-mod udp;
 mod tool;
+mod udp;
 
 use std::{
     env, fs,
@@ -21,7 +21,8 @@ use std::{
 use anyhow::Context;
 use derp_user::{
     config::{
-        self, Config, ConfigError, Environment, FileSettings, Invocation, KeySource, MeshKeySource, Options,
+        self, Config, ConfigError, Environment, FileSettings, Invocation, KeySource, MeshKeySource,
+        Options,
     },
     dataplane::{self, Xdp},
     http::{self, DebugAccess, Site, serve_port80},

@@ -10,8 +10,8 @@ use derp_common::{
 use derp_user::{
     config::{self, Config, FileSettings},
     dataplane::{
-        DataplaneError, FlowMaps, Kernel, KernelTables, MapSizes, Mode, Pin, Prepared,
-        Watcher, Xdp, XdpOptions, route::Resolver,
+        DataplaneError, FlowMaps, Kernel, KernelTables, MapSizes, Mode, Pin, Prepared, Watcher,
+        Xdp, XdpOptions, route::Resolver,
     },
     flow::{Mirror, SharedMirror},
     forward::{Forwarder, ForwarderOptions, NOTICES, Notices, Running, Stranger},
