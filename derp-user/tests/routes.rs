@@ -190,12 +190,14 @@ fn changed_routes_are_followed() {
     router.want(1, None, FAR6);
     router.wait_for_reason(0, "no route leads to 203.0.113.5");
     router.wait_for_reason(1, "no route leads to 2001:db8:5::5");
-    for (claim, network, gateway) in [(0, "203.0.113.0/24", CLIENT4), (1, "2001:db8:5::/48", CLIENT6)]
+    for (claim, network, gateway) in
+        [(0, "203.0.113.0/24", CLIENT4), (1, "2001:db8:5::/48", CLIENT6)]
     {
         router.server_ip(&format!("route add {network} via {gateway}"));
         router.wait_for_way(claim, "the new route");
         router.server_ip(&format!("route change {network} via {gateway} mtu 1300"));
-        let is_smaller = |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.mtu == 1300);
+        let is_smaller =
+            |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.mtu == 1300);
         let _ = router.wait(claim, "the route's MTU", is_smaller);
         router.server_ip(&format!("route del {network}"));
         router.wait_for_reason(claim, "no route");
@@ -232,14 +234,16 @@ fn a_neighbour_with_a_new_mac_is_followed() {
     router.client_ip(&format!("link set {CLIENT_INTERFACE} address 02:00:00:00:77:02"));
     router.client_speaks();
     for claim in 0..2 {
-        let is_new =
-            |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.destination_mac == new);
+        let is_new = |way: &Result<Resolved, Unresolved>| {
+            way.as_ref().is_ok_and(|it| it.destination_mac == new)
+        };
         let _ = router.wait(claim, "the new MAC", is_new);
     }
     // And our own.
     let own = [2, 0, 0, 0, 0x77, 1];
     router.server_ip(&format!("link set {SERVER_INTERFACE} address 02:00:00:00:77:01"));
-    let is_own = |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.source_mac == own);
+    let is_own =
+        |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.source_mac == own);
     let _ = router.wait(0, "our new MAC", is_own);
     // Flushed, it is asked for again.
     router.server_ip(&format!("neigh flush dev {SERVER_INTERFACE}"));
@@ -281,7 +285,8 @@ fn a_link_that_goes_down_and_up_is_followed() {
     router.server_ip(&format!("link set {SERVER_INTERFACE} up"));
     router.wait_for_way(0, "the link is back");
     router.server_ip(&format!("link set {SERVER_INTERFACE} mtu 1400"));
-    let is_smaller = |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.mtu == 1400);
+    let is_smaller =
+        |way: &Result<Resolved, Unresolved>| way.as_ref().is_ok_and(|it| it.mtu == 1400);
     let _ = router.wait(0, "the link's MTU", is_smaller);
     router.server_ip(&format!("link del {SERVER_INTERFACE}"));
     router.wait_for_reason(0, "no route");

@@ -19,11 +19,9 @@ use std::{
 };
 
 use derp_common::{Address, AddressKind, Interface, Settings};
-use derp_user::{
-    dataplane::{
-        AttachedMode, DataplaneError, Kernel, Mode, Xdp,
-        self_test::{self, Trap},
-    },
+use derp_user::dataplane::{
+    AttachedMode, DataplaneError, Kernel, Mode, Xdp,
+    self_test::{self, Trap},
 };
 use nix::net::if_::if_nametoindex;
 

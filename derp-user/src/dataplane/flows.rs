@@ -79,7 +79,7 @@ pub enum FlowTableError {
         /// Where in it.
         place: Place,
         /// What the kernel said.
-        source: MapError,
+        source: Box<MapError>,
     },
 }
 
@@ -88,7 +88,7 @@ fn failed(
     map: &'static str,
     place: Place,
 ) -> impl FnOnce(MapError) -> FlowTableError {
-    move |source| FlowTableError::Access { operation, map, place, source }
+    move |source| FlowTableError::Access { operation, map, place, source: Box::new(source) }
 }
 
 /// A slot that is in use, as found in the kernel.
@@ -206,8 +206,7 @@ impl KernelTables {
         let mut flows = Vec::new();
         for slot in 0..self.slots() {
             let place = Place::Slot(slot);
-            let control =
-                self.maps.slots.get(&slot, 0).map_err(failed("read", SLOTS, place))?;
+            let control = self.maps.slots.get(&slot, 0).map_err(failed("read", SLOTS, place))?;
             if control == Control::OFF {
                 continue;
             }
@@ -317,11 +316,10 @@ impl Sink for KernelTables {
 
 /// Tells whether a key was not there.
 pub(super) fn is_missing(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
-        _ => false,
+    if let MapError::SyscallError(error) = error {
+        return error.io_error.raw_os_error() == Some(libc::ENOENT);
     }
+    matches!(error, MapError::KeyNotFound)
 }
 
 #[cfg(test)]
@@ -429,7 +427,10 @@ mod tests {
         tables.apply(&[Change::ResetStatistics { index }]).expect("reset");
         assert_eq!(tables.statistics([2]).expect("readable"), [(2, [counted, none])]);
         let error = tables.statistics([SLOTS_HERE]).expect_err("no such slot").to_string();
-        assert!(error.starts_with("cannot read slot 8 of the kernel map LEG_STATISTICS"), "{error}");
+        assert!(
+            error.starts_with("cannot read slot 8 of the kernel map LEG_STATISTICS"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -444,8 +445,7 @@ mod tests {
         assert_eq!(tables.sources_left_out(), 1);
         let mut stored = tables.stored_sources().expect("readable");
         stored.sort_by_key(|(_, value)| *value);
-        let expected =
-            [1, 2].map(|last| (source(last), source_value(u32::from(last), Side::B)));
+        let expected = [1, 2].map(|last| (source(last), source_value(u32::from(last), Side::B)));
         assert_eq!(stored, expected);
         let remove = |last| Change::RemoveSource { source: source(last) };
         tables.apply(&[remove(3), remove(1), remove(2)]).expect("also what is not there");
@@ -473,7 +473,8 @@ mod tests {
     fn a_slot_that_is_none_is_an_error_that_names_it() {
         let Some(mut tables) = tables() else { return };
         let control = Control::forward(1, 0);
-        let error = tables.apply(&[Change::Control { slot: 8, control }]).expect_err("no such slot");
+        let error =
+            tables.apply(&[Change::Control { slot: 8, control }]).expect_err("no such slot");
         assert!(error.to_string().starts_with("cannot write slot 8 of the kernel map SLOTS"));
     }
 

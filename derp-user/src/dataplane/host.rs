@@ -180,8 +180,9 @@ impl HostTables {
                 self.written.interfaces.insert(index, interface);
             }
         }
-        let is_target =
-            |index: &u32| self.written.interfaces.get(index).is_some_and(|it| it.is_redirect_target != 0);
+        let is_target = |index: &u32| {
+            self.written.interfaces.get(index).is_some_and(|it| it.is_redirect_target != 0)
+        };
         let unused: Vec<_> =
             self.written.devices.iter().filter(|index| !is_target(index)).copied().collect();
         for index in unused {

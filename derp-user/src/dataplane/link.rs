@@ -102,9 +102,9 @@ impl Link {
             let is_ordinary = !vlan.iter().any(|it| {
                 matches!(it, InfoVlan::Protocol(protocol) if *protocol != VlanProtocol::Ieee8021Q)
             });
-            let id = vlan.iter().find_map(|it| match it {
-                InfoVlan::Id(id) => Some(*id),
-                _ => None,
+            let id = vlan.iter().find_map(|it| {
+                let InfoVlan::Id(id) = it else { return None };
+                Some(*id)
             });
             self.vlan = id.map(|id| Vlan { id, is_ordinary });
         }
@@ -132,11 +132,7 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, Link>> {
 /// # Errors
 ///
 /// What the kernel says.
-pub(super) fn link(
-    netlink: &mut Netlink,
-    index: u32,
-    namespace: Option<i32>,
-) -> io::Result<Link> {
+pub(super) fn link(netlink: &mut Netlink, index: u32, namespace: Option<i32>) -> io::Result<Link> {
     let mut request = LinkMessage::default();
     request.header.index = index;
     request.attributes.extend(namespace.map(LinkAttribute::IfNetnsId));
@@ -145,10 +141,8 @@ pub(super) fn link(
 }
 
 fn read(message: &RouteNetlinkMessage) -> Option<Link> {
-    match message {
-        RouteNetlinkMessage::NewLink(message) => Some(Link::new(message)),
-        _ => None,
-    }
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    Some(Link::new(message))
 }
 
 #[cfg(test)]

@@ -293,7 +293,9 @@ fn test(
 ) -> Result<(), DataplaneError> {
     let settings = kernel.settings()?;
     for Attachment { interface, mode } in attachments {
-        let Some(target) = targets.iter().find(|target| target.name == *interface) else { continue };
+        let Some(target) = targets.iter().find(|target| target.name == *interface) else {
+            continue;
+        };
         match self_test::report(kernel, &settings, interface, target.index, *mode) {
             // It would have been refused, had it been seen before it was attached.
             Err(error) if wanted == Mode::Auto => tracing::error!("{error}"),

@@ -47,9 +47,9 @@ impl Host for KernelHost {
 
     fn addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
         let messages = self.0.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-        let read = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewAddress(message) => address(message),
-            _ => None,
+        let read = |message: &RouteNetlinkMessage| {
+            let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+            address(message)
         };
         Ok(messages.iter().filter_map(read).collect())
     }
@@ -58,9 +58,9 @@ impl Host for KernelHost {
         let remote = pair.remote;
         match self.0.ask(RouteNetlinkMessage::GetRoute(route_request(pair)), 0) {
             Ok(messages) => {
-                let read = |message: &RouteNetlinkMessage| match message {
-                    RouteNetlinkMessage::NewRoute(message) => Some(Route::new(message)),
-                    _ => None,
+                let read = |message: &RouteNetlinkMessage| {
+                    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+                    Some(Route::new(message))
                 };
                 messages.iter().find_map(read).ok_or(Unresolved::NoRoute { remote, reason: "none" })
             }
@@ -82,12 +82,14 @@ impl Host for KernelHost {
 
     fn neighbour(&mut self, hop: Hop) -> io::Result<Neighbour> {
         let messages = match self.0.ask(RouteNetlinkMessage::GetNeighbour(neighbour(hop)), 0) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(Neighbour::default()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                return Ok(Neighbour::default());
+            }
             messages => messages?,
         };
-        let read = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewNeighbour(message) => Neighbour::new(message),
-            _ => None,
+        let read = |message: &RouteNetlinkMessage| {
+            let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+            Neighbour::new(message)
         };
         Ok(messages.iter().find_map(read).map(|(_, neighbour)| neighbour).unwrap_or_default())
     }

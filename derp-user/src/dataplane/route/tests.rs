@@ -276,7 +276,10 @@ fn what_has_no_way_says_why() {
 #[test]
 fn only_ordinary_vlans_on_ethernet_are_tagged() {
     let unusual = [
-        Link { vlan: Some(Vlan { id: 42, is_ordinary: false }), ..FakeHost::new().links[&VLAN42].clone() },
+        Link {
+            vlan: Some(Vlan { id: 42, is_ordinary: false }),
+            ..FakeHost::new().links[&VLAN42].clone()
+        },
         Link { lower: Some(VLAN42), ..FakeHost::new().links[&VLAN42].clone() },
         Link { lower_namespace: Some(1), ..FakeHost::new().links[&VLAN42].clone() },
     ];

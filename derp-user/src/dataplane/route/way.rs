@@ -68,7 +68,9 @@ pub enum Unresolved {
         interface: String,
     },
     /// The next hop has not said its MAC address.
-    #[error("the MAC address of {next_hop} on {interface} is not known: it does not answer, or not yet")]
+    #[error(
+        "the MAC address of {next_hop} on {interface} is not known: it does not answer, or not yet"
+    )]
     NoNeighbour {
         /// The next hop.
         next_hop: IpAddr,

@@ -25,8 +25,14 @@ const NAME: &[u8; 20] = b"derpd's self-test   ";
 /// the next switch or host, which drops it as misdirected.
 ///
 /// `port` is big-endian. Returns `None` when every address of nobody's is one of this host's.
-pub(super) fn frame(own_mac: [u8; 6], own: IpAddr, port: u16, locals: &[IpAddr]) -> Option<Vec<u8>> {
-    let from = NOBODY.into_iter().find(|it| it.is_ipv4() == own.is_ipv4() && !locals.contains(it))?;
+pub(super) fn frame(
+    own_mac: [u8; 6],
+    own: IpAddr,
+    port: u16,
+    locals: &[IpAddr],
+) -> Option<Vec<u8>> {
+    let from =
+        NOBODY.into_iter().find(|it| it.is_ipv4() == own.is_ipv4() && !locals.contains(it))?;
     let message = request();
     let length = u16::try_from(udp::LEN + message.len()).ok()?;
     let mut frame = [own_mac, own_mac].concat();
@@ -78,9 +84,9 @@ fn request() -> Vec<u8> {
 
 /// Sums an even number of bytes.
 fn sum(bytes: &[u8]) -> Sum {
-    bytes.chunks_exact(2).fold(Sum::ZERO, |sum, pair| {
-        sum.half(u16::from_ne_bytes([pair[0], pair[1]]))
-    })
+    bytes
+        .chunks_exact(2)
+        .fold(Sum::ZERO, |sum, pair| sum.half(u16::from_ne_bytes([pair[0], pair[1]])))
 }
 
 #[cfg(test)]

@@ -165,9 +165,9 @@ pub(super) fn traps(observed: &Observed, mode: AttachedMode) -> Vec<Trap> {
             traps.push(Trap::UnfinishedChecksums { other_end, is_elsewhere });
         }
     }
-    let merges = MERGES.iter().filter(|(name, _, only_generic)| {
-        is_on(name) && !(*only_generic && is_native)
-    });
+    let merges = MERGES
+        .iter()
+        .filter(|(name, _, only_generic)| is_on(name) && !(*only_generic && is_native));
     traps.extend(merges.map(|&(_, feature, _)| Trap::MergedFrames { feature }));
     // Generic mode puts the tag back on whatever it sends back.
     if is_native && is_on("rx-vlan-hw-parse") {
