@@ -79,7 +79,7 @@ pub enum FlowTableError {
         /// Where in it.
         place: Place,
         /// What the kernel said.
-        source: MapError,
+        source: Box<MapError>,
     },
 }
 
@@ -88,7 +88,7 @@ fn failed(
     map: &'static str,
     place: Place,
 ) -> impl FnOnce(MapError) -> FlowTableError {
-    move |source| FlowTableError::Access { operation, map, place, source }
+    move |source| FlowTableError::Access { operation, map, place, source: Box::new(source) }
 }
 
 /// A slot that is in use, as found in the kernel.
@@ -316,11 +316,10 @@ impl Sink for KernelTables {
 
 /// Tells whether a key was not there.
 pub(super) fn is_missing(error: &MapError) -> bool {
-    match error {
-        MapError::KeyNotFound => true,
-        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
-        _ => false,
+    if let MapError::SyscallError(error) = error {
+        return error.io_error.raw_os_error() == Some(libc::ENOENT);
     }
+    matches!(error, MapError::KeyNotFound)
 }
 
 #[cfg(test)]

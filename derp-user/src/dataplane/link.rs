@@ -102,9 +102,9 @@ impl Link {
             let is_ordinary = !vlan.iter().any(|it| {
                 matches!(it, InfoVlan::Protocol(protocol) if *protocol != VlanProtocol::Ieee8021Q)
             });
-            let id = vlan.iter().find_map(|it| match it {
-                InfoVlan::Id(id) => Some(*id),
-                _ => None,
+            let id = vlan.iter().find_map(|it| {
+                let InfoVlan::Id(id) = it else { return None };
+                Some(*id)
             });
             self.vlan = id.map(|id| Vlan { id, is_ordinary });
         }
@@ -141,10 +141,8 @@ pub(super) fn link(netlink: &mut Netlink, index: u32, namespace: Option<i32>) ->
 }
 
 fn read(message: &RouteNetlinkMessage) -> Option<Link> {
-    match message {
-        RouteNetlinkMessage::NewLink(message) => Some(Link::new(message)),
-        _ => None,
-    }
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    Some(Link::new(message))
 }
 
 #[cfg(test)]

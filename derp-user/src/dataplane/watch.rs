@@ -92,7 +92,7 @@ impl<C: Copy + Ord> Watcher<C> {
                     None => true,
                 },
                 _ = unprompted.tick() => {
-                    news = News { routes: ticks % UNPROMPTED_ROUTES == 0, ..News::everything() };
+                    news = News { routes: ticks.is_multiple_of(UNPROMPTED_ROUTES), ..News::everything() };
                     ticks = ticks.wrapping_add(1);
                     false
                 }

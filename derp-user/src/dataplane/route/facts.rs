@@ -62,13 +62,15 @@ pub(super) enum Route {
 impl Route {
     /// Reads the kernel's answer.
     pub(super) fn new(message: &RouteMessage) -> Self {
-        match message.header.kind {
-            RouteType::Unicast => {}
-            RouteType::Local => return Self::Local,
-            RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit => {
-                return Self::None;
-            }
-            _ => return Self::NotUnicast,
+        let kind = message.header.kind;
+        if kind == RouteType::Local {
+            return Self::Local;
+        }
+        if matches!(kind, RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit) {
+            return Self::None;
+        }
+        if kind != RouteType::Unicast {
+            return Self::NotUnicast;
         }
         let (mut interface, mut gateway, mut source, mut mtu) = (0, None, None, None);
         for attribute in &message.attributes {
@@ -77,17 +79,19 @@ impl Route {
             } else if let RouteAttribute::Gateway(address) = attribute {
                 gateway = ip(address);
             } else if let RouteAttribute::Via(via) = attribute {
-                gateway = match via {
-                    RouteVia::Inet(address) => Some((*address).into()),
-                    RouteVia::Inet6(address) => Some((*address).into()),
-                    _ => return Self::Encapsulated,
+                gateway = if let RouteVia::Inet(address) = via {
+                    Some((*address).into())
+                } else if let RouteVia::Inet6(address) = via {
+                    Some((*address).into())
+                } else {
+                    return Self::Encapsulated;
                 };
             } else if let RouteAttribute::PrefSource(address) = attribute {
                 source = ip(address);
             } else if let RouteAttribute::Metrics(metrics) = attribute {
-                mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu).filter(|mtu| *mtu != 0),
-                    _ => None,
+                mtu = metrics.iter().find_map(|metric| {
+                    let RouteMetric::Mtu(mtu) = metric else { return None };
+                    Some(*mtu).filter(|mtu| *mtu != 0)
                 });
             } else if matches!(attribute, RouteAttribute::Encap(_) | RouteAttribute::EncapType(_)) {
                 return Self::Encapsulated;
@@ -108,11 +112,11 @@ impl Route {
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(address) => Some((*address).into()),
-        RouteAddress::Inet6(address) => Some((*address).into()),
-        _ => None,
+    if let RouteAddress::Inet(address) = address {
+        return Some((*address).into());
     }
+    let RouteAddress::Inet6(address) = address else { return None };
+    Some((*address).into())
 }
 
 /// What the kernel knows of a neighbour.
@@ -132,11 +136,11 @@ impl Neighbour {
         let (mut address, mut mac, mut is_kept_fresh) = (None, None, false);
         for attribute in &message.attributes {
             if let NeighbourAttribute::Destination(destination) = attribute {
-                address = match destination {
-                    NeighbourAddress::Inet(address) => Some(IpAddr::from(*address)),
-                    NeighbourAddress::Inet6(address) => Some(IpAddr::from(*address)),
-                    _ => None,
-                };
+                if let NeighbourAddress::Inet(found) = destination {
+                    address = Some(IpAddr::from(*found));
+                } else if let NeighbourAddress::Inet6(found) = destination {
+                    address = Some(IpAddr::from(*found));
+                }
             } else if let NeighbourAttribute::LinkLayerAddress(bytes) = attribute {
                 mac = bytes.as_slice().try_into().ok();
             } else if let NeighbourAttribute::ExtFlags(flags) = attribute {

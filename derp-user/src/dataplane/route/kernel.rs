@@ -47,9 +47,9 @@ impl Host for KernelHost {
 
     fn addresses(&mut self) -> io::Result<BTreeSet<IpAddr>> {
         let messages = self.0.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-        let read = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewAddress(message) => address(message),
-            _ => None,
+        let read = |message: &RouteNetlinkMessage| {
+            let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+            address(message)
         };
         Ok(messages.iter().filter_map(read).collect())
     }
@@ -58,9 +58,9 @@ impl Host for KernelHost {
         let remote = pair.remote;
         match self.0.ask(RouteNetlinkMessage::GetRoute(route_request(pair)), 0) {
             Ok(messages) => {
-                let read = |message: &RouteNetlinkMessage| match message {
-                    RouteNetlinkMessage::NewRoute(message) => Some(Route::new(message)),
-                    _ => None,
+                let read = |message: &RouteNetlinkMessage| {
+                    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+                    Some(Route::new(message))
                 };
                 messages.iter().find_map(read).ok_or(Unresolved::NoRoute { remote, reason: "none" })
             }
@@ -87,9 +87,9 @@ impl Host for KernelHost {
             }
             messages => messages?,
         };
-        let read = |message: &RouteNetlinkMessage| match message {
-            RouteNetlinkMessage::NewNeighbour(message) => Neighbour::new(message),
-            _ => None,
+        let read = |message: &RouteNetlinkMessage| {
+            let RouteNetlinkMessage::NewNeighbour(message) = message else { return None };
+            Neighbour::new(message)
         };
         Ok(messages.iter().find_map(read).map(|(_, neighbour)| neighbour).unwrap_or_default())
     }

@@ -6,7 +6,8 @@
 //! routes, rules, links, addresses or neighbours change, and reports what has changed. A leg without a way
 //! is userspace's, whose packets go by the host's network stack.
 //!
-//! [`way`] is pure; [`Host`] is what it knows of the machine; [`resolver`] is who asks for what, pure as well.
+//! `way` and `facts` are pure; `resolver`, who asks for what, knows the machine by a trait that `kernel`
+//! implements.
 
 mod facts;
 mod kernel;

@@ -210,7 +210,7 @@ impl<C: Copy + Ord> Book<C> {
     }
 
     /// Returns the pairs whose routes are to be asked for.
-    fn to_ask(&mut self, all: bool) -> Vec<Pair> {
+    fn take_unasked(&mut self, all: bool) -> Vec<Pair> {
         let fresh = std::mem::take(&mut self.fresh);
         if all { self.pairs.keys().copied().collect() } else { fresh.into_iter().collect() }
     }
@@ -351,7 +351,7 @@ impl<C: Copy + Ord, H: Host> Core<C, H> {
         if news.links || self.facts.links.is_empty() {
             all |= self.read_links()?;
         }
-        let pairs = self.ways.0.book.lock().to_ask(all);
+        let pairs = self.ways.0.book.lock().take_unasked(all);
         for pairs in pairs.chunks(QUANTUM) {
             let ask = |&pair: &Pair| match refuse(pair) {
                 Some(reason) => (pair, Err(reason)),

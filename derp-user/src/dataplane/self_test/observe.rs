@@ -109,14 +109,14 @@ impl Observer {
         let mut request = NsidMessage::default();
         request.attributes.push(NsidAttribute::Fd(descriptor));
         let messages = self.netlink.ask(RouteNetlinkMessage::GetNsId(request), 0)?;
-        let attributes = messages.into_iter().flat_map(|message| match message {
-            RouteNetlinkMessage::NewNsId(message) => message.attributes,
-            _ => Vec::new(),
-        });
-        let mut numbers = attributes.filter_map(|attribute| match attribute {
-            NsidAttribute::Id(number) => Some(number),
-            _ => None,
-        });
-        Ok(numbers.next())
+        for message in messages {
+            let RouteNetlinkMessage::NewNsId(message) = message else { continue };
+            for attribute in message.attributes {
+                if let NsidAttribute::Id(number) = attribute {
+                    return Ok(Some(number));
+                }
+            }
+        }
+        Ok(None)
     }
 }
