@@ -9,7 +9,7 @@ use crate::{
 pub const PROGRAM: &str = "derpd_xdp";
 /// Array of one [`Settings`](crate::Settings).
 pub const SETTINGS: &str = "SETTINGS";
-/// Hash of [`Address`](crate::Address) to [`AddressKind`](crate::AddressKind) as `u32`.
+/// Hash of [`Address`] to [`AddressKind`](crate::AddressKind) as `u32`.
 pub const ADDRESSES: &str = "ADDRESSES";
 /// Hash of interface index (`u32`) to [`Interface`](crate::Interface).
 pub const INTERFACES: &str = "INTERFACES";

@@ -107,9 +107,12 @@ fn reference_vectors() {
     assert_eq!(run(&host, &input).1[60..62], [0x07, 0x6c]);
 }
 
+/// What has to be changed about a host.
+type ChangeHost = fn(&mut TestHost);
+
 /// A frame for every reason, and how the host has to be changed for it.
-fn every_reason() -> Vec<(Reason, fn(&mut TestHost), Vec<u8>)> {
-    let none: fn(&mut TestHost) = |_| ();
+fn every_reason() -> Vec<(Reason, ChangeHost, Vec<u8>)> {
+    let none: ChangeHost = |_| ();
     let v4 = Ip::V4;
     let edit = |at: usize, value: u8| {
         let mut frame = from_client(v4, 1);
@@ -234,10 +237,8 @@ fn every_reason_can_be_reached_and_only_what_is_sent_is_changed() {
             }
             let (decision, output) = run(&host, &frame);
             assert_eq!(decision.reason, reason, "{frame:02x?}");
-            let verdict = match reason.verdict() {
-                Verdict::Drop if companion => Verdict::Pass,
-                verdict => verdict,
-            };
+            let is_dropped = reason.verdict() == Verdict::Drop;
+            let verdict = if is_dropped && companion { Verdict::Pass } else { reason.verdict() };
             assert_eq!(decision.verdict, verdict, "{reason:?}");
             let sent = matches!(verdict, Verdict::Transmit | Verdict::Redirect);
             assert_eq!(output != frame, sent, "{reason:?}");
