@@ -23,11 +23,12 @@ const ROUNDS: usize = 16;
 const LONGEST_SLEEP: Duration = Duration::from_millis(20);
 
 /// Drives `peers` until packets have been sent for the scheduled time and some more for stragglers.
+/// Returns what they came to, and those that are still connected.
 pub(super) fn run(
     peers: Vec<Peer>,
     schedule: Schedule,
     stop: &Stop,
-) -> Result<Tallies, BenchError> {
+) -> Result<(Tallies, Vec<Peer>), BenchError> {
     let mut worker = Worker::new(peers, schedule)?;
     while !stop.is_set() && worker.elapsed() < schedule.duration {
         worker.send_due(worker.elapsed())?;
@@ -232,11 +233,11 @@ impl Worker {
         self.free.clear();
     }
 
-    fn finish(mut self) -> Tallies {
-        for peer in self.peers.into_iter().flatten() {
+    fn finish(mut self) -> (Tallies, Vec<Peer>) {
+        let peers: Vec<_> = self.peers.into_iter().flatten().collect();
+        for peer in &peers {
             peer.count_partial(self.tallies.of(peer.group()));
-            peer.close();
         }
-        self.tallies
+        (self.tallies, peers)
     }
 }
