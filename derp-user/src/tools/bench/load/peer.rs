@@ -264,7 +264,7 @@ impl Peer {
     }
 
     /// Says farewell, as far as the socket lets it.
-    pub(super) fn close(mut self) {
+    pub(in crate::tools::bench) fn close(mut self) {
         if self.outgoing.is_empty() {
             self.wire.close(&mut self.outgoing);
             // The server notices either way.
