@@ -33,6 +33,8 @@ const SAMPLE: Duration = Duration::from_millis(100);
 struct Schedule {
     begin: Instant,
     duration: Duration,
+    /// Nobody sends as much as the server takes, so that it does not matter when exactly data is read.
+    paced: bool,
 }
 
 /// What a load came to.
@@ -118,7 +120,8 @@ pub(super) fn run(
     let server_cpu = setting.process.map(|process| process.cpu_seconds()).transpose()?;
     let client_cpu = own_cpu_seconds()?;
     setting.progress.begin_time(what, duration + DRAIN);
-    let schedule = Schedule { begin: Instant::now() + LEAD, duration };
+    let paced = !threads.iter().flatten().any(Peer::is_free);
+    let schedule = Schedule { begin: Instant::now() + LEAD, duration, paced };
     let (tallies, peers, memory, duration) = thread::scope(|scope| {
         let spawned: Vec<_> = threads
             .into_iter()

@@ -15,7 +15,7 @@ use super::{
 use crate::tools::bench::{BenchError, Stop};
 
 /// Paced senders sleep at least this long, so that a high rate does not wake the thread for every packet.
-/// Where no packet is stamped, receivers sleep as long.
+/// Where all are paced and no packet is stamped, receivers sleep as long.
 const GRANULARITY: Duration = Duration::from_micros(500);
 /// Most rounds of reading in a row.
 const ROUNDS: usize = 16;
@@ -58,7 +58,8 @@ struct Worker {
     free: VecDeque<usize>,
     /// When paced senders were last looked at.
     last_turn: Duration,
-    /// Delays are measured here: data must be read when it comes.
+    /// Data must be read when it comes: delays are measured here, or a receiver that naps would keep
+    /// its TCP window shut and decide how much is delivered.
     prompt: bool,
     sending: bool,
     scratch: Vec<u8>,
@@ -73,7 +74,7 @@ impl Worker {
                 poller.add(peer.socket(), number)?;
             }
         }
-        let prompt = peers.iter().any(Peer::is_prompt);
+        let prompt = !schedule.paced || peers.iter().any(Peer::is_prompt);
         let mut worker = Self {
             schedule,
             prompt,
