@@ -158,8 +158,8 @@ impl Server {
         active.store(settings.min_workers.get().min(statistics.counters.len()), Ordering::Relaxed);
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..statistics.counters.len())
             .map(|_| {
-                let (inbox, newcomers) = mpsc::unbounded_channel();
-                (Desk { inbox, clock: OnceLock::new() }, newcomers)
+                let (inbox, messages) = mpsc::unbounded_channel();
+                (Desk { inbox, clock: OnceLock::new() }, messages)
             })
             .unzip();
         let desks = desks.into_boxed_slice();

@@ -26,7 +26,7 @@ use tokio::{
 use super::{
     connection::Connection,
     transport::{Phase, TransportError},
-    worker::{Newcomer, Scratch, Worker},
+    worker::{Message, Scratch, Worker},
 };
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
@@ -182,7 +182,7 @@ pub(super) async fn run(mut session: Session, worker: Rc<Worker>) {
             tracing::debug!("derp client {remote}{}: {end}", key.short());
         }
         // A worker that has stopped takes nobody in; then this server stops, and the session ends.
-        Exit::Moves(place) => departure.moved = worker.send(place, Newcomer::Session(session)),
+        Exit::Moves(place) => departure.moved = worker.send(place, Message::Session(session)),
     }
 }
 
