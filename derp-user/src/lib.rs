@@ -1,5 +1,6 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod admit;
 pub mod client;
 pub mod config;
 pub mod dataplane;
@@ -7,6 +8,8 @@ mod files;
 pub mod http;
 pub mod metrics;
 pub mod proto;
+pub mod proxy_protocol;
+mod quiet;
 pub mod relay;
 pub mod server;
 pub mod stun;
