@@ -265,6 +265,16 @@ impl Admission {
         format!("allow list {}: {count} keys ({added} new, {gone} gone){warning}", path.display())
     }
 
+    /// Whether those who decide could be asked when they last were.
+    ///
+    /// # Errors
+    ///
+    /// In words, if the local tailscaled could not.
+    pub fn check(&self) -> Result<(), String> {
+        let fault = self.questioner.as_ref().and_then(Questioner::tailscaled_fault);
+        fault.map_or(Ok(()), Err)
+    }
+
     /// What the counters and lists say now.
     pub fn figures(&self) -> AdmissionFigures {
         let lists = self.lists.read();

@@ -36,6 +36,8 @@ struct Shared {
     url: Option<Url>,
     open: Semaphore,
     quiet: Quiet,
+    /// What was wrong with tailscaled when it was last asked.
+    tailscaled_fault: Mutex<Option<String>>,
 }
 
 struct Url {
@@ -70,6 +72,7 @@ impl Questioner {
                 url: url.transpose()?,
                 open: Semaphore::new(MAX_OPEN),
                 quiet: Quiet::default(),
+                tailscaled_fault: Mutex::default(),
             }),
             control,
             cache,
@@ -103,6 +106,11 @@ impl Questioner {
         (verdict, words)
     }
 
+    /// What was wrong with tailscaled when it was last asked, if anything was.
+    pub(super) fn tailscaled_fault(&self) -> Option<String> {
+        self.shared.tailscaled_fault.lock().clone()
+    }
+
     /// Answers that were remembered.
     pub(super) fn cache_hits(&self) -> u64 {
         self.cache_hits.load(Ordering::Relaxed)
@@ -119,6 +127,7 @@ impl Shared {
                 let words = format!("failed to query local tailscaled status for {key}: {late}");
                 (Verdict::TailscaledUnreachable, words)
             });
+            *self.tailscaled_fault.lock() = (!verdict.is_answer()).then(|| words.clone());
             if !verdict.is_admitted() {
                 return (verdict, words);
             }

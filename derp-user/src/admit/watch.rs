@@ -148,11 +148,7 @@ async fn fetch(web: &Web, api: &ApiSettings, token: &Token) -> Result<HashSet<No
     list(web, api, token).await
 }
 
-async fn list(
-    web: &Web,
-    api: &ApiSettings,
-    token: &Token,
-) -> Result<HashSet<NodePublic>, String> {
+async fn list(web: &Web, api: &ApiSettings, token: &Token) -> Result<HashSet<NodePublic>, String> {
     let body = good_body(web, control_server::question(&api.uri, token)).await?;
     control_server::parse(&body).map_err(|error| error.to_string())
 }

@@ -267,7 +267,7 @@ fn attach_xdp(config: &Config, stun_port: Option<u16>) -> anyhow::Result<Option<
 fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sources) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
-    let admission = Arc::clone(&sources.admission);
+    let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
         derp_enabled: config.derp_enabled,
@@ -279,7 +279,7 @@ fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sourc
         access,
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
-        check: Box::new(move || statistics.check()),
+        check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
 }
 
