@@ -121,9 +121,14 @@ fn case_56_the_local_tailscaled_decides_unless_the_mesh_key_is_shown() {
     let secret = random_secret();
     refused(&server, &secret);
     server.wait_for_log("failed to query local tailscaled status for nodekey:");
+    assert_eq!(server.get("/debug/check").status, 500);
 
     let fake = Fake::on_unix(&socket, Reply::new(200, r#"{"Node":{"ID":1},"UserProfile":{}}"#));
     admitted(&server, &secret).round_trip();
+    if is_derpd() {
+        // derper's own check also needs a tailscaled with a status.
+        assert_eq!(server.get("/debug/check").status, 200);
+    }
     let asked = fake.asked();
     let key = to_hex(secret.public_key().as_bytes());
     assert_eq!(asked[0].head[0], format!("GET /localapi/v0/whois?addr=nodekey%3A{key} HTTP/1.1"));
