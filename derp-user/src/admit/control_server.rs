@@ -232,6 +232,7 @@ mod tests {
             question.body,
             "grant_type=client_credentials&client_id=derpd&client_secret=tskey-client-k1-s%262"
         );
+        assert!(!format!("{question:?}").contains("k1"));
         let token = exchanged(br#"{"access_token":"abc","token_type":"Bearer"}"#).unwrap();
         assert_eq!(token.0.as_str(), "abc");
         for body in [&b"{}"[..], b"", b"{\"access_token\":7}", b"{\"access_token\":\"\"}"] {

@@ -1,6 +1,6 @@
 //! The HTTP client with which sources of admission are asked.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -23,12 +23,19 @@ use crate::client::Trust;
 const MAX_REDIRECTS: usize = 10;
 
 /// A request that may have to be sent several times.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Question {
     pub(super) method: Method,
     pub(super) uri: Uri,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
+}
+
+impl fmt::Debug for Question {
+    /// Shows neither headers nor body: there may be secrets in them.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Question({} {})", self.method, self.uri)
+    }
 }
 
 /// The head of an answer, whose body is still to be read.

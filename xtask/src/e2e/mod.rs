@@ -65,7 +65,10 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     let programs = Programs::build()?;
     let xdp_mode = options.xdp_mode.as_deref();
     let copied = if options.verify_clients {
-        let stranger = workspace::build_derpd()?;
+        let stranger = match options.relay {
+            Some(_) => workspace::build_derpd()?,
+            None => relay.clone(),
+        };
         programs.copy_verified(&relay, xdp_mode, options.megabytes, &stranger)?
     } else {
         programs.copy(&relay, xdp_mode, options.megabytes)?
