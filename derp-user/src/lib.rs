@@ -1,5 +1,6 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod admit;
 pub mod client;
 pub mod config;
 pub mod dataplane;
@@ -10,6 +11,8 @@ pub mod http;
 pub mod metrics;
 pub mod privilege;
 pub mod proto;
+pub mod proxy_protocol;
+mod quiet;
 pub mod relay;
 pub mod server;
 pub mod stun;

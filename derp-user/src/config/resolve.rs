@@ -7,12 +7,16 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
-use super::{CertificateMode, ConfigError, GoDuration, Options};
+use super::{CertificateMode, ConfigError, GoDuration, Options, admission};
 use crate::{
+    admit,
     dataplane::{Mode, Pin},
     http::Home,
+    proto::keys::{NodePublic, decode_hex},
+    proxy_protocol::parse_networks,
     server::{AcceptLimit, DEFAULT_QUEUE_DEPTH},
 };
 
@@ -49,6 +53,12 @@ pub struct Config {
     pub mesh_key: MeshKeySource,
     /// What unmatched paths show.
     pub home: Home,
+    /// Who may use the relay.
+    pub admission: admit::Settings,
+    /// Proxies whose PROXY protocol headers are believed.
+    pub proxies: Vec<IpNet>,
+    /// File with the byte rate limit of each client.
+    pub rate_config: Option<PathBuf>,
     /// Limits and timeouts of connections.
     pub tcp: TcpSettings,
     /// Packets of each kind that wait for one client.
@@ -61,6 +71,8 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
+    /// Keys whose lost packets are logged.
+    pub verbose_drops: Vec<NodePublic>,
     /// Whether it goes on without the process, if the command line says so.
     pub xdp_pin: Option<Pin>,
     /// The configuration file.
@@ -211,11 +223,15 @@ impl Config {
             key,
             mesh_key: mesh_key_source(&options, environment),
             home: options.home.parse()?,
+            admission: admission::settings(&options)?,
+            proxies: proxies(&options)?,
+            rate_config: (!options.rate_config.is_empty()).then(|| (&options.rate_config).into()),
             tcp: tcp_settings(&options)?,
             queue_depth: queue_depth(environment)?,
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
+            verbose_drops: verbose_drops(environment)?,
             xdp_pin: options.xdp_pin,
             file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
             debug_access: DebugAccessSettings {
@@ -228,6 +244,14 @@ impl Config {
             xdp_interfaces: options.xdp_interface,
         })
     }
+}
+
+fn proxies(options: &Options) -> Result<Vec<IpNet>, ConfigError> {
+    parse_networks(&options.proxy_protocol_from).map_err(|error| ConfigError::Flag {
+        flag: "proxy-protocol-from",
+        value: options.proxy_protocol_from.clone(),
+        reason: error.to_string(),
+    })
 }
 
 /// The least and the most threads that relay.
@@ -406,6 +430,17 @@ fn queue_depth(environment: &Environment<'_>) -> Result<usize, ConfigError> {
             reason: format!("must be a number from 1 to {MAX_QUEUE_DEPTH}"),
         }),
     }
+}
+
+fn verbose_drops(environment: &Environment<'_>) -> Result<Vec<NodePublic>, ConfigError> {
+    const VARIABLE: &str = "TS_DEBUG_VERBOSE_DROPS";
+    let Some(value) = environment.text(VARIABLE) else { return Ok(Vec::new()) };
+    let parse = |text: &str| decode_hex(text.trim()).map(NodePublic::from_bytes);
+    value.split(',').map(parse).collect::<Result<_, _>>().map_err(|error| ConfigError::Variable {
+        name: VARIABLE,
+        value: value.clone(),
+        reason: error.to_string(),
+    })
 }
 
 fn log_filter(

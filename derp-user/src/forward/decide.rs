@@ -102,10 +102,13 @@ fn onward(hop: &Hop<'_>, hop_limit: Option<u8>) -> Result<Forward, Reason> {
         None => None,
     };
     let destination = IpAddr::from(hop.to.remote);
-    let source = match IpAddr::from(hop.to.local) {
-        local if !local.is_unspecified() => local,
-        _ if destination.is_ipv4() => Ipv4Addr::UNSPECIFIED.into(),
-        _ => Ipv6Addr::UNSPECIFIED.into(),
+    let local = IpAddr::from(hop.to.local);
+    let source = if !local.is_unspecified() {
+        local
+    } else if destination.is_ipv4() {
+        Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
     };
     Ok(Forward {
         destination: SocketAddr::new(destination, u16::from_be(hop.to.remote_port)),

@@ -40,6 +40,7 @@ impl Site {
             ("Machine", settings.machine.clone()),
             ("TLS hostname", settings.hostname.clone()),
             ("Mesh key", settings.has_mesh_key.to_string()),
+            ("Admission", (settings.admission)()),
         ]
         .into_iter()
         .map(|(name, value)| {

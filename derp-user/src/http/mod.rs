@@ -65,6 +65,8 @@ pub struct Settings {
     pub version: &'static str,
     /// Whether a mesh key is set, for the debug index.
     pub has_mesh_key: bool,
+    /// Says in words who may use the relay, for the debug index.
+    pub admission: Box<dyn Fn() -> String + Send + Sync>,
     /// Who may see `/debug/`.
     pub access: DebugAccess,
     /// When the process started.

@@ -20,6 +20,7 @@ fn settings() -> Settings {
         machine: "relay<1>".to_owned(),
         version: "1.2.3",
         has_mesh_key: false,
+        admission: Box::new(|| "open: <everybody>".to_owned()),
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(|| "derp_accepts 1\n".to_owned()),
@@ -388,7 +389,7 @@ async fn port_80_serves_until_told_to_stop() {
     let address = listener.local_addr().unwrap();
     let site = Arc::new(Site::new(settings()));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve_port80(listener, site, async {
+    let server = tokio::spawn(serve_port80(listener, site, Arc::default(), async {
         let _ = stopped.await;
     }));
     let mut client = TcpStream::connect(address).await.unwrap();

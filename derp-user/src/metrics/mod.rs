@@ -10,6 +10,6 @@ mod families;
 pub(crate) mod process;
 
 pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
-pub use export::{AttachedInterface, KernelCount, Report, StunTotals};
+pub use export::{AttachedInterface, KernelCount, Reloads, Report, StunTotals};
 
 pub use crate::relay::packet::{DropReason, PacketKind};

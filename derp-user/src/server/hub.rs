@@ -18,6 +18,7 @@ use crate::{
         keys::NodePublic,
         message::{self, GoneReason},
     },
+    quiet::Quiet,
     relay::{Census, ConnectionId, Effect, HomeMove, Presence, Relay},
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Hub {
     /// while the socket of a connection must close with its session.
     routes: papaya::HashMap<NodePublic, Weak<Connection>>,
     last_id: AtomicU64,
+    /// Log lines about clients that are not admitted.
+    pub(super) refusals: Quiet,
 }
 
 impl Hub {
@@ -36,6 +39,7 @@ impl Hub {
             relay: Mutex::new(Relay::new(own_key)),
             routes: papaya::HashMap::new(),
             last_id: AtomicU64::new(0),
+            refusals: Quiet::default(),
         }
     }
 

@@ -11,8 +11,10 @@ mod placement;
 mod processor_time;
 mod reclaim;
 mod session;
+mod throttle;
 mod transport;
 mod upgrade;
+mod verbose_drops;
 mod worker;
 
 #[cfg(test)]
@@ -31,16 +33,20 @@ use std::{
 };
 
 use parking_lot::Mutex;
+pub use throttle::Rates;
 use tokio::sync::{mpsc, watch};
+pub use verbose_drops::VerboseDrops;
 
 use self::{
     hub::Hub,
     worker::{Desk, Shared},
 };
 use crate::{
+    admit::Admission,
     http::Site,
     metrics::{Gauges, Totals, WorkerCounters},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
+    proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
 };
 
@@ -77,6 +83,14 @@ pub struct Settings {
     pub tcp_keepalive_idle: Option<Duration>,
     /// Connections beyond this are closed at once.
     pub accept_limit: Option<AcceptLimit>,
+    /// Proxies that say where connections really come from.
+    pub proxies: Arc<TrustedProxies>,
+    /// Who may use the relay.
+    pub admission: Arc<Admission>,
+    /// Keys whose lost packets are logged.
+    pub verbose_drops: Option<Arc<VerboseDrops>>,
+    /// What each client may send, if that is ever to be limited. Mesh peers are not.
+    pub rates: Option<Arc<Rates>>,
     /// Answers every request, and says which of them become DERP sessions.
     pub site: Arc<Site>,
 }
@@ -118,6 +132,15 @@ impl Statistics {
             total_dup_client_conns: census.duplicates_ever,
             watchers: census.watchers,
             active_workers: self.active_workers.load(Ordering::Relaxed) as u64,
+        }
+    }
+
+    /// Ends every connection of these keys. Their clients may come back.
+    pub fn disconnect(&self, keys: &[NodePublic]) {
+        // Closing a connection counts nothing; its owner does, when it leaves.
+        let counters = WorkerCounters::default();
+        for key in keys {
+            self.hub.close_peer(key, &counters);
         }
     }
 

@@ -25,13 +25,17 @@ use tokio::{
 
 use super::{
     connection::Connection,
+    throttle::Throttle,
     transport::{Phase, TransportError},
     worker::{Message, Scratch, Worker},
 };
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
     proto::{
-        frame::{self, Expected, Found, FrameReader, HEADER_LENGTH, PING_DATA_LENGTH, Violation},
+        frame::{
+            self, Expected, Found, FrameReader, HEADER_LENGTH, PING_DATA_LENGTH, Violation,
+            parse_header,
+        },
         keys::{KEY_LENGTH, NodePublic},
         message::{self, GoneReason},
     },
@@ -140,6 +144,8 @@ pub(super) struct Session {
     /// Who has been introduced to whom: sender and receiving connection.
     introduced: HashSet<(NodePublic, ConnectionId)>,
     last_route: Option<Route>,
+    /// The client's byte rate limit, where clients have one.
+    throttle: Option<Box<Throttle>>,
 }
 
 impl Session {
@@ -150,6 +156,7 @@ impl Session {
         trusted: bool,
         early: Vec<u8>,
         jitter: f64,
+        throttle: Option<Throttle>,
     ) -> Self {
         let keep_alive_period = KEEP_ALIVE + KEEP_ALIVE_JITTER.mul_f64(jitter);
         Self {
@@ -162,7 +169,13 @@ impl Session {
             not_here: TokenBucket::new(NOT_HERE_PER_SECOND, NOT_HERE_BURST, Instant::now()),
             introduced: HashSet::new(),
             last_route: None,
+            throttle: throttle.map(Box::new),
         }
+    }
+
+    /// Until when nothing may be read because the client has sent too much.
+    fn throttled_until(&self) -> Option<Instant> {
+        self.throttle.as_ref()?.waits_until(Instant::now())
     }
 }
 
@@ -226,8 +239,12 @@ async fn serve(session: &mut Session, worker: &Worker) -> Exit {
     loop {
         let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
         let keep_alive_at = session.keep_alive_at;
-        arm(timer.as_mut(), deadline.map_or(keep_alive_at, |deadline| deadline.min(keep_alive_at)));
-        let event = poll_fn(|context| poll_event(&connection, &socket, timer.as_mut(), context));
+        let throttled_until = session.throttled_until();
+        let times = [deadline, throttled_until].into_iter().flatten();
+        arm(timer.as_mut(), times.fold(keep_alive_at, Instant::min));
+        let reads = throttled_until.is_none();
+        let event =
+            poll_fn(|context| poll_event(&connection, &socket, timer.as_mut(), reads, context));
         let event = match event.await {
             Ok(event) => event,
             Err(error) => return Exit::Ended(error.into()),
@@ -267,6 +284,11 @@ async fn serve(session: &mut Session, worker: &Worker) -> Exit {
                     session.keep_alive_at += session.keep_alive_period;
                     connection.post(message::keep_alive);
                 }
+                if throttled_until.is_some()
+                    && let Err(end) = session.resume(worker)
+                {
+                    return Exit::Ended(end);
+                }
             }
         }
     }
@@ -285,6 +307,7 @@ fn poll_event<'a>(
     connection: &Connection,
     socket: &'a Socket,
     timer: Pin<&mut Sleep>,
+    reads: bool,
     context: &mut Context<'_>,
 ) -> Poll<io::Result<Event<'a>>> {
     // The timer first: a client that never stops sending must not keep its deadlines away.
@@ -299,6 +322,9 @@ fn poll_event<'a>(
     {
         return Poll::Ready(ready.map(Event::Writable));
     }
+    if !reads {
+        return Poll::Pending;
+    }
     socket.poll_read_ready(context).map(|ready| ready.map(Event::Readable))
 }
 
@@ -310,7 +336,13 @@ fn arm(timer: Pin<&mut Sleep>, at: Instant) {
 }
 
 impl Session {
-    /// Handles what the client sent in one breath with its login.
+    /// Handles what had to wait for the client's rate limit, if the time has come.
+    fn resume(&mut self, worker: &Worker) -> Result<(), End> {
+        let Some(throttle) = &mut self.throttle else { return Ok(()) };
+        if throttle.resume(Instant::now()) { self.handle_early(worker) } else { Ok(()) }
+    }
+
+    /// Handles what the client sent in one breath with its login, or what has waited since.
     fn handle_early(&mut self, worker: &Worker) -> Result<(), End> {
         let scratch = &mut *worker.scratch();
         scratch.plain.clear();
@@ -386,6 +418,12 @@ impl Quantum<'_> {
         loop {
             match self.session.reader.next(plain, at)? {
                 Found::Frame(expected, range) => {
+                    if let Some(throttle) = &mut self.session.throttle
+                        && !throttle.pass(range.len() - HEADER_LENGTH, Instant::now())
+                    {
+                        self.counters().rate_limit_waits.increment();
+                        return Ok(range.start);
+                    }
                     self.note_activity();
                     at = range.end;
                     self.handle(expected, plain, range);
@@ -394,6 +432,13 @@ impl Quantum<'_> {
                     self.note_activity();
                     self.counters().unknown_frames.increment();
                     at = resume;
+                    if let Some(throttle) = &mut self.session.throttle
+                        && let Some((_, length)) = parse_header(&plain[resume - HEADER_LENGTH..])
+                        && !throttle.pass_unwanted(length as usize, Instant::now())
+                    {
+                        self.counters().rate_limit_waits.increment();
+                        return Ok(resume);
+                    }
                 }
                 Found::Incomplete(from) => return Ok(from),
             }
@@ -496,6 +541,11 @@ impl Quantum<'_> {
     fn lose(&mut self, destination: NodePublic, bytes: &[u8], reason: DropReason) {
         let (kind, packet) = packet_of(bytes);
         self.counters().packet_dropped(reason, kind, packet.len() as u64);
+        if let Some(drops) = &self.worker.settings().verbose_drops
+            && drops.want(&destination)
+        {
+            drops.note(bytes, &destination, reason);
+        }
         if kind == PacketKind::Disco && self.session.not_here.take(Instant::now()) {
             self.counters().peer_gone_not_here_frames.increment();
             self.session.connection.post(|bytes| {

@@ -25,6 +25,7 @@ fn start() -> (Server, Statistics, SocketAddr) {
         machine: String::new(),
         version: "test",
         has_mesh_key: false,
+        admission: Box::new(String::new),
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(String::new),
@@ -41,6 +42,10 @@ fn start() -> (Server, Statistics, SocketAddr) {
         tcp_user_timeout: None,
         tcp_keepalive_idle: None,
         accept_limit: None,
+        proxies: Arc::default(),
+        admission: Arc::new(Admission::open()),
+        verbose_drops: None,
+        rates: None,
         site: Arc::new(site),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

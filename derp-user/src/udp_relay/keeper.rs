@@ -270,7 +270,7 @@ pub(super) async fn run(state: &Mutex<State>, mut strangers: Receiver<Stranger>)
         }
         if Instant::now() >= next_review {
             reviews = reviews.wrapping_add(1);
-            state.review(reviews % ADDRESSES == 0);
+            state.review(reviews.is_multiple_of(ADDRESSES));
             next_review = Instant::now() + REVIEW;
         }
         state.settle();

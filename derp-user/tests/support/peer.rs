@@ -119,6 +119,15 @@ impl Wire {
         name: ServerName<'static>,
         version: Option<&'static SupportedProtocolVersion>,
     ) -> Result<Self, std::io::Error> {
+        Self::over(TcpStream::connect(address)?, name, version)
+    }
+
+    /// Begins TLS on a connection, on which something may have been sent already.
+    pub(crate) fn over(
+        socket: TcpStream,
+        name: ServerName<'static>,
+        version: Option<&'static SupportedProtocolVersion>,
+    ) -> Result<Self, std::io::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let versions = version.map_or(vec![&rustls::version::TLS13], |version| vec![version]);
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -129,7 +138,6 @@ impl Wire {
             .with_no_client_auth();
         let connection =
             ClientConnection::new(Arc::new(config), name).expect("the configuration is complete");
-        let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
@@ -296,7 +304,11 @@ impl Peer {
 
     /// Connects with a given key and ClientInfo, and checks ServerInfo.
     pub(crate) fn connect_as(server: &Server, secret: SecretKey, json: &str) -> Self {
-        let mut wire = Wire::connect(server);
+        Self::log_in(Wire::connect(server), secret, json)
+    }
+
+    /// Logs in on a connection, and checks ServerInfo.
+    pub(crate) fn log_in(mut wire: Wire, secret: SecretKey, json: &str) -> Self {
         let server_key = wire.upgrade();
         wire.write(&client_info(&secret, &server_key, json));
         let info = wire.expect(SERVER_INFO);

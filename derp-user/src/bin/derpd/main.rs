@@ -4,6 +4,7 @@ mod banner;
 mod bench;
 mod listen;
 mod metrics;
+mod reload;
 mod tool;
 mod udp;
 
@@ -20,6 +21,7 @@ use std::{
 
 use anyhow::Context;
 use derp_user::{
+    admit::Admission,
     config::{
         self, Config, ConfigError, Environment, FileSettings, Invocation, KeySource, MeshKeySource,
         Options,
@@ -27,8 +29,9 @@ use derp_user::{
     dataplane::{self, Xdp},
     http::{self, DebugAccess, Site, serve_port80},
     privilege::{self, Capability},
-    proto::keys::{MeshKey, NodePrivate},
-    server::{Server, Settings, Statistics},
+    proto::keys::{MeshKey, NodePrivate, NodePublic},
+    proxy_protocol::TrustedProxies,
+    server::{Rates, Server, Settings, Statistics, VerboseDrops},
     tls,
     udp_relay::Keeper,
 };
@@ -36,6 +39,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     metrics::Sources,
+    reload::{Reloader, rate_line},
     udp::{Tasks, Udp},
 };
 
@@ -67,11 +71,22 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("derpd: {error:#}");
+            eprintln!("derpd: {}", in_words(&error));
             let status = error.downcast_ref().map_or(1, ConfigError::exit_status);
             ExitCode::from(status)
         }
     }
+}
+
+/// An error with its causes, each said once: some errors have their cause in their own words.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// The version of the program and of the kernel program in it.
@@ -106,6 +121,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .context("cannot start the control runtime")?;
     let _entered = runtime.enter();
     let signals = Signals::catch()?;
+    let gate = Gate::load(&config, runtime.handle())?;
 
     let main_listener = listen::bind(config.listen, "-a")?;
     let listen = config.listen.with_port(main_listener.local_addr()?.port());
@@ -123,15 +139,25 @@ fn run(options: Options) -> anyhow::Result<()> {
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
+    let reloader = Reloader {
+        admission: Arc::clone(&gate.admission),
+        rates: gate.rates.clone().zip(config.rate_config.clone()),
+        statistics: Arc::clone(&statistics),
+        count: Arc::default(),
+    };
     let sources = Sources {
         statistics: Arc::clone(&statistics),
+        admission: Arc::clone(&gate.admission),
+        rates: gate.rates.clone(),
+        proxies: Arc::clone(&gate.proxies),
+        reloads: Arc::clone(&reloader.count),
         stun: udp.responder().map(|responder| responder.counters()),
         xdp: udp.xdp.take(),
         tls: tls.is_some(),
         started: (SystemTime::now(), started),
     };
     let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, udp.keeper()));
-    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site));
+    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site), &gate);
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
 
@@ -143,9 +169,11 @@ fn run(options: Options) -> anyhow::Result<()> {
         relay: &udp.relay_addresses,
         attachments: &attachments,
         public_key,
+        admission: &gate.admission,
     });
+    let port80 = port80.map(|listener| (listener, site, gate.proxies));
     let (forwarder, tasks) = udp.start()?;
-    runtime.block_on(control(signals, port80, site, tasks))?;
+    runtime.block_on(control(signals, port80, reloader, tasks))?;
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -155,6 +183,32 @@ fn run(options: Options) -> anyhow::Result<()> {
         tracing::debug!("stop: {error}");
     }
     Ok(())
+}
+
+/// What decides which connections are served, and how fast.
+struct Gate {
+    admission: Arc<Admission>,
+    rates: Option<Arc<Rates>>,
+    proxies: Arc<TrustedProxies>,
+}
+
+impl Gate {
+    fn load(config: &Config, control: &tokio::runtime::Handle) -> anyhow::Result<Self> {
+        let rates = match &config.rate_config {
+            Some(path) => {
+                let limit = config::load_rate_limit(path)?;
+                tracing::info!("{}", rate_line(limit));
+                Some(Arc::new(Rates::new(limit)))
+            }
+            None => None,
+        };
+        let admission = Admission::new(config.admission.clone(), control.clone())?;
+        Ok(Self {
+            admission: Arc::new(admission),
+            rates,
+            proxies: Arc::new(TrustedProxies::new(config.proxies.clone())),
+        })
+    }
 }
 
 fn resolve(options: Options) -> Result<Config, ConfigError> {
@@ -247,6 +301,7 @@ fn site(
 ) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
+    let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
         derp_enabled: config.derp_enabled,
@@ -254,11 +309,12 @@ fn site(
         machine: machine.trim().to_owned(),
         version: VERSION,
         has_mesh_key,
+        admission: Box::new(move || admission.to_string()),
         access,
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
-        check: Box::new(move || statistics.check()),
+        check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
 }
 
@@ -268,6 +324,7 @@ fn server_settings(
     mesh_key: Option<MeshKey>,
     tls: Option<Arc<rustls::ServerConfig>>,
     site: Arc<Site>,
+    gate: &Gate,
 ) -> Settings {
     Settings {
         private_key,
@@ -279,15 +336,21 @@ fn server_settings(
         tcp_keepalive_idle: config.tcp.keepalive_idle,
         // Like derper, plain HTTP is not limited: it is a proxy's or a developer's business.
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
+        proxies: Arc::clone(&gate.proxies),
+        admission: Arc::clone(&gate.admission),
+        verbose_drops: (!config.verbose_drops.is_empty())
+            .then(|| Arc::new(VerboseDrops::new(config.verbose_drops.iter().copied()))),
+        rates: gate.rates.clone(),
         tls,
         site,
     }
 }
 
-/// The signals that stop the relay. Caught before it says that it serves, so that none is missed.
+/// The signals that stop the relay or make it reload. Caught before it says that it serves, so that none is missed.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -295,6 +358,7 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
             terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
+            hangup: signal(SignalKind::hangup()).context("cannot catch SIGHUP")?,
         })
     }
 }
@@ -302,18 +366,30 @@ impl Signals {
 /// Runs what is not the relay itself, until a signal says to stop.
 async fn control(
     mut signals: Signals,
-    port80: Option<TcpListener>,
-    site: Arc<Site>,
+    port80: Option<(TcpListener, Arc<Site>, Arc<TrustedProxies>)>,
+    reloader: Reloader,
     tasks: Tasks,
 ) -> anyhow::Result<()> {
-    let port80 = port80.map(tokio::net::TcpListener::from_std).transpose()?;
+    let port80 = match port80 {
+        Some((listener, site, proxies)) => {
+            Some((tokio::net::TcpListener::from_std(listener)?, site, proxies))
+        }
+        None => None,
+    };
     let services = async {
         let port80 = async {
-            if let Some(listener) = port80 {
-                serve_port80(listener, site, std::future::pending()).await;
+            if let Some((listener, site, proxies)) = port80 {
+                serve_port80(listener, site, proxies, std::future::pending()).await;
             }
         };
-        tokio::join!(port80, tasks.run());
+        let disconnect = |keys: &[NodePublic]| reloader.disconnect(keys);
+        let admission = reloader.admission.run(&disconnect);
+        let reload = async {
+            while signals.hangup.recv().await.is_some() {
+                reloader.reload();
+            }
+        };
+        tokio::join!(port80, tasks.run(), admission, reload);
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -6,15 +6,23 @@ use std::{
 };
 
 use derp_user::{
+    admit::Admission,
     dataplane::Xdp,
     metrics::{AttachedInterface, KernelCount, Report, StunTotals},
-    server::Statistics,
+    proxy_protocol::TrustedProxies,
+    server::{Rates, Statistics},
     stun::StunCounters,
 };
+
+use crate::reload::Counts;
 
 /// Where the numbers come from.
 pub(crate) struct Sources {
     pub(crate) statistics: Arc<Statistics>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) rates: Option<Arc<Rates>>,
+    pub(crate) proxies: Arc<TrustedProxies>,
+    pub(crate) reloads: Arc<Counts>,
     pub(crate) stun: Option<Arc<StunCounters>>,
     pub(crate) xdp: Option<Xdp>,
     pub(crate) tls: bool,
@@ -32,6 +40,10 @@ impl Sources {
             tls: self.tls,
             totals: self.statistics.totals(),
             gauges: self.statistics.gauges(),
+            admission: self.admission.figures(),
+            rates: self.rates.as_ref().map(|rates| rates.limit()),
+            proxy_faults: self.proxies.exist().then(|| self.proxies.faults()),
+            reloads: self.reloads.read(),
             stun: self.stun.as_ref().map(|counters| StunTotals {
                 requests: counters.requests(),
                 families: counters.families(),
