@@ -49,6 +49,21 @@ pub enum StateView {
     Unbound,
 }
 
+impl StateView {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Forwarding, Self::Learning, Self::Unbound];
+
+    /// Returns the metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Forwarding => "forwarding",
+            Self::Learning => "learning",
+            Self::Unbound => "unbound",
+        }
+    }
+}
+
 /// One end of a flow.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct EndView {
@@ -129,10 +144,26 @@ impl From<&LegStatistics> for CountView {
 }
 
 impl FlowTable {
+    /// Returns the state of every flow, by slot.
+    #[must_use]
+    pub fn states(&self) -> Vec<StateView> {
+        self.flows.values().map(state).collect()
+    }
+
     /// Returns all flows by slot, with what the last [`FlowTable::observe`] has told.
     #[must_use]
     pub fn views(&self, viewer: &Viewer<'_>) -> Vec<FlowView> {
         self.flows.values().map(|flow| viewer.flow(flow)).collect()
+    }
+}
+
+fn state(flow: &Flow) -> StateView {
+    if flow.is_bound() {
+        StateView::Forwarding
+    } else if flow.is_learning() {
+        StateView::Learning
+    } else {
+        StateView::Unbound
     }
 }
 
@@ -156,13 +187,7 @@ impl Viewer<'_> {
             },
             vni: (flow.vni != 0).then_some(flow.vni),
             slot: flow.id.slot(),
-            state: if flow.is_bound() {
-                StateView::Forwarding
-            } else if flow.is_learning() {
-                StateView::Learning
-            } else {
-                StateView::Unbound
-            },
+            state: state(flow),
             ends: Side::ALL.map(|side| self.end(flow, side)),
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::TextEncoder;
 
 use super::{
-    DropReason, Gauges, PacketKind, Totals,
+    DropReason, Gauges, PacketKind, Totals, UdpFigures,
     counters::FRAMES_PER_WRITE_BOUNDS,
     families::{Families, Sample},
     process::ProcessFigures,
@@ -29,7 +29,7 @@ pub struct StunTotals {
 pub struct KernelCount {
     /// `ipv4`, `ipv6` or `unknown`.
     pub address_family: &'static str,
-    /// What became of the packets: `pass`, `tx` or `aborted`.
+    /// What became of the packets: `pass`, `drop`, `tx`, `redirect` or `aborted`.
     pub outcome: &'static str,
     /// Why, as the program's closed list of reasons spells it.
     pub reason: &'static str,
@@ -82,6 +82,8 @@ pub struct Report {
     pub reloads: Reloads,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
+    /// What is served over UDP in userspace.
+    pub udp: UdpFigures,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -99,6 +101,7 @@ impl Report {
         self.limits(&mut families);
         self.drops(&mut families);
         self.stun(&mut families);
+        self.udp.add_to(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         TextEncoder::new().encode_to_string(families.as_slice()).unwrap_or_else(|error| {
@@ -429,7 +432,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{admit::Verdict, metrics::WorkerCounters};
+    use crate::{admit::Verdict, flow::StateView, metrics::WorkerCounters};
+
+    fn udp_totals() -> crate::udp::Totals {
+        let tally = crate::udp::Tally::default();
+        tally.refused(derp_common::Family::Ipv4, derp_common::Reason::UnknownVni, 100);
+        tally.forwarded(false, true, 2, 300);
+        let mut totals = crate::udp::Totals::default();
+        tally.add_to(&mut totals);
+        totals
+    }
 
     fn full_report() -> Report {
         let worker = WorkerCounters::default();
@@ -459,6 +471,10 @@ mod tests {
                 requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
                 families: [("ipv4", 7), ("ipv6", 0)],
             }),
+            udp: UdpFigures {
+                totals: udp_totals(),
+                flows: Some(vec![StateView::Forwarding, StateView::Learning]),
+            },
             kernel: vec![KernelCount {
                 address_family: "ipv4",
                 outcome: "tx",

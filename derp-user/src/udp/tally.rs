@@ -178,6 +178,20 @@ impl Default for Totals {
 }
 
 impl Totals {
+    /// Adds those of other sockets.
+    pub fn add(&mut self, other: &Self) {
+        let counts = self.reasons.iter_mut().chain(&mut self.ways);
+        for (count, more) in counts.zip(other.reasons.iter().chain(&other.ways)) {
+            count.packets += more.packets;
+            count.bytes += more.bytes;
+        }
+        for (count, more) in self.send_failures.iter_mut().zip(other.send_failures) {
+            *count += more;
+        }
+        self.read_errors += other.read_errors;
+        self.notices_lost += other.notices_lost;
+    }
+
     /// Returns what came of the datagrams of one family, for one reason.
     #[must_use]
     pub fn count(&self, family: Family, reason: Reason) -> Count {

@@ -20,7 +20,7 @@ use crate::{
     },
     flow::{
         Change, FlowId, FlowTable, FlowView, Found, Outcome, Plane, SharedMirror, Sink as _,
-        TableSettings, Viewer, WayRequest,
+        StateView, TableSettings, Viewer, WayRequest,
     },
     forward::Stranger,
     udp::now,
@@ -91,6 +91,10 @@ impl State {
             now: now(),
         };
         self.table.views(&viewer)
+    }
+
+    pub(super) fn states(&self) -> Vec<StateView> {
+        self.table.states()
     }
 
     fn fill_mirror(&mut self) {

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Receiver;
 use self::keeper::State;
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowSpec, FlowView, SharedMirror},
+    flow::{FlowSpec, FlowView, SharedMirror, StateView},
     forward::Stranger,
 };
 
@@ -81,6 +81,12 @@ impl Keeper {
     #[must_use]
     pub fn views(&self) -> Vec<FlowView> {
         self.0.lock().views()
+    }
+
+    /// Returns the state of every flow.
+    #[must_use]
+    pub fn states(&self) -> Vec<StateView> {
+        self.0.lock().states()
     }
 
     /// Goes on until dropped; on a Tokio runtime with time. `strangers` are those the forwarder reports.

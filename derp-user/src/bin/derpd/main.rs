@@ -40,7 +40,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::{
     metrics::Sources,
     reload::{Reloader, rate_line},
-    udp::{Tasks, Udp},
+    udp::{Started, Tasks, Udp},
 };
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -134,6 +134,11 @@ fn run(options: Options) -> anyhow::Result<()> {
     let stays_attached = udp.xdp.as_ref().is_some_and(Xdp::stays_attached);
     // Everything is bound and attached, and no other thread runs yet that would keep more.
     reduce_privilege(&udp);
+    let (xdp, keeper) = (udp.xdp.take(), udp.keeper());
+    let stun_counters = udp.responder().map(|responder| responder.counters());
+    let (stun_addresses, relay_addresses) =
+        (udp.stun_addresses.clone(), udp.relay_addresses.clone());
+    let Started { forwarder, totals, tasks } = udp.start()?;
 
     let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
 
@@ -151,12 +156,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         rates: gate.rates.clone(),
         proxies: Arc::clone(&gate.proxies),
         reloads: Arc::clone(&reloader.count),
-        stun: udp.responder().map(|responder| responder.counters()),
-        xdp: udp.xdp.take(),
+        stun: stun_counters,
+        xdp,
+        keeper: keeper.clone(),
+        udp: totals,
         tls: tls.is_some(),
         started: (SystemTime::now(), started),
     };
-    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, udp.keeper()));
+    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, keeper));
     let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site), &gate);
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
@@ -165,14 +172,13 @@ fn run(options: Options) -> anyhow::Result<()> {
         config: &config,
         listen,
         port80: port80_address,
-        stun: &udp.stun_addresses,
-        relay: &udp.relay_addresses,
+        stun: &stun_addresses,
+        relay: &relay_addresses,
         attachments: &attachments,
         public_key,
         admission: &gate.admission,
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
-    let (forwarder, tasks) = udp.start()?;
     runtime.block_on(control(signals, port80, reloader, tasks))?;
     drop(forwarder);
     if stays_attached {

@@ -8,10 +8,12 @@ use std::{
 use derp_user::{
     admit::Admission,
     dataplane::Xdp,
-    metrics::{AttachedInterface, KernelCount, Report, StunTotals},
+    metrics::{AttachedInterface, KernelCount, Report, StunTotals, UdpFigures},
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
     stun::StunCounters,
+    udp::Totals,
+    udp_relay::Keeper,
 };
 
 use crate::reload::Counts;
@@ -25,6 +27,9 @@ pub(crate) struct Sources {
     pub(crate) reloads: Arc<Counts>,
     pub(crate) stun: Option<Arc<StunCounters>>,
     pub(crate) xdp: Option<Xdp>,
+    pub(crate) keeper: Option<Keeper>,
+    /// What the UDP sockets have counted.
+    pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     pub(crate) tls: bool,
     /// The start of the process by both clocks.
     pub(crate) started: (SystemTime, Instant),
@@ -48,6 +53,10 @@ impl Sources {
                 requests: counters.requests(),
                 families: counters.families(),
             }),
+            udp: UdpFigures {
+                totals: (self.udp)(),
+                flows: self.keeper.as_ref().map(Keeper::states),
+            },
             kernel: self.xdp.as_ref().map(kernel_counts).unwrap_or_default(),
             interfaces: self.xdp.as_ref().map(interfaces).unwrap_or_default(),
         }

@@ -16,7 +16,7 @@ use derp_user::{
     flow::{Mirror, SharedMirror},
     forward::{Forwarder, ForwarderOptions, NOTICES, Notices, Running, Stranger},
     stun::{Responder, StunServer},
-    udp::{Merging, SettingsCell},
+    udp::{Merging, SettingsCell, Totals},
     udp_relay::{Keeper, KeeperOptions},
 };
 use tokio::sync::mpsc::{Receiver, channel};
@@ -113,19 +113,37 @@ impl Udp {
         self.keeper.clone()
     }
 
-    /// Starts the threads that forward, and returns them with what is to run on the control runtime.
-    pub(crate) fn start(self) -> anyhow::Result<(Option<Running>, Tasks)> {
+    /// Starts the threads that forward.
+    pub(crate) fn start(self) -> anyhow::Result<Started> {
         let (strangers, reported) = channel(NOTICES);
         let notices = Notices { strangers: Some(strangers), control: None };
-        let running = match self.forwarder {
+        let forwarder = match self.forwarder {
             Some(forwarder) => {
                 Some(forwarder.start(&self.mirror, &self.settings, &self.responder, &notices)?)
             }
             None => None,
         };
+        let stun_totals = self.stun.as_ref().map(StunServer::totals);
+        let relay_totals = forwarder.as_ref().map(Running::totals);
+        let totals = Box::new(move || {
+            let mut totals = relay_totals.as_ref().map(|read| read()).unwrap_or_default();
+            totals.add(&stun_totals.as_ref().map(|read| read()).unwrap_or_default());
+            totals
+        });
         let keeper = self.keeper.map(|keeper| (keeper, reported));
-        Ok((running, Tasks { stun: self.stun, keeper, watcher: self.watcher }))
+        let tasks = Tasks { stun: self.stun, keeper, watcher: self.watcher };
+        Ok(Started { forwarder, totals, tasks })
     }
+}
+
+/// UDP services at work.
+pub(crate) struct Started {
+    /// The threads that forward, until dropped.
+    pub(crate) forwarder: Option<Running>,
+    /// Reads what the sockets have counted.
+    pub(crate) totals: Box<dyn Fn() -> Totals + Send + Sync>,
+    /// What is to run on the control runtime.
+    pub(crate) tasks: Tasks,
 }
 
 /// What of the UDP services runs on the control runtime.
