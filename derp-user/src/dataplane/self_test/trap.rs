@@ -45,7 +45,7 @@ pub enum Trap {
     /// Frames the program sent for a trial never left.
     NeverLeft {
         /// How many were sent.
-        sent: u32,
+        sent: u64,
     },
 }
 
@@ -118,7 +118,7 @@ impl fmt::Display for Explanation<'_> {
             ),
             Trap::NeverLeft { sent } => write!(
                 f,
-                "of {sent} frames that the program sent back for a trial, none left {interface}; the counters \
+                "{sent} frames that the program sent back for a trial never left {interface}; the counters \
                  of `ethtool -S {interface}` say why, and --xdp-mode generic does without the driver"
             ),
         }
