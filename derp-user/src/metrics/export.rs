@@ -402,6 +402,12 @@ impl Report {
             series(|count| count.packets),
         );
         families.gauges(
+            "derpd_udp_flows",
+            "derpd_udp_forwarded_bytes_total",
+            "derpd_udp_forwarded_packets_total",
+            "derpd_udp_notices_lost_total",
+            "derpd_udp_refused_packets_total",
+            "derpd_udp_send_failures_total",
             "derpd_xdp_interface",
             "1 for each interface on which the XDP program runs, with its mode.",
             self.interfaces.iter().map(|interface| Sample {
@@ -552,6 +558,12 @@ mod tests {
             "derpd_proxy_protocol_errors_total",
             "derpd_reloads_total",
             "derpd_tls_handshake_failures_total",
+            "derpd_udp_flows",
+            "derpd_udp_forwarded_bytes_total",
+            "derpd_udp_forwarded_packets_total",
+            "derpd_udp_notices_lost_total",
+            "derpd_udp_refused_packets_total",
+            "derpd_udp_send_failures_total",
             "derpd_xdp_interface",
             "process_cpu_seconds_total",
             "process_max_fds",
