@@ -25,7 +25,9 @@ use derp_common::{
     Settings,
     maps::{LEG_STATISTICS, LEGS, SENDERS, SLOTS, SOURCES},
 };
-use derp_user::dataplane::{DataplaneError, Kernel, MapSizes, Mode, Pin, Xdp, XdpOptions};
+use derp_user::dataplane::{
+    AttachedMode, DataplaneError, Kernel, MapSizes, Mode, Pin, Xdp, XdpOptions,
+};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -326,6 +328,15 @@ fn what_a_crash_or_a_change_left_behind_is_cleaned() {
     let server = &namespaces.server;
     namespaces.server_ip("link add extra0 type veth peer name extra1");
     namespaces.server_ip("link set extra0 up");
+    // Native mode is refused where nobody takes in what is sent back.
+    let pass_at_extra1 = || {
+        run_in(server, || {
+            let mut kernel = Kernel::load().expect("load");
+            kernel.attach("extra1", AttachedMode::Native).expect("attach");
+            kernel
+        })
+    };
+    let mut other_end = pass_at_extra1();
     let both = ["-xdp-interface", "extra0"];
     Process::start(&bpf, server, &both).end(Signal::SIGKILL);
     assert_eq!(bpf.list("links").len(), 2);
@@ -342,6 +353,7 @@ fn what_a_crash_or_a_change_left_behind_is_cleaned() {
     let (status, output, _) = tool(server, &["check", "--pin", pins]);
     assert!(status == 1 && output.contains("the interface is gone"), "{output}");
     namespaces.server_ip("link add extra0 type veth peer name extra1");
+    drop(std::mem::replace(&mut other_end, pass_at_extra1()));
     let before = bpf.list("links");
     let daemon = Process::start(&bpf, server, &both);
     let after = bpf.list("links");

@@ -100,7 +100,7 @@ fn try_out(namespaces: &Namespaces, kernel: Kernel) -> (Kernel, Option<Trap>) {
     run_in(&namespaces.server, move || {
         let index = if_nametoindex(SERVER_INTERFACE).expect("interface");
         let settings = kernel.settings().expect("settings");
-        let trap = self_test::try_out(&kernel, &settings, index, NATIVE).expect("it can be run");
+        let trap = self_test::try_out(&kernel, &settings, index).expect("it can be run");
         (kernel, trap)
     })
 }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, io, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
         ProgramError, ProgramInfo, TestRun as _, TestRunAttrs, TestRunOptions, Xdp as XdpProgram,
         links::FdLink,
@@ -15,7 +15,10 @@ use aya_log::EbpfLogger;
 use aya_obj::programs::XdpAttachType;
 use derp_common::{
     Address, Family, Interface, Reason, Settings,
-    maps::{ADDRESSES, COUNTERS, Counter, INTERFACES, PROGRAM, SETTINGS, counter_index},
+    maps::{
+        ADDRESSES, COUNTERS, COUNTERS_CAPACITY, Counter, INTERFACES, PROGRAM, SETTINGS,
+        counter_index,
+    },
 };
 
 use super::{
@@ -259,6 +262,19 @@ impl Kernel {
             }
         }
         Ok(counts)
+    }
+
+    /// Zeroes every counter, of a program that runs nowhere.
+    pub(super) fn clear_counters(&mut self) -> Result<(), DataplaneError> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(_, error)| DataplaneError::map(COUNTERS)(MapError::IoError(error)))?;
+        let none = || PerCpuValues::try_from(vec![Counter::default(); cpus]);
+        for index in 0..COUNTERS_CAPACITY {
+            let cleared = none().map_err(MapError::IoError);
+            let cleared = cleared.and_then(|none| self.counters.set(index, none, 0));
+            cleared.map_err(DataplaneError::map(COUNTERS))?;
+        }
+        Ok(())
     }
 
     /// Returns what the kernel says about the program: its id, size and run time statistics.

@@ -251,7 +251,13 @@ impl Prepared {
     /// In a mode that was asked for by name, whatever prevents it on any interface; otherwise what prevents
     /// it on all of them.
     pub fn commit(self) -> Result<Xdp, DataplaneError> {
+        let is_adopted = self.is_adopted();
         let Self { mut kernel, host, pinned, targets, mode } = self;
+        if !is_adopted {
+            for Target { name, index } in &targets {
+                self_test::rehearse(&mut kernel, name, *index)?;
+            }
+        }
         let mut places = match pinned {
             Some(pinned) => Places::Pinned(Box::new(pinned.publish()?)),
             None => Places::OfThisProcess,

@@ -2,8 +2,8 @@
 //!
 //! Nobody outside has to cooperate, so this is no proof for any network. What is known to go wrong can be
 //! seen from here: the other end of a veth pair (in another network namespace, too), what the driver does
-//! with frames, who else owns the interface. [`look`] can before the program is attached, and does;
-//! [`try_out`] tries the program and the way out with frames of its own, afterwards.
+//! with frames, who else owns the interface: [`look`], before the program is attached. Where the other end cannot
+//! be looked at, frames of its own are sent afterwards: [`try_out`].
 //!
 //! What it cannot see beforehand, an other end that leaves checksums unfinished in a network namespace
 //! without a name, shows in the counters later: [`suspicion`].
@@ -18,18 +18,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use derp_common::{Reason, Services, Settings, Verdict};
+use derp_common::{Port, Reason, Services, Settings, Verdict};
 
 pub use self::trap::Trap;
-use self::{observe::Observer, trap::traps};
-use super::{AttachedMode, Count, DataplaneError, Kernel, host::Snapshot, link::link};
+use self::{
+    observe::Observer,
+    trap::{Observed, traps},
+};
+use super::{
+    AttachedMode, Count, DataplaneError, Kernel,
+    host::Snapshot,
+    link::{Link, link},
+    netlink::Netlink,
+};
 
 /// Frames of a trial: more than an idle interface sends of its own in the time.
 const TRIAL: u32 = 32;
 /// How long these may take to be counted.
 const PATIENCE: Duration = Duration::from_millis(200);
 const XDP_PASS: u32 = 2;
-const XDP_TX: u32 = 3;
 
 /// Refuses an interface on which this mode would lose frames.
 ///
@@ -55,10 +62,15 @@ pub(super) fn report(
     index: u32,
     mode: AttachedMode,
 ) -> Result<(), DataplaneError> {
-    let mut found = look(index, mode);
-    match try_out(kernel, settings, index, mode) {
-        Ok(trap) => found.extend(trap),
-        Err(error) => tracing::debug!(interface = name, %error, "the program cannot be tried out"),
+    let observed = observe(index);
+    let mut found = observed.as_ref().map(|it| traps(it, mode)).unwrap_or_default();
+    let is_unseen = observed
+        .is_none_or(|observed| observed.link.kind == "veth" && observed.other_end.is_none());
+    if is_unseen && mode == AttachedMode::Native {
+        match try_out(kernel, settings, index) {
+            Ok(trap) => found.extend(trap),
+            Err(error) => tracing::debug!(interface = name, %error, "no trial"),
+        }
     }
     let mut lossy = None;
     for trap in found {
@@ -102,20 +114,68 @@ fn loses(interface: &str, mode: AttachedMode, trap: &Trap) -> DataplaneError {
 /// What cannot be found out is no trap.
 #[must_use]
 pub fn look(index: u32, mode: AttachedMode) -> Vec<Trap> {
-    let observed = Observer::open().and_then(|mut observer| observer.observe(index));
-    match observed {
-        Ok(observed) => traps(&observed, mode),
-        Err(error) => {
+    observe(index).map(|observed| traps(&observed, mode)).unwrap_or_default()
+}
+
+fn observe(index: u32) -> Option<Observed> {
+    Observer::open()
+        .and_then(|mut observer| observer.observe(index))
+        .inspect_err(|error| {
             tracing::debug!(interface = index, %error, "the interface cannot be looked at");
-            Vec::new()
-        }
+        })
+        .ok()
+}
+
+/// A request of nobody's that the program should answer, as it would come in by an interface.
+struct Probe {
+    netlink: Netlink,
+    link: Link,
+    frame: Vec<u8>,
+}
+
+impl Probe {
+    /// Returns `None` where there can be none: without a port for STUN, an address or a MAC.
+    fn new(settings: &Settings, index: u32) -> Result<Option<Self>, DataplaneError> {
+        let serves_stun = |port: &&Port| port.services & Services::STUN != 0;
+        let Some(port) = settings.ports.iter().find(serves_stun) else { return Ok(None) };
+        let mut netlink = Netlink::route().map_err(DataplaneError::Netlink)?;
+        let link = link(&mut netlink, index, None).map_err(DataplaneError::Netlink)?;
+        let locals: Vec<IpAddr> = Snapshot::read()?.unicast().collect();
+        let own = locals.iter().find(|ip| ip.is_ipv4()).or(locals.first());
+        let (Some(mac), Some(&own)) = (link.mac, own) else { return Ok(None) };
+        let frame = probe::frame(mac, own, port.number, &locals);
+        Ok(frame.map(|frame| Self { netlink, link, frame }))
     }
 }
 
-/// Has the attached program answer a request of nobody's, first without a network, then in native mode on veth
-/// for good. The program's counters count them like any other.
+/// Has the program, before it runs anywhere, answer a request of nobody's without a network, and counts that
+/// as little as it happened.
 ///
-/// `None` is no news: without a port for STUN there is no such request.
+/// # Errors
+///
+/// When the counters cannot be cleared. A kernel that cannot rehearse is no error.
+pub(super) fn rehearse(kernel: &mut Kernel, name: &str, index: u32) -> Result<(), DataplaneError> {
+    let settings = kernel.settings()?;
+    let rehearsed = Probe::new(&settings, index).and_then(|probe| match probe {
+        Some(probe) => kernel.test_run_on(&probe.frame, index).map(|(action, _)| Some(action)),
+        None => Ok(None),
+    });
+    match rehearsed {
+        // Shed, it is dropped.
+        Ok(Some(action @ XDP_PASS)) => {
+            tracing::warn!("{}", Trap::NotAnswered { action }.explain(name));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::debug!(interface = name, %error, "no rehearsal"),
+    }
+    kernel.clear_counters()
+}
+
+/// Has the attached program answer requests of nobody's on a veth interface in native mode, for good. Its
+/// counters count them like any other. It is for an other end that cannot be looked at.
+///
+/// `None` is no news: without a port for STUN there is no such request, and on other drivers than veth what is
+/// sent like this takes another way than what is sent back.
 ///
 /// # Errors
 ///
@@ -124,34 +184,19 @@ pub fn try_out(
     kernel: &Kernel,
     settings: &Settings,
     index: u32,
-    mode: AttachedMode,
 ) -> Result<Option<Trap>, DataplaneError> {
-    let Some(port) = settings.ports.iter().find(|port| port.services & Services::STUN != 0) else {
-        return Ok(None);
-    };
-    let mut observer = Observer::open().map_err(DataplaneError::Netlink)?;
-    let before = link(&mut observer.netlink, index, None).map_err(DataplaneError::Netlink)?;
-    let locals: Vec<IpAddr> = Snapshot::read()?.unicast().collect();
-    let own = locals.iter().find(|ip| ip.is_ipv4()).or(locals.first());
-    let (Some(mac), Some(&own)) = (before.mac, own) else { return Ok(None) };
-    let Some(frame) = probe::frame(mac, own, port.number, &locals) else { return Ok(None) };
-    let (action, _) = kernel.test_run_on(&frame, index)?;
-    if action != XDP_TX {
-        // Shed or limited, it is dropped.
-        return Ok((action == XDP_PASS).then_some(Trap::NotAnswered { action }));
-    }
-    // On other drivers, these take another way than what is sent back, and may not be counted.
-    if mode != AttachedMode::Native || before.kind != "veth" || !before.is_up {
+    let Some(mut probe) = Probe::new(settings, index)? else { return Ok(None) };
+    if probe.link.kind != "veth" || !probe.link.is_up {
         return Ok(None);
     }
     let already = answered(kernel)?;
-    kernel.inject(index, &frame, TRIAL)?;
+    kernel.inject(index, &probe.frame, TRIAL)?;
     // Fewer than were injected, where answers to one source are limited.
     let sent = answered(kernel)?.saturating_sub(already);
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
-        let now = link(&mut observer.netlink, index, None).map_err(DataplaneError::Netlink)?;
-        if now.sent.saturating_sub(before.sent) >= sent {
+        let now = link(&mut probe.netlink, index, None).map_err(DataplaneError::Netlink)?;
+        if now.sent.saturating_sub(probe.link.sent) >= sent {
             return Ok(None);
         }
         thread::sleep(Duration::from_millis(1));

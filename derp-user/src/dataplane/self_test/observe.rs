@@ -30,7 +30,7 @@ const MOST_NAMED: usize = 4096;
 
 /// Looks at interfaces of the thread's network namespace.
 pub(super) struct Observer {
-    pub(super) netlink: Netlink,
+    netlink: Netlink,
     features: Features,
 }
 
