@@ -16,7 +16,7 @@ use std::{
 use derp_common::{
     Address, AddressKind, Decision, Family, Interface, Rate, Reason, Settings, SlicePacket,
     Switches, Verdict, decide,
-    flow::{Leg, Side, table::statistics_index},
+    flow::{Control, Leg, Side, table::statistics_index},
     maps::Event,
 };
 use proptest::prelude::*;
@@ -192,6 +192,14 @@ fn every_reason() -> Vec<(Reason, ChangeHost, Vec<u8>)> {
         (Reason::UnknownVni, none, from_client(v4, 13)),
         (Reason::UnknownLeg, none, to_relay(stranger, v4, &data(1))),
         (Reason::Unbound, none, from_client(v4, OFF_VNI)),
+        (
+            Reason::Learning,
+            |host| {
+                let learning = Control::learning(OFF_VNI, 0);
+                host.controls.insert(OFF_VNI, learning);
+            },
+            from_client(v4, OFF_VNI),
+        ),
         (
             Reason::OtherLocal,
             none,

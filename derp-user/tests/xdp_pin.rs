@@ -446,7 +446,8 @@ fn adopted_tables_are_corrected_and_never_empty() {
         mode: Mode::Native,
         stun_port: STUN_PORT,
         pin: Pin::Directory { path: bpf.pins(), is_required: true },
-        ..XdpOptions::default()
+        // As of a daemon without flows.
+        sizes: MapSizes { slots: 16, ..MapSizes::default() },
     };
     let prepared = run_in(&namespaces.server, move || Xdp::prepare(&options));
     let mut prepared = prepared.expect("prepared").expect("not off");

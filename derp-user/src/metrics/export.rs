@@ -402,12 +402,6 @@ impl Report {
             series(|count| count.packets),
         );
         families.gauges(
-            "derpd_udp_flows",
-            "derpd_udp_forwarded_bytes_total",
-            "derpd_udp_forwarded_packets_total",
-            "derpd_udp_notices_lost_total",
-            "derpd_udp_refused_packets_total",
-            "derpd_udp_send_failures_total",
             "derpd_xdp_interface",
             "1 for each interface on which the XDP program runs, with its mode.",
             self.interfaces.iter().map(|interface| Sample {

@@ -3,15 +3,12 @@
 use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use derp_common::{
-    Rate, Settings, Switches,
-    maps::{LEG_STATISTICS, LEGS, SENDERS, SLOTS, SOURCES},
-};
+use derp_common::{Rate, Settings, Switches};
 use derp_user::{
     config::{self, Config, FileSettings},
     dataplane::{
-        DataplaneError, FlowMaps, Kernel, KernelTables, MapSizes, Mode, Pin, Prepared, Watcher,
-        Xdp, XdpOptions, route::Resolver,
+        FlowMaps, KernelTables, MapSizes, Mode, Pin, Prepared, Watcher, Xdp, XdpOptions,
+        route::Resolver,
     },
     flow::{Mirror, SharedMirror},
     forward::{Forwarder, ForwarderOptions, NOTICES, Notices, Running, Stranger},
@@ -214,7 +211,7 @@ impl Planes {
     ) -> anyhow::Result<Option<Self>> {
         // Also without flows: an earlier daemon may have left some.
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
-        let tables = KernelTables::new(flow_maps(prepared.kernel_mut())?)?;
+        let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
         let keeper = Keeper::start(&keeper_options(file), mirror.clone(), Some(tables))?;
         prepared.configure(settings)?;
         let Some(mut xdp) = options.degrade(prepared.commit().map(Some))? else {
@@ -230,16 +227,6 @@ impl Planes {
         }
         Ok(Some(Self { xdp: Some(xdp), keeper, mirror, watcher }))
     }
-}
-
-fn flow_maps(kernel: &mut Kernel) -> Result<FlowMaps, DataplaneError> {
-    Ok(FlowMaps {
-        slots: kernel.take_map(SLOTS)?,
-        legs: kernel.take_map(LEGS)?,
-        statistics: kernel.take_map(LEG_STATISTICS)?,
-        senders: kernel.take_map(SENDERS)?,
-        sources: kernel.take_map(SOURCES)?,
-    })
 }
 
 fn keeper_options(file: &FileSettings) -> KeeperOptions {
