@@ -60,6 +60,19 @@ impl Address {
         }
     }
 
+    /// Returns what stands for this source where rates are limited, and what of the address it leaves
+    /// out: an IPv4 address stands for itself, an IPv6 address for its /64, which one host commonly has to
+    /// itself. (No network begins with 32 zero bits, so the two never meet.)
+    #[inline(always)]
+    #[must_use]
+    pub const fn rate_key(&self, family: Family) -> (u64, u64) {
+        let [a, b, c, d] = self.0;
+        match family {
+            Family::Ipv4 | Family::Unknown => ((d as u64) << 32, 0),
+            Family::Ipv6 => (a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32),
+        }
+    }
+
     /// Sums the words that are on the wire; the prefix of a v4-mapped address is not.
     #[inline(always)]
     #[must_use]

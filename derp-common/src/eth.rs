@@ -1,6 +1,6 @@
 //! The Ethernet II header (IEEE 802.3 clause 3.2): destination 0, source 6, EtherType 12.
 
-use crate::{packet::Packet, settings::Interface};
+use crate::packet::Packet;
 
 /// Bytes of an untagged header.
 pub const LEN: usize = 14;
@@ -9,8 +9,12 @@ pub const IPV4: u16 = 0x0800;
 /// EtherType of IPv6.
 pub const IPV6: u16 = 0x86dd;
 
+/// EtherType of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
+/// Where the EtherType is, and a tag if there is one.
+pub const ETHERTYPE: usize = 12;
+
 const SOURCE: usize = 6;
-const ETHERTYPE: usize = 12;
 
 /// Returns the EtherType, or `None` in a frame shorter than the header.
 #[inline(always)]
@@ -18,11 +22,21 @@ pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
     packet.number(ETHERTYPE)
 }
 
-/// Tells whether the frame is addressed to this interface itself, not to a group.
+/// Tells whether the frame is addressed to this MAC.
 #[inline(always)]
-pub fn is_for<P: Packet>(packet: &P, interface: &Interface) -> Option<bool> {
-    let [a, b, c] = interface.mac;
+pub fn is_for<P: Packet>(packet: &P, [a, b, c]: [u16; 3]) -> Option<bool> {
     Some(packet.half(0)? == a && packet.half(2)? == b && packet.half(4)? == c)
+}
+
+/// Sends the frame to the first MAC, from the second.
+#[inline(always)]
+pub fn write<P: Packet>(packet: &mut P, [a, b, c]: [u16; 3], [d, e, f]: [u16; 3]) -> Option<()> {
+    packet.set_half(0, a)?;
+    packet.set_half(2, b)?;
+    packet.set_half(4, c)?;
+    packet.set_half(SOURCE, d)?;
+    packet.set_half(SOURCE + 2, e)?;
+    packet.set_half(SOURCE + 4, f)
 }
 
 /// Sends the frame back to where it came from.

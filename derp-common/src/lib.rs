@@ -5,19 +5,24 @@
 //! allocates nothing, has no clock and reads a packet only in small words: copies of whole headers
 //! would overrun the 512 bytes of stack a kernel program has.
 //!
-//! [`answer()`] is the entry point: one frame in, one [`Decision`] out. Everything is validated before
+//! [`decide()`] is the entry point: one frame in, one [`Decision`] out. Everything is validated before
 //! anything is written, so a frame that is passed up the stack is passed up untouched.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod address;
-pub mod answer;
+pub mod cell;
 pub mod checksum;
+pub mod decide;
 pub mod eth;
+pub mod flow;
+pub mod frame;
 pub mod ip;
 pub mod maps;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
+pub mod rate;
 pub mod reason;
 pub mod settings;
 pub mod stun;
@@ -25,8 +30,9 @@ pub mod udp;
 
 pub use crate::{
     address::{Address, AddressKind, Family},
-    answer::{Decision, Host, answer},
+    decide::{Decision, Host, decide},
     packet::{Packet, SlicePacket},
+    rate::Rate,
     reason::{Reason, Verdict},
-    settings::{Interface, Settings},
+    settings::{Interface, Port, Services, Settings, Switches},
 };

@@ -20,6 +20,32 @@ pub trait Packet {
     /// Returns `None`, with the packet unchanged, when there is no room.
     fn resize(&mut self, len: usize) -> Option<()>;
 
+    /// Checks once that the first `len` bytes are there, or returns `None`. After that, and until it is
+    /// resized, [`Packet::read_ensured`] and [`Packet::write_ensured`] may be used within them.
+    #[inline(always)]
+    fn ensure(&mut self, len: usize) -> Option<()> {
+        (len <= self.len()).then_some(())
+    }
+
+    /// Like [`Packet::read`], where [`Packet::ensure`] has been asked: the kernel program leaves the check
+    /// out there, and its verifier refuses the program if that is not so.
+    #[inline(always)]
+    fn read_ensured<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.read(at)
+    }
+
+    /// Like [`Packet::write`], where [`Packet::ensure`] has been asked.
+    #[inline(always)]
+    fn write_ensured<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
+        self.write(at, bytes)
+    }
+
+    /// Like [`Packet::read`], for places after the Ethernet header that are not known when compiled.
+    #[inline(always)]
+    fn read_anywhere<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        self.read(at)
+    }
+
     /// Tells whether the packet has no bytes.
     #[inline(always)]
     fn is_empty(&self) -> bool {

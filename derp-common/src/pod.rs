@@ -3,7 +3,13 @@
 
 use aya::Pod;
 
-use crate::{Address, Interface, Settings, maps::Counter};
+use crate::{
+    Address, Interface, Settings,
+    flow::{Control, Leg, LegStatistics, Source},
+    maps::{Counter, Event},
+    rate::Rate,
+    settings::Port,
+};
 
 /// Fails to compile unless the fields fill the struct.
 macro_rules! no_padding {
@@ -12,7 +18,9 @@ macro_rules! no_padding {
     };
 }
 
-no_padding!(Settings: u32, [u8; 2], [u8; 10]);
+no_padding!(Rate: u64, u64);
+no_padding!(Port: u16, u16);
+no_padding!(Settings: u32, u32, [Port; Settings::PORTS], u32, u32, Rate, Rate, u64);
 // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Settings {}
 
@@ -27,3 +35,22 @@ unsafe impl Pod for Counter {}
 no_padding!(Address: [u32; 4]);
 // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Address {}
+
+// SAFETY: one integer; every bit pattern is valid.
+unsafe impl Pod for Control {}
+
+no_padding!(Leg: Address, Address, u16, u16, u32, [u16; 3], [u16; 3], u16, u16, u32, u32);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Leg {}
+
+no_padding!(LegStatistics: u64, u64, u64, u64, u64, u64, u64, u64);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for LegStatistics {}
+
+no_padding!(Source: Address, u16, u16, u32);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Source {}
+
+no_padding!(Event: Address, u32, u32, u16, u16, u32);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for Event {}

@@ -6,19 +6,29 @@
 pub enum Verdict {
     /// Handed to the network stack, untouched.
     Pass,
+    /// Thrown away.
+    Drop,
     /// Sent back out of the interface it came in by.
     Transmit,
+    /// Sent out of another interface.
+    Redirect,
     /// Thrown away because the rewrite broke off half way; a fault of ours.
     Aborted,
 }
 
 impl Verdict {
+    /// Every verdict.
+    pub const ALL: [Self; 5] =
+        [Self::Pass, Self::Drop, Self::Transmit, Self::Redirect, Self::Aborted];
+
     /// Returns the metric label, the values of `xdp_outcome`.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
             Self::Pass => "pass",
+            Self::Drop => "drop",
             Self::Transmit => "tx",
+            Self::Redirect => "redirect",
             Self::Aborted => "aborted",
         }
     }
@@ -72,7 +82,7 @@ reasons! {
     NotUdp = "not_udp" => Pass,
     /// The daemon has not written its settings, or they are of another version
     Unconfigured = "unconfigured" => Pass,
-    /// UDP to another port than the STUN port
+    /// UDP to a port that is not served here
     OtherPort = "not_stun_port" => Pass,
     /// IP or UDP length differs from the bytes present
     LengthMismatch = "length_mismatch" => Pass,
@@ -102,6 +112,56 @@ reasons! {
     NoTailroom = "no_tailroom" => Pass,
     /// A Binding request, answered
     StunAnswered = "stun_answered" => Transmit,
+    /// STUN is switched off to shed load
+    StunShed = "stun_shed" => Drop,
+    /// The source has used up its allowance of STUN answers
+    StunOverRate = "stun_over_rate" => Drop,
+    /// A frame with a VLAN tag, which is not looked into or leads out of another VLAN
+    Vlan = "vlan" => Pass,
+    /// On a relay port, but too short for what is relayed there
+    ShortPayload = "short_payload" => Drop,
+    /// On a relay port, but of no shape that is relayed there
+    NotRelayed = "not_relayed" => Pass,
+    /// A Geneve header that is not one of a relayed packet
+    UnusualGeneve = "unusual_geneve" => Pass,
+    /// A control packet of a relay handshake
+    RelayControl = "relay_control" => Pass,
+    /// A control packet of a relay handshake, of the wrong length or without the magic
+    InvalidRelayControl = "invalid_relay_control" => Drop,
+    /// A control packet by nobody who is an end of the flow
+    UnknownSender = "unknown_sender" => Drop,
+    /// The flow's end has used up its allowance of control packets
+    ControlOverRate = "control_over_rate" => Drop,
+    /// No flow has this VNI
+    UnknownVni = "unknown_vni" => Drop,
+    /// The flow has this VNI, but not this source
+    UnknownLeg = "unknown_leg" => Drop,
+    /// One end of the flow has not been seen
+    Unbound = "unbound" => Drop,
+    /// The flow has this VNI, and learns one of its ends from a packet
+    Learning = "learning" => Pass,
+    /// A flow's packet to another address of this host than the flow's
+    OtherLocal = "other_local" => Pass,
+    /// No flow has this source
+    UnknownSource = "unknown_source" => Pass,
+    /// The TTL or hop limit is used up
+    HopLimit = "hop_limit" => Pass,
+    /// The way to the other end is not known
+    Unresolved = "unresolved" => Pass,
+    /// The ends are of different address families
+    CrossFamily = "cross_family" => Pass,
+    /// Longer than the way out allows
+    TooBig = "too_big" => Pass,
+    /// The other process may be moving this end of the flow
+    Suspect = "suspect" => Pass,
+    /// Due to be seen by userspace as a sample of its flow
+    Sampled = "sampled" => Pass,
+    /// The flow's end has used up its allowance
+    OverRate = "over_rate" => Drop,
+    /// Forwarded to the other end of its flow
+    Forwarded = "forwarded" => Transmit,
+    /// Forwarded to the other end of its flow by another interface
+    Redirected = "redirected" => Redirect,
     /// The rewrite broke off half way
     RewriteFailed = "rewrite_failed" => Aborted,
 }
@@ -145,7 +205,7 @@ mod tests {
 
     #[test]
     fn every_verdict_has_a_reason() {
-        for verdict in [Verdict::Pass, Verdict::Transmit, Verdict::Aborted] {
+        for verdict in Verdict::ALL {
             assert!(Reason::ALL.iter().any(|reason| reason.verdict() == verdict), "{verdict:?}");
         }
     }

@@ -41,6 +41,18 @@ impl Udp {
         packet.set_half(at + 6, self.checksum)
     }
 
+    /// Tells whether the checksum covers nothing but the pseudo-header, whose `addresses` have this sum.
+    ///
+    /// Such is the checksum of what the network stack has merged from several datagrams, and of what a
+    /// local sender left to a device to complete: not fit to be sent. It looks so by chance in one
+    /// datagram of 65,535.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_partial(self, addresses: Sum) -> bool {
+        let pseudo_header = addresses.number(PROTOCOL as u16).number(self.length);
+        self.checksum == pseudo_header.fold()
+    }
+
     /// Sums the header without its checksum, and the pseudo-header without its addresses
     /// (RFC 768; RFC 8200 section 8.1 comes to the same).
     #[inline(always)]

@@ -7,18 +7,21 @@ use derp_common::Packet;
 /// The frame an XDP program was called for.
 pub(crate) struct XdpPacket<'a> {
     context: &'a XdpContext,
+    /// Address of the first byte. Kept rather than loaded anew each time: the verifier knows how many bytes
+    /// may be read behind this very value, and would have to be shown it again for another.
+    start: usize,
 }
 
 impl<'a> XdpPacket<'a> {
     #[inline(always)]
     pub(crate) fn new(context: &'a XdpContext) -> Self {
-        Self { context }
+        Self { context, start: context.data() }
     }
 
     /// Returns a pointer to `N` bytes of the packet.
     #[inline(always)]
     fn at<const N: usize>(&self, at: usize) -> Option<*mut [u8; N]> {
-        let start = self.context.data() + at;
+        let start = self.start + at;
         (start + N <= self.end()).then_some(start as *mut [u8; N])
     }
 
@@ -49,16 +52,38 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn ensure(&mut self, len: usize) -> Option<()> {
+        (self.start + len <= self.end()).then_some(())
+    }
+
+    #[inline(always)]
+    fn read_ensured<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let bytes = (self.start + at) as *const [u8; N];
+        // SAFETY: the caller has compared these bytes with the packet's end, by `ensure`. The kernel does not
+        // load a program in which that is not so: its verifier follows every path to every access.
+        Some(unsafe { bytes.read() })
+    }
+
+    #[inline(always)]
+    fn write_ensured<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
+        let place = (self.start + at) as *mut [u8; N];
+        // SAFETY: as in `read_ensured` and `write`.
+        unsafe { place.write(bytes) };
+        Some(())
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
-        self.context.data_end() - self.context.data()
+        self.end() - self.start
     }
 
     #[inline(always)]
     fn resize(&mut self, len: usize) -> Option<()> {
         let delta = len as i32 - self.len() as i32;
         // SAFETY: the context is the one the kernel passed in, and no pointer into the packet is kept
-        // across the call.
+        // across the call: the start is loaded anew.
         let result = unsafe { bpf_xdp_adjust_tail(self.context.ctx, delta) };
+        self.start = self.context.data();
         (result == 0).then_some(())
     }
 }

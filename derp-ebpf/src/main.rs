@@ -1,4 +1,4 @@
-//! The XDP program of derpd: gives `derp_common::answer` a packet and the maps, counts, and turns the
+//! The XDP program of derpd: gives `derp_common::decide` a packet and the maps, counts, and turns the
 //! verdict into an XDP action. No protocol decision is taken here.
 #![no_std]
 #![no_main]
@@ -7,22 +7,25 @@ mod context;
 mod maps;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use derp_common::{Packet as _, Verdict, answer};
+use derp_common::{Packet as _, Verdict, decide};
 
 use crate::{context::XdpPacket, maps::KernelHost};
 
-/// Answers STUN requests to this host; everything else goes up the stack untouched.
+/// Answers STUN requests to this host and forwards the packets of its flows; everything else goes up the stack
+/// untouched.
 #[xdp]
 fn derpd_xdp(context: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(&context);
-    let decision = answer(&mut packet, &KernelHost::new(&context));
+    let decision = decide(&mut packet, &KernelHost::new(&context));
     maps::count(decision, packet.len());
-    match decision.reason.verdict() {
+    match decision.verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
         Verdict::Transmit => xdp_action::XDP_TX,
+        Verdict::Redirect => maps::redirect(decision.interface),
         Verdict::Aborted => {
             // Cannot happen to a correct program, so it is worth a line, and costs nothing otherwise.
-            aya_log_ebpf::error!(&context, "the answer to a STUN request broke off half way");
+            aya_log_ebpf::error!(&context, "a rewrite broke off half way");
             xdp_action::XDP_ABORTED
         }
     }

@@ -1,15 +1,26 @@
 //! The maps, and what the shared code asks of them.
 #![expect(unsafe_code, reason = "map values are reached through raw pointers in BPF")]
 
+use core::sync::atomic::AtomicU64;
+
 use aya_ebpf::{
+    helpers::generated::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf},
     programs::XdpContext,
 };
 use derp_common::{
-    Address, Decision, Host, Interface, Settings,
-    maps::{ADDRESSES_CAPACITY, COUNTERS_CAPACITY, Counter, INTERFACES_CAPACITY, counter_index},
+    Address, Decision, Host, Interface, Settings, cell,
+    decide::StunBucket,
+    flow::{Control, Leg, LegCells, Source, Tables, table::Senders},
+    maps::{
+        ADDRESSES_CAPACITY, COUNTERS_CAPACITY, Counter, EVENTS_CAPACITY, Event,
+        INTERFACES_CAPACITY, STUN_BUCKETS_CAPACITY, counter_index,
+    },
 };
+
+/// Slots of the flow table; the loader sets how many there are in this and the maps that depend on it.
+const SLOTS_CAPACITY: u32 = 1;
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -19,6 +30,25 @@ static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(ADDRESSES_CA
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(INTERFACES_CAPACITY, 0);
 #[map]
 static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(COUNTERS_CAPACITY, 0);
+#[map]
+static SLOTS: Array<AtomicU64> = Array::with_max_entries(SLOTS_CAPACITY, 0);
+#[map]
+static LEGS: Array<Leg> = Array::with_max_entries(4 * SLOTS_CAPACITY, 0);
+#[map]
+static LEG_STATISTICS: Array<LegCells> = Array::with_max_entries(2 * SLOTS_CAPACITY, 0);
+#[map]
+static SENDERS: Array<Senders> = Array::with_max_entries(SLOTS_CAPACITY, 0);
+#[map]
+static SOURCES: HashMap<Source, u32> = HashMap::with_max_entries(2 * SLOTS_CAPACITY, 0);
+#[map]
+static STUN_BUCKETS: LruHashMap<u64, StunBucket> =
+    LruHashMap::with_max_entries(STUN_BUCKETS_CAPACITY, 0);
+#[map]
+static DEVICES: DevMapHash = DevMapHash::with_max_entries(INTERFACES_CAPACITY, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_CAPACITY, 0);
+#[map]
+static EVENT_BUCKET: Array<AtomicU64> = Array::with_max_entries(1, 0);
 
 /// The maps, as seen from the interface a frame came in by.
 pub(crate) struct KernelHost<'a> {
@@ -32,6 +62,37 @@ impl<'a> KernelHost<'a> {
     }
 }
 
+impl Tables for KernelHost<'_> {
+    #[inline(always)]
+    fn control(&self, slot: u32) -> Option<Control> {
+        // One load, so that all of it is of one moment.
+        SLOTS.get(slot).map(|word| Control(cell::load(word)))
+    }
+
+    #[inline(always)]
+    fn leg(&self, index: u32) -> Option<&Leg> {
+        LEGS.get(index)
+    }
+
+    #[inline(always)]
+    fn statistics(&self, index: u32) -> Option<&LegCells> {
+        LEG_STATISTICS.get(index)
+    }
+
+    #[inline(always)]
+    fn senders(&self, slot: u32) -> Option<Senders> {
+        SENDERS.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn source(&self, source: &Source) -> Option<u32> {
+        // SAFETY: the daemon may replace or remove the entry meanwhile. The kernel frees no memory a
+        // running program can see; at worst the value of another source is read, whose flow's legs do
+        // not match the packet.
+        unsafe { SOURCES.get(source) }.copied()
+    }
+}
+
 impl Host for KernelHost<'_> {
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
@@ -39,18 +100,58 @@ impl Host for KernelHost<'_> {
     }
 
     #[inline(always)]
-    fn interface(&self) -> Option<&Interface> {
-        let index = self.context.ingress_ifindex() as u32;
-        // SAFETY: the daemon may replace or remove the entry meanwhile. The kernel frees no memory a
-        // running program can see; at worst the MAC of another of our interfaces is compared.
+    fn ingress(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn interface(&self, index: u32) -> Option<&Interface> {
+        // SAFETY: as in `source`; at worst the MAC of another of our interfaces is compared.
         unsafe { INTERFACES.get(index) }
     }
 
     #[inline(always)]
     fn address_kind(&self, address: &Address) -> Option<u32> {
-        // SAFETY: as above; at worst the kind of another of our addresses is read.
+        // SAFETY: as in `source`; at worst the kind of another of our addresses is read.
         unsafe { ADDRESSES.get(address) }.copied()
     }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: the helper takes no arguments and only reads a clock.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn stun_bucket(&self, key: u64) -> Option<&StunBucket> {
+        // SAFETY: as in `source`; at worst another source's bucket is used.
+        unsafe { STUN_BUCKETS.get(key) }
+    }
+
+    #[inline(always)]
+    fn add_stun_bucket(&self, key: u64, bucket: StunBucket) {
+        // A source without a bucket is answered.
+        let _ = STUN_BUCKETS.insert(key, bucket, 0);
+    }
+
+    #[inline(always)]
+    fn event_bucket(&self) -> Option<&AtomicU64> {
+        EVENT_BUCKET.get(0)
+    }
+
+    #[inline(always)]
+    fn event(&self, event: &Event) {
+        // When the daemon does not keep up, it misses some.
+        let _ = EVENTS.output::<Event>(event, 0);
+    }
+}
+
+/// Sends the frame out of another interface; returns the XDP action.
+///
+/// An interface that has gone loses the frame, which has already been addressed to whoever was behind it.
+#[inline(always)]
+pub(crate) fn redirect(interface: u32) -> u32 {
+    DEVICES.redirect(interface, 0).unwrap_or(aya_ebpf::bindings::xdp_action::XDP_DROP)
 }
 
 /// Counts one frame of `length` bytes.

@@ -1,14 +1,22 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod admit;
 pub mod client;
 pub mod config;
 pub mod dataplane;
 mod files;
+pub mod flow;
+pub mod forward;
 pub mod http;
 pub mod metrics;
+pub mod privilege;
 pub mod proto;
+pub mod proxy_protocol;
+mod quiet;
 pub mod relay;
 pub mod server;
 pub mod stun;
 pub mod tls;
 pub mod tools;
+pub mod udp;
+pub mod udp_relay;

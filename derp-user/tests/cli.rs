@@ -193,7 +193,7 @@ fn bad_flags_exit_with_2() {
             &["-tcp-write-timeout", "-2s", "-a", ":1", "-c", "/k"],
             &["-tcp-write-timeout", "negative"],
         ),
-        (&["-verify-clients"], &["-verify-clients", "does not support"]),
+        (&["-ace"], &["-ace", "does not support"]),
         (
             &["-a", ":1", "-c", "/k", "-mesh-psk-file=", "-mesh-with=a"],
             &["-mesh-with \"a\"", "-mesh-psk-file"],
@@ -221,6 +221,7 @@ fn bad_environment_variables_are_named() {
         ("TS_ALLOW_DEBUG_IP", "localhost"),
         ("TS_DEBUG_TRUSTED_CIDRS", "10.0.0.0/8,all"),
         ("TS_DEBUG_KEY_PATH", "/does/not/exist"),
+        ("TS_DEBUG_VERBOSE_DROPS", "nodekey:00"),
         ("RUST_LOG", "a=b=c"),
     ] {
         assert_refused(derpd(&place.arguments(&[])).env(name, value), 1, &[name]);
@@ -421,6 +422,42 @@ fn an_ordinary_user_must_name_the_key_file() {
 }
 
 #[test]
+fn a_place_to_pin_in_is_checked() {
+    let place = Place::new();
+    for wrong in ["on", "bpf", "/sys/fs/bpf/derpd.1"] {
+        let arguments = place.arguments(&["-xdp-pin", wrong]);
+        assert_refused(&mut derpd(&arguments), 2, &["-xdp-pin", wrong, "absolute path"]);
+    }
+}
+
+#[test]
+fn the_tools_for_the_kernel_explain_themselves_and_need_no_rights() {
+    let place = Place::new();
+    for (tool, part) in [("check", "--json"), ("detach", "--force")] {
+        let (status, output, _) = run(&mut derpd(&[tool, "--help"]));
+        assert_eq!(status, 0);
+        assert!(output.contains(part) && output.contains("--pin"), "{output}");
+        let (status, _, error) = run(&mut derpd(&[tool, "--nonsense"]));
+        assert_eq!(status, 2);
+        assert!(error.starts_with(&format!("derpd {tool}: ")), "{error}");
+    }
+    let nowhere = place.path("nowhere");
+    let (status, output, error) = run(&mut derpd(&["detach", "--pin", &nowhere]));
+    assert_eq!((status, error.as_str()), (0, ""));
+    assert_eq!(output, format!("nothing was pinned in {nowhere}\n"));
+    let (status, output, _) = run(&mut derpd(&["check", "--pin", &nowhere]));
+    assert_eq!(status, 1);
+    assert!(output.contains("problem  bpffs: ") && output.contains("mount -t bpf"), "{output}");
+    let Some(mut command) = unprivileged(&place, &["check", "--json"]) else { return };
+    let (status, output, _) = run(&mut command);
+    assert_eq!(status, 1);
+    let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+    let missing = |it: &serde_json::Value| it["status"] == "problem" && it["area"] == "rights";
+    let findings = report["findings"].as_array().expect("findings");
+    assert_eq!(findings.iter().filter(|it| missing(it)).count(), 3, "{output}");
+}
+
+#[test]
 fn signals_end_it_with_status_0() {
     let place = Place::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -429,4 +466,236 @@ fn signals_end_it_with_status_0() {
         assert!(relay.has_line("STUN server listening on 127.0.0.1:"));
         assert!(relay.stop(signal).success(), "{signal}");
     }
+}
+
+/// Flags and files of admission, limits and proxies that cannot be used, with the whole message.
+#[test]
+fn what_is_wrong_with_admission_and_limits_is_said_exactly() {
+    let place = Place::new();
+    let file = |name: &str, contents: &str| {
+        let path = place.path(name);
+        fs::write(&path, contents).expect("writable");
+        path
+    };
+    let key = PUBLIC;
+    let bad_list = file("bad.keys", &format!("# ours\n{key}\n{key} laptop\n"));
+    let no_prefix = file("hex.keys", &key["nodekey:".len()..]);
+    let zero = file("zero.keys", &format!("nodekey:{}", "0".repeat(64)));
+    let (bad_rate, no_json) =
+        (file("bad.json", "{\"PerClientRateLimitBytesPerSec\":-5}"), file("no.json", "rate = 5"));
+    let (empty, two_words) = (file("empty", " \n"), file("two", "Bearer x"));
+    let missing = place.path("missing");
+    let api = "-allow-from-api=https://a.test/api/v1/node";
+    for (flags, code, message) in [
+        (
+            vec![format!("-allow-keys={missing}")],
+            1,
+            format!("-allow-keys: cannot read {missing}: No such file or directory (os error 2)"),
+        ),
+        (
+            vec![format!("-allow-keys={bad_list}")],
+            1,
+            format!("-allow-keys: {bad_list}:3: a key must have exactly 64 hexadecimal digits"),
+        ),
+        (
+            vec![format!("-allow-keys={no_prefix}")],
+            1,
+            format!("-allow-keys: {no_prefix}:1: a key must start with \"nodekey:\""),
+        ),
+        (
+            vec![format!("-allow-keys={zero}")],
+            1,
+            format!("-allow-keys: {zero}:1: the key is all zero"),
+        ),
+        (
+            vec![format!("-rate-config={missing}")],
+            1,
+            format!("-rate-config: cannot read {missing}: No such file or directory (os error 2)"),
+        ),
+        (
+            vec![format!("-rate-config={bad_rate}")],
+            1,
+            format!(
+                "-rate-config: {bad_rate}: \"PerClientRateLimitBytesPerSec\" is -5, not a whole \
+                 number of bytes"
+            ),
+        ),
+        (
+            vec![format!("-rate-config={no_json}")],
+            1,
+            format!(
+                "-rate-config: {no_json}: not a JSON object of rate limits: expected value at line \
+                 1 column 1"
+            ),
+        ),
+        (
+            vec![api.to_owned(), format!("-api-token-file={missing}")],
+            1,
+            format!(
+                "-api-token-file: cannot read {missing}: No such file or directory (os error 2)"
+            ),
+        ),
+        (
+            vec![api.to_owned(), format!("-api-token-file={empty}")],
+            1,
+            format!("-api-token-file: {empty}: the file is empty"),
+        ),
+        (
+            vec![api.to_owned(), format!("-api-token-file={two_words}")],
+            1,
+            format!("-api-token-file: {two_words}: a token is one word of ASCII characters"),
+        ),
+        (
+            vec![api.to_owned()],
+            2,
+            "-allow-from-api \"https://a.test/api/v1/node\": needs -api-token-file, a file with \
+             the API key"
+                .to_owned(),
+        ),
+        (
+            vec!["-verify-client-url=admit.example.com".to_owned()],
+            2,
+            "-verify-client-url \"admit.example.com\": write http://host/path or https://host/path"
+                .to_owned(),
+        ),
+        (
+            vec!["-verify-client-url-fail-open=never".to_owned()],
+            2,
+            "-verify-client-url-fail-open \"never\": must be true or false".to_owned(),
+        ),
+        (
+            vec!["-verify-cache=1m".to_owned()],
+            2,
+            "-verify-cache \"1m\": there is nothing to remember without -verify-clients or \
+             -verify-client-url"
+                .to_owned(),
+        ),
+        (
+            vec!["-proxy-protocol-from=10.0.0.0/40".to_owned()],
+            2,
+            "-proxy-protocol-from \"10.0.0.0/40\": \"10.0.0.0/40\" is neither an IP address nor a \
+             network like 10.0.0.0/8"
+                .to_owned(),
+        ),
+        (
+            vec!["-accept-connection-limit=fast".to_owned()],
+            2,
+            "-accept-connection-limit \"fast\": must be a number of connections per second, or +Inf"
+                .to_owned(),
+        ),
+        (
+            vec!["-accept-connection-burst=0".to_owned()],
+            2,
+            "-accept-connection-burst \"0\": 0 is not in 1..18446744073709551615".to_owned(),
+        ),
+    ] {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let (status, _, stderr) = run(&mut derpd(&place.arguments(&flags)));
+        assert_eq!(stderr.lines().last(), Some(format!("derpd: {message}").as_str()), "{stderr}");
+        assert_eq!(status, code, "{stderr}");
+    }
+}
+
+#[test]
+fn a_relay_for_everybody_warns_once_unless_only_this_machine_reaches_it() {
+    const WARNING: &str = "anybody who can reach this relay may use it";
+    let place = Place::new();
+    let key_file = place.path("derper.key");
+    let keys = place.path("keys");
+    fs::write(&keys, PUBLIC).unwrap();
+    let allow = format!("-allow-keys={keys}");
+    for (address, extra, warns, says) in [
+        (":0", None, true, "WARN"),
+        ("127.0.0.1:0", None, false, "admission: open: anybody may use this relay"),
+        (":0", Some(allow.as_str()), false, "(1 keys)"),
+        (":0", Some("-verify-clients"), false, "admission: the local tailscaled"),
+        (
+            ":0",
+            Some("-verify-client-url=https://a.test/?secret=1"),
+            false,
+            "admission: the admission URL at a.test, open if unreachable",
+        ),
+        (":0", Some("-derp=false"), false, "relaying is disabled"),
+    ] {
+        let mut arguments = vec!["-a", address, "-stun=false", "-c", &key_file];
+        arguments.extend(extra);
+        let relay = Relay::start(&mut derpd(&arguments));
+        let warnings = relay.lines.iter().filter(|line| line.contains(WARNING)).count();
+        assert_eq!(warnings, usize::from(warns), "{arguments:?}: {:?}", relay.lines);
+        assert!(relay.has_line(says), "{arguments:?}: {:?}", relay.lines);
+        assert!(!relay.has_line("secret"));
+    }
+}
+
+/// The admission URL is an HTTPS one here: another derpd, which answers 405 to a POST there. Only who
+/// trusts its certificate gets that answer.
+#[tokio::test]
+async fn an_https_admission_url_must_show_a_good_certificate() {
+    use derp_user::client::{Connector, Trust, new_key};
+
+    let (place, other) = (Place::new(), Place::new());
+    let asked = Relay::start(&mut derpd(&other.tls_arguments(&[])));
+    let port = |relay: &Relay| {
+        let line = relay.lines.iter().find(|line| line.contains("serving on")).unwrap();
+        let address = line.split("127.0.0.1:").nth(1).unwrap();
+        address.split(' ').next().unwrap().parse::<u16>().unwrap()
+    };
+    let url = format!("-verify-client-url=https://127.0.0.1:{}/derp/probe", port(&asked));
+    for (trusted, reason) in [(true, "bad_answer"), (false, "unreachable")] {
+        let arguments = place.arguments(&[&url, "-verify-client-url-fail-open=false"]);
+        let mut command = derpd(&arguments);
+        let certificate =
+            if trusted { other.path("certs/127.0.0.1.crt") } else { own_certificate(&place) };
+        let relay = Relay::start(command.env("SSL_CERT_FILE", certificate));
+        let target = format!("http://127.0.0.1:{}", port(&relay));
+        let connector = Connector::new(target.parse().unwrap(), &Trust::Anything).unwrap();
+        assert!(connector.connect(&new_key().unwrap()).await.is_err(), "refused");
+        let (mut stream, mut page) =
+            (std::net::TcpStream::connect(("127.0.0.1", port(&relay))).unwrap(), String::new());
+        let request = "GET /debug/varz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        stream.read_to_string(&mut page).unwrap();
+        let counter = "derpd_admissions_total{source=\"url\",decision=\"refused\",reason=";
+        assert!(page.contains(&format!("{counter}\"{reason}\"}} 1")), "{reason}: {page}");
+    }
+}
+
+/// A certificate of somebody else.
+fn own_certificate(place: &Place) -> String {
+    drop(Relay::start(&mut derpd(&place.tls_arguments(&[]))));
+    place.path("certs/127.0.0.1.crt")
+}
+
+#[tokio::test]
+async fn lost_packets_for_a_key_of_interest_are_logged() {
+    use derp_user::client::{Connector, Trust, new_key};
+
+    let place = Place::new();
+    let (sender, wanted) = (new_key().unwrap(), new_key().unwrap());
+    let log_file = place.path("log");
+    let mut command = derpd(&place.arguments(&["-workers=1"]));
+    command.env("TS_DEBUG_VERBOSE_DROPS", wanted.public().to_hex());
+    command.stderr(fs::File::create(&log_file).unwrap());
+    let mut child = command.spawn().unwrap();
+    let log = || fs::read_to_string(&log_file).unwrap();
+    let started = Instant::now();
+    while !log().contains("serving on") {
+        assert!(started.elapsed() < HANG, "{}", log());
+        sleep(Duration::from_millis(5));
+    }
+    let address = log().split("serving on ").nth(1).unwrap().lines().next().unwrap().to_owned();
+    let target = format!("http://{address}").parse().unwrap();
+    let connector = Connector::new(target, &Trust::Anything).unwrap();
+    let (mut to_relay, _from_relay) = connector.connect(&sender).await.unwrap().split();
+    to_relay.send(&new_key().unwrap().public(), b"of no interest").await.unwrap();
+    to_relay.send(&wanted.public(), b"of interest").await.unwrap();
+    let expected =
+        format!("drop ({}) unknown_dest -> {}", sender.public().short(), wanted.public().short());
+    while !log().contains(&expected) {
+        assert!(started.elapsed() < HANG, "{}", log());
+        sleep(Duration::from_millis(5));
+    }
+    assert_eq!(log().matches("drop (").count(), 1, "{}", log());
+    let _ = child.kill();
+    let _ = child.wait();
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use derp_user::{
+    admit::Admission,
     client::{Client, ClientError, Connector, Receiver, Target, Trust, new_key},
     http::{DebugAccess, Home, Settings as SiteSettings, Site},
     proto::{
@@ -60,9 +61,11 @@ impl Relay {
             machine: String::new(),
             version: "test",
             has_mesh_key: false,
+            admission: Box::new(String::new),
             access: DebugAccess::new(None, None, None, false).expect("nothing to refuse"),
             started: Instant::now(),
             varz: Box::new(String::new),
+            flows: Box::new(Vec::new),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");
@@ -76,6 +79,10 @@ impl Relay {
             tcp_user_timeout: None,
             tcp_keepalive_idle: None,
             accept_limit: None,
+            proxies: Arc::default(),
+            admission: Arc::new(Admission::open()),
+            verbose_drops: None,
+            rates: None,
             site: Arc::new(site),
         };
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -1,11 +1,15 @@
 //! What one packet costs in the kernel, by the kernel's own statistics. Not a test but a measurement:
 //! `cargo test --release --test xdp_cost -- --ignored --nocapture`. With `DERPD_XDPDERPER` naming the binary of
-//! Tailscale's `cmd/xdpderper`, its program is measured in turn with ours.
+//! Tailscale's `cmd/xdpderper`, its program is measured in turn with ours; `DERPD_COST_ROUNDS` sets how often.
 
 #[path = "support/client.rs"]
 mod client;
-#[path = "support/daemon.rs"]
-mod daemon;
+#[path = "support/flow_maps.rs"]
+mod flow_maps;
+#[path = "../../derp-common/tests/support/flows.rs"]
+mod flows;
+#[path = "../../derp-common/tests/support/host.rs"]
+mod host;
 #[path = "support/kernel.rs"]
 mod kernel;
 #[path = "support/netns.rs"]
@@ -16,7 +20,7 @@ mod packets;
 use std::{
     collections::BTreeSet,
     env,
-    net::UdpSocket,
+    net::{IpAddr, SocketAddr, UdpSocket},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -26,21 +30,27 @@ use aya::{
     programs::{ProgramInfo, loaded_programs},
     sys::{Stats, enable_stats},
 };
-use derp_user::dataplane::Mode;
+use derp_common::{Address, AddressKind, Interface, Rate, Settings, flow::Leg};
+use derp_user::dataplane::{AttachedMode, Kernel};
 
 use crate::{
     client::{ask, connect, environment, request},
-    daemon::Daemon,
-    netns::{CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, run_in},
+    flow_maps::FlowMaps,
+    flows::{Plan, RELAY_PORT, data},
+    netns::{
+        CLIENT_INTERFACE, CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, run_in,
+    },
     packets::STUN_PORT,
 };
 
 /// Per figure and round.
 const REQUESTS: u64 = 200_000;
+/// Ports of the two ends of the relayed flows.
+const ENDS: [u16; 2] = [41_641, 51_820];
 
 /// Something that answers on the server's interface until dropped.
 enum Responder {
-    Ours { _daemon: Box<Daemon> },
+    Ours { _kernel: Box<Kernel> },
     Reference(Child),
 }
 
@@ -82,6 +92,21 @@ fn flood(from: &str, to: &str, port: u16) {
     }
 }
 
+/// Sends packets of a flow from one end, and receives them at the other.
+fn relay(from: &str, to: &str, vni: u32) {
+    let [sender, receiver] = ENDS.map(|port| UdpSocket::bind((from, port)).expect("socket"));
+    receiver.set_nonblocking(true).expect("nonblocking");
+    let payload = data(vni);
+    let mut received = 0;
+    for _ in 0..REQUESTS {
+        sender.send_to(&payload, (to, RELAY_PORT)).expect("send");
+        while receiver.recv(&mut [0; 100]).is_ok() {
+            received += 1;
+        }
+    }
+    assert!(received > REQUESTS / 2, "{received} of {REQUESTS} were forwarded");
+}
+
 fn measure(namespaces: &Namespaces, name: &str, responder: impl FnOnce() -> Responder) {
     let before = program_ids();
     let responder = responder();
@@ -94,8 +119,62 @@ fn measure(namespaces: &Namespaces, name: &str, responder: impl FnOnce() -> Resp
     let ipv4 = during(|| flood(CLIENT4, SERVER4, STUN_PORT));
     let ipv6 = during(|| flood(CLIENT6, SERVER6, STUN_PORT));
     let passed = during(|| flood(CLIENT4, SERVER4, 9));
-    println!("{name:12} IPv4 {ipv4:4} ns, IPv6 {ipv6:4} ns, unrelated {passed:4} ns");
+    print!("{name:9} STUN IPv4 {ipv4:4} ns, IPv6 {ipv6:4} ns, unrelated {passed:4} ns");
+    if matches!(responder, Responder::Ours { .. }) {
+        let ipv4 = during(|| relay(CLIENT4, SERVER4, 1));
+        let ipv6 = during(|| relay(CLIENT6, SERVER6, 2));
+        print!(", relayed IPv4 {ipv4:4} ns, IPv6 {ipv6:4} ns");
+    }
+    println!();
     drop(responder);
+}
+
+/// Index and MAC of an interface in a namespace.
+fn link(namespace: &str, interface: &'static str) -> (u32, [u8; 6]) {
+    run_in(namespace, move || {
+        let links = nix::ifaddrs::getifaddrs().expect("interfaces");
+        let mut links = links.filter(|link| link.interface_name == interface);
+        links
+            .find_map(|link| {
+                let link = *link.address?.as_link_addr()?;
+                Some((u32::try_from(link.ifindex()).expect("index"), link.addr()?))
+            })
+            .expect("a MAC")
+    })
+}
+
+/// The program with everything in place: limits, counters, a flow of each family.
+fn ours(namespaces: &Namespaces) -> Responder {
+    let mut kernel = kernel::load("cost of one packet").expect("it was loaded before");
+    let mut tables = kernel.take_tables().expect("tables");
+    let mut maps = FlowMaps::take(&mut kernel);
+    let (index, mac) = link(&namespaces.server, SERVER_INTERFACE);
+    let (_, client_mac) = link(&namespaces.client, CLIENT_INTERFACE);
+    tables.interfaces.insert(index, Interface::new(mac), 0).expect("interface");
+    let mut plan = Plan::default();
+    for (vni, client, server) in [(1, CLIENT4, SERVER4), (2, CLIENT6, SERVER6)] {
+        let [client, server]: [IpAddr; 2] = [client, server].map(|ip| ip.parse().expect("address"));
+        tables
+            .addresses
+            .insert(Address::from(server), AddressKind::Unicast as u32, 0)
+            .expect("address");
+        let server = SocketAddr::new(server, RELAY_PORT);
+        let legs = ENDS.map(|port| Leg {
+            interface: index,
+            source_mac: flows::halves(mac),
+            ..flows::leg(SocketAddr::new(client, port), server, client_mac)
+        });
+        plan.geneve(vni, legs);
+    }
+    maps.apply(&plan);
+    // High enough that nothing is refused.
+    let stun_rate = Rate::per_second(10_000_000, 1_000_000);
+    kernel.configure(Settings { stun_rate, ..flows::settings() }).expect("settings");
+    let kernel = run_in(&namespaces.server, move || {
+        kernel.attach(SERVER_INTERFACE, AttachedMode::Native).expect("server's end");
+        kernel
+    });
+    Responder::Ours { _kernel: Box::new(kernel) }
 }
 
 fn reference(binary: &str, namespaces: &Namespaces) -> Responder {
@@ -121,19 +200,13 @@ fn reference(binary: &str, namespaces: &Namespaces) -> Responder {
 #[test]
 #[ignore = "a measurement, for a quiet machine"]
 fn cost_of_one_packet() {
-    let Some((namespaces, _client_end)) = environment("cost of one packet") else { return };
+    let Some((namespaces, client_end)) = environment("cost of one packet") else { return };
     let _statistics = enable_stats(Stats::RunTime).expect("statistics");
     let reference_binary = env::var("DERPD_XDPDERPER").ok();
     let rounds = env::var("DERPD_COST_ROUNDS").map_or(5, |text| text.parse().expect("a number"));
-    for round in 0..rounds {
-        measure(&namespaces, "derpd", || {
-            let daemon = Daemon::start(&namespaces, Mode::Native).expect("daemon");
-            if round == 0 {
-                let info = daemon.xdp.as_ref().expect("attached").program_info().expect("info");
-                println!("{info:?}");
-            }
-            Responder::Ours { _daemon: Box::new(daemon) }
-        });
+    println!("{:?}", client_end.program_info().expect("info"));
+    for _ in 0..rounds {
+        measure(&namespaces, "derpd", || ours(&namespaces));
         if let Some(binary) = &reference_binary {
             measure(&namespaces, "xdpderper", || reference(binary, &namespaces));
         }

@@ -45,7 +45,8 @@ impl Cases {
             Ip::V4 => Family::Ipv4,
             Ip::V6 => Family::Ipv6,
         };
-        let family = if reason == Reason::NotIp { Family::Unknown } else { family };
+        let unknown = [Reason::NotIp, Reason::Vlan].contains(&reason);
+        let family = if unknown { Family::Unknown } else { family };
         self.list.push(Case { name, family, frame, reason });
     }
 
@@ -72,7 +73,7 @@ impl Cases {
 }
 
 fn ethernet(cases: &mut Cases) {
-    cases.raw("VLAN tag", Reason::NotIp, |f| drop(f.splice(12..12, [0x81, 0, 0, 5])));
+    cases.raw("VLAN tag", Reason::Vlan, |f| drop(f.splice(12..12, [0x81, 0, 0, 5])));
     cases.raw("ARP", Reason::NotIp, |f| f[12..14].copy_from_slice(&[8, 6]));
     cases.raw("802.3 length", Reason::NotIp, |f| f[12..14].copy_from_slice(&[0, 68]));
     cases.raw("other MAC", Reason::ForeignMac, |f| f[5] ^= 0x40);
@@ -242,15 +243,6 @@ fn cases(ip: Ip) -> Vec<Case> {
     cases.list
 }
 
-/// The action the kernel takes for a verdict (`enum xdp_action`).
-fn action(verdict: Verdict) -> u32 {
-    match verdict {
-        Verdict::Aborted => 0,
-        Verdict::Pass => 2,
-        Verdict::Transmit => 3,
-    }
-}
-
 fn moved(before: &[Count], after: &[Count]) -> Vec<Count> {
     let changes = before.iter().zip(after).map(|(before, after)| Count {
         packets: after.packets - before.packets,
@@ -267,7 +259,7 @@ fn run(kernel: &Kernel, ip: Ip, case: &Case) -> Result<(), String> {
     let counted = moved(&before, &kernel.counters().expect("counters"));
     let expected = match case.reason.verdict() {
         Verdict::Transmit => answer(ip, CLIENT_PORT),
-        Verdict::Pass | Verdict::Aborted => case.frame.clone(),
+        Verdict::Pass | Verdict::Drop | Verdict::Redirect | Verdict::Aborted => case.frame.clone(),
     };
     let count = Count {
         reason: case.reason,
@@ -275,7 +267,7 @@ fn run(kernel: &Kernel, ip: Ip, case: &Case) -> Result<(), String> {
         packets: 1,
         bytes: expected.len() as u64,
     };
-    if got_action != action(case.reason.verdict()) || counted != [count] {
+    if got_action != kernel::action(case.reason.verdict()) || counted != [count] {
         return Err(format!("action {got_action}, counted {counted:?}, expected {count:?}"));
     }
     if got != expected {
@@ -373,7 +365,7 @@ fn a_missing_capability_is_named() {
     if text.contains("built without") {
         return kernel::skip("missing capability", "no XDP program is embedded");
     }
-    assert!(text.contains("this process lacks CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF"), "{text}");
+    assert!(text.contains("this process lacks CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON"), "{text}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod go;
 mod instructions;
 mod namespaces;
 mod process;
+mod proxies;
 mod run;
 mod test;
 mod workspace;

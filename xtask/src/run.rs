@@ -77,6 +77,8 @@ impl Relay {
             format!("-certdir={}", self.directory.join("certs").display()),
             format!("-c={}", self.directory.join("derper.key").display()),
             format!("-stun={}", self.stun),
+            // Nothing stays attached when it ends, and what a relay in service has pinned is left alone.
+            "-xdp-pin=off".to_owned(),
         ];
         match &self.interface {
             Some(interface) => {
@@ -212,7 +214,16 @@ mod tests {
         let names: Vec<_> = flags.iter().map(|flag| name_of(flag)).collect();
         assert_eq!(
             names,
-            ["http-port", "certmode", "hostname", "certdir", "c", "stun", "xdp-interface"]
+            [
+                "http-port",
+                "certmode",
+                "hostname",
+                "certdir",
+                "c",
+                "stun",
+                "xdp-pin",
+                "xdp-interface"
+            ]
         );
     }
 

@@ -6,6 +6,7 @@ mod v6;
 pub use self::{v4::Ipv4, v6::Ipv6};
 use crate::{
     address::{Address, Family},
+    checksum::Sum,
     packet::Packet,
     reason::Reason,
 };
@@ -37,7 +38,26 @@ pub trait Ip {
     /// Returns source and destination.
     fn addresses<P: Packet>(packet: &P) -> Option<(Address, Address)>;
 
+    /// Returns the TTL or hop limit.
+    fn hop_limit<P: Packet>(packet: &P) -> Option<u8>;
+
     /// Turns the header into that of an answer with `udp_length` bytes of UDP: addresses swapped, a
     /// fresh hop limit, no traffic class, nothing of the request left.
     fn write_reply<P: Packet>(packet: &mut P, udp_length: u16) -> Option<()>;
+
+    /// Turns the header into that of the next hop: other addresses, one hop fewer, everything else kept.
+    fn write_forwarded<P: Packet>(packet: &mut P, change: &Change) -> Option<()>;
+}
+
+/// What becomes of the addresses of a forwarded packet.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// The new source.
+    pub source: &'a Address,
+    /// The new destination.
+    pub destination: &'a Address,
+    /// Sum of both old addresses.
+    pub removed: Sum,
+    /// Sum of both new ones.
+    pub added: Sum,
 }

@@ -1,9 +1,9 @@
 //! IPv4 (RFC 791).
 
-use super::{HOP_LIMIT, Ip};
+use super::{Change, HOP_LIMIT, Ip};
 use crate::{
     address::{Address, Family},
-    checksum::Sum,
+    checksum::{self, Sum},
     eth,
     packet::Packet,
     reason::Reason,
@@ -62,6 +62,24 @@ impl Ip for Ipv4 {
     #[inline(always)]
     fn addresses<P: Packet>(packet: &P) -> Option<(Address, Address)> {
         Some((Address::v4(packet.word(SOURCE)?), Address::v4(packet.word(DESTINATION)?)))
+    }
+
+    #[inline(always)]
+    fn hop_limit<P: Packet>(packet: &P) -> Option<u8> {
+        packet.read(TTL).map(|[ttl]| ttl)
+    }
+
+    #[inline(always)]
+    fn write_forwarded<P: Packet>(packet: &mut P, change: &Change) -> Option<()> {
+        let [ttl, protocol, high, low] = packet.read(TTL)?;
+        let old = u16::from_ne_bytes([ttl, protocol]);
+        let new = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
+        let checksum = u16::from_ne_bytes([high, low]);
+        let checksum = checksum::update(checksum, change.removed.half(old), change.added.half(new));
+        packet.set_half(TTL, new)?;
+        packet.set_half(TTL + 2, checksum)?;
+        packet.set_word(SOURCE, change.source.0[3])?;
+        packet.set_word(DESTINATION, change.destination.0[3])
     }
 
     /// Identification 0 with "don't fragment", like the network stack's own small datagrams: such a

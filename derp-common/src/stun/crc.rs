@@ -1,13 +1,13 @@
-//! CRC-32 of ISO 3309, as FINGERPRINT uses it, four bytes at a step.
+//! CRC-32 of ISO 3309, as FINGERPRINT uses it, four or eight bytes at a step.
 
 /// `TABLES[k][b]` is the CRC of byte `b` followed by `k` zero bytes.
-static TABLES: [[u32; 256]; 4] = tables();
+static TABLES: [[u32; 256]; 8] = tables();
 
 /// The reflected polynomial.
 const POLYNOMIAL: u32 = 0xedb8_8320;
 
-const fn tables() -> [[u32; 256]; 4] {
-    let mut tables = [[0; 256]; 4];
+const fn tables() -> [[u32; 256]; 8] {
+    let mut tables = [[0; 256]; 8];
     let mut byte = 0;
     while byte < 256 {
         let mut crc = byte as u32;
@@ -20,7 +20,7 @@ const fn tables() -> [[u32; 256]; 4] {
         byte += 1;
     }
     let mut zeros = 1;
-    while zeros < 4 {
+    while zeros < 8 {
         let mut byte = 0;
         while byte < 256 {
             let crc = tables[zeros - 1][byte];
@@ -50,6 +50,24 @@ impl Crc {
                 ^ TABLES[2][usize::from(b)]
                 ^ TABLES[1][usize::from(c)]
                 ^ TABLES[0][usize::from(d)],
+        )
+    }
+
+    /// Adds the next eight bytes, in hardly more time than four.
+    #[inline(always)]
+    #[must_use]
+    pub fn pair(self, bytes: [u8; 8]) -> Self {
+        let [first @ .., e, f, g, h] = bytes;
+        let [a, b, c, d] = (self.0 ^ u32::from_le_bytes(first)).to_le_bytes();
+        Self(
+            TABLES[7][usize::from(a)]
+                ^ TABLES[6][usize::from(b)]
+                ^ TABLES[5][usize::from(c)]
+                ^ TABLES[4][usize::from(d)]
+                ^ TABLES[3][usize::from(e)]
+                ^ TABLES[2][usize::from(f)]
+                ^ TABLES[1][usize::from(g)]
+                ^ TABLES[0][usize::from(h)],
         )
     }
 
@@ -92,6 +110,11 @@ mod tests {
         ) {
             let bytes = words.concat();
             prop_assert_eq!(by_word(&bytes), by_bit(&bytes));
+            let (pairs, rest) = bytes.as_chunks();
+            let crc = pairs.iter().copied().fold(Crc::START, Crc::pair);
+            let (words, _) = rest.as_chunks();
+            let crc = words.iter().copied().fold(crc, Crc::word);
+            prop_assert_eq!(crc.finish(), by_bit(&bytes));
         }
     }
 }

@@ -50,6 +50,21 @@ pub fn check<const MAX: usize, const ATTRIBUTES: usize, P: Packet>(
     unknown: impl FnMut(u16) -> Result<(), Reason>,
 ) -> Result<Sum, Reason> {
     check_header::<MAX, P>(packet, at, length)?;
+    check_body::<MAX, ATTRIBUTES, P>(packet, at, length, unknown)
+}
+
+/// The rest of [`check`], after [`check_header`].
+///
+/// # Errors
+///
+/// As [`check`].
+#[inline(always)]
+pub fn check_body<const MAX: usize, const ATTRIBUTES: usize, P: Packet>(
+    packet: &P,
+    at: usize,
+    length: usize,
+    unknown: impl FnMut(u16) -> Result<(), Reason>,
+) -> Result<Sum, Reason> {
     let has_fingerprint = check_attributes::<MAX, ATTRIBUTES, P>(packet, at, length, unknown)?;
     let digest = digest::<MAX, P>(packet, at, length)?;
     if has_fingerprint && digest.last != (digest.crc.finish() ^ FINGERPRINT_XOR).to_be_bytes() {
@@ -58,8 +73,13 @@ pub fn check<const MAX: usize, const ATTRIBUTES: usize, P: Packet>(
     Ok(digest.sum)
 }
 
+/// Checks the header only, which tells what kind of message it is and whether it may be long enough.
+///
+/// # Errors
+///
+/// The reason why this is no request to answer.
 #[inline(always)]
-fn check_header<const MAX: usize, P: Packet>(
+pub fn check_header<const MAX: usize, P: Packet>(
     packet: &P,
     at: usize,
     length: usize,
@@ -97,7 +117,7 @@ fn check_attributes<const MAX: usize, const ATTRIBUTES: usize, P: Packet>(
             return Ok(false);
         }
         let [kind_high, kind_low, value_high, value_low] =
-            packet.read(at + next).ok_or(Reason::InvalidStunLength)?;
+            packet.read_anywhere(at + next).ok_or(Reason::InvalidStunLength)?;
         let kind = u16::from_be_bytes([kind_high, kind_low]);
         let value = usize::from(u16::from_be_bytes([value_high, value_low]));
         // The comparison with a constant is for verifiers before Linux 6.8, which learn no bounds
@@ -133,21 +153,36 @@ struct Digest {
 
 /// Computes everything in one pass, apart from the attributes: every offset is then a constant to the
 /// kernel's verifier, which else would follow each combination of message and attribute length.
+///
+/// The length is a multiple of four, and at least the header's.
 #[inline(always)]
 fn digest<const MAX: usize, P: Packet>(
     packet: &P,
     at: usize,
     length: usize,
 ) -> Result<Digest, Reason> {
-    let mut digest = Digest { sum: Sum::ZERO, crc: Crc::START, last: [0; 4] };
-    let (mut crc, mut crc_before_last) = (Crc::START, Crc::START);
+    let cut = Reason::InvalidStunLength;
+    let (mut sum, mut crc) = (Sum::ZERO, Crc::START);
     let mut offset = 0;
-    while offset < MAX && offset < length {
-        digest.last = packet.read(at + offset).ok_or(Reason::InvalidStunLength)?;
-        digest.sum = digest.sum.word(u32::from_ne_bytes(digest.last));
-        (digest.crc, crc_before_last) = (crc_before_last, crc);
-        crc = crc.word(digest.last);
+    // What comes before the last two words, two words at a step, and then the one that may be left.
+    while offset + 16 <= MAX && offset + 16 <= length {
+        let pair: [u8; 8] = packet.read_anywhere(at + offset).ok_or(cut)?;
+        sum = add_pair(sum, pair);
+        crc = crc.pair(pair);
+        offset += 8;
+    }
+    if offset + 12 <= length {
+        let word = packet.read_anywhere(at + offset).ok_or(cut)?;
+        sum = sum.word(u32::from_ne_bytes(word));
+        crc = crc.word(word);
         offset += 4;
     }
-    Ok(digest)
+    let pair: [u8; 8] = packet.read_anywhere(at + offset).ok_or(cut)?;
+    let [_, _, _, _, last @ ..] = pair;
+    Ok(Digest { sum: add_pair(sum, pair), crc, last })
+}
+
+#[inline(always)]
+const fn add_pair(sum: Sum, [a, b, c, d, e, f, g, h]: [u8; 8]) -> Sum {
+    sum.word(u32::from_ne_bytes([a, b, c, d])).word(u32::from_ne_bytes([e, f, g, h]))
 }

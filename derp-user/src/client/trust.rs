@@ -59,7 +59,7 @@ impl FromStr for Pin {
 impl Trust {
     /// The TLS settings of a client. As Tailscale's clients, it offers no ALPN; it never resumes a
     /// session, so that each connection costs the relay the same.
-    pub(super) fn tls_config(&self) -> Result<ClientConfig, ClientError> {
+    pub(crate) fn tls_config(&self) -> Result<ClientConfig, ClientError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let accept_any = AcceptAny(Arc::clone(&provider));
         let builder = ClientConfig::builder_with_provider(provider)

@@ -1,21 +1,26 @@
 //! The command line and the small files it names.
 //!
 //! [`Options`] is the command line as written: parsing it touches nothing. [`Config`] is what it means, checked,
-//! with every default and environment variable resolved. [`load_identity`] and [`load_mesh_key`] read the files.
+//! with every default and environment variable resolved. [`load_identity`] and its like read the files.
 
+mod admission;
 mod arguments;
 mod duration;
 mod error;
+mod file;
 mod key_file;
 mod options;
+mod rate_file;
 mod resolve;
 mod unsupported;
 
 pub use arguments::{Invocation, parse};
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
+pub use file::{FileSettings, Pin, RelaySettings, StunSettings, load_file};
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
 pub use options::{CertificateMode, Options};
+pub use rate_file::load_rate_limit;
 pub use resolve::{
     Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshConfig, MeshKeySource,
     TcpSettings, TlsSettings,

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use clap::{Parser, ValueEnum, builder::ValueParser};
 
 use super::GoDuration;
-use crate::dataplane::Mode;
+use crate::dataplane::{Mode, Pin};
 
 /// Where certificates come from; the words are derper's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -83,6 +83,46 @@ pub struct Options {
     #[arg(id = "dev", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = IDENTITY)]
     pub dev: bool,
 
+    /// Ask the local tailscaled about every client: those in its tailnet are admitted
+    #[arg(id = "verify-clients", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = ADMISSION)]
+    pub verify_clients: bool,
+    /// Socket of tailscaled, for -verify-clients [default: /var/run/tailscale/tailscaled.sock]
+    #[arg(id = "socket", long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ADMISSION)]
+    pub socket: String,
+    /// Ask this HTTP server about every client. If -verify-clients is given too, both must agree
+    #[arg(id = "verify-client-url", long, value_name = "URL", default_value = "", hide_default_value = true, help_heading = ADMISSION)]
+    pub verify_client_url: String,
+    /// Admit clients while that server cannot be reached
+    #[arg(id = "verify-client-url-fail-open", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = ADMISSION)]
+    pub verify_client_url_fail_open: bool,
+    /// Time for which answers of the two are remembered, refusals for 5s at most; 0 to ask every time
+    #[arg(id = "verify-cache", long, value_name = "DURATION", default_value = "0s", allow_hyphen_values = true, help_heading = ADMISSION)]
+    pub verify_cache: GoDuration,
+    /// Admit the keys in this file, or in the files of this directory: one `nodekey:...` per line, # begins a
+    /// comment. Read again when it changes
+    #[arg(id = "allow-keys", long, value_name = "PATH", default_value = "", hide_default_value = true, help_heading = ADMISSION)]
+    pub allow_keys: String,
+    /// Admit the nodes that a control server lists at this address: Tailscale's
+    /// `https://api.tailscale.com/api/v2/tailnet/-/devices` or Headscale's `https://HOST/api/v1/node`
+    #[arg(id = "allow-from-api", long, value_name = "URL", default_value = "", hide_default_value = true, help_heading = ADMISSION)]
+    pub allow_from_api: String,
+    /// File with the API key for -allow-from-api
+    #[arg(id = "api-token-file", long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ADMISSION)]
+    pub api_token_file: String,
+    /// How often the control server is asked; earlier if a client comes that is not listed
+    #[arg(id = "api-interval", long, value_name = "DURATION", default_value = "1m", allow_hyphen_values = true, help_heading = ADMISSION)]
+    pub api_interval: GoDuration,
+    /// How long its last answer counts while it does not answer; 0 for ever
+    #[arg(id = "api-lifetime", long, value_name = "DURATION", default_value = "24h", allow_hyphen_values = true, help_heading = ADMISSION)]
+    pub api_lifetime: GoDuration,
+
+    /// Addresses and networks of proxies, separated by commas, whose connections begin with a PROXY protocol header
+    /// that says where they come from
+    #[arg(id = "proxy-protocol-from", long, value_name = "LIST", default_value = "", hide_default_value = true, help_heading = LISTENING)]
+    pub proxy_protocol_from: String,
+    /// JSON file with the bytes per second that each client may send; read again on SIGHUP
+    #[arg(id = "rate-config", long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = LIMITS)]
+    pub rate_config: String,
     /// New TLS connections per second; more are closed at once
     #[arg(id = "accept-connection-limit", long, value_name = "NUMBER", default_value = "+Inf", value_parser = ValueParser::new(parse_rate), help_heading = LIMITS)]
     pub accept_connection_limit: f64,
@@ -112,7 +152,14 @@ pub struct Options {
     /// works; `off` leaves STUN to userspace
     #[arg(id = "xdp-mode", long, value_name = "MODE", default_value_t = Mode::Auto, help_heading = KERNEL)]
     pub xdp_mode: Mode,
+    /// Directory in a BPF file system where the kernel data plane stays when derpd ends, until `derpd detach`; `off`
+    /// takes it along [default: /sys/fs/bpf/derpd, if possible]
+    #[arg(id = "xdp-pin", long, value_name = "DIRECTORY", help_heading = KERNEL)]
+    pub xdp_pin: Option<Pin>,
 
+    /// Configuration file for the UDP relay, STUN limits and pinning, in TOML
+    #[arg(id = "config", long, value_name = "FILE", help_heading = OTHER)]
+    pub config: Option<String>,
     /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
     #[arg(id = "log", long, value_name = "FILTER", help_heading = OTHER)]
     pub log: Option<String>,
@@ -124,11 +171,14 @@ pub struct Options {
 const LISTENING: &str = "Listening";
 const IDENTITY: &str = "Keys and certificates";
 const MESH: &str = "Mesh";
+const ADMISSION: &str = "Admission";
 const LIMITS: &str = "Limits";
 const KERNEL: &str = "Kernel data plane";
 const OTHER: &str = "Other";
 
 const USAGE: &str = "derpd [flags]
+       derpd check               shows what the kernel data plane needs, and what is attached
+       derpd detach              removes what stays attached when derpd has ended
        derpd bench --help        measures any DERP server by putting load on it
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
@@ -140,6 +190,8 @@ Environment:
   TS_ALLOW_DEBUG_IP                          address that may see /debug/
   TS_DEBUG_TRUSTED_CIDRS                     networks that may see /debug/, separated by commas
   TS_DEBUG_KEY_PATH                          file with a secret; /debug/?debugkey=SECRET opens the pages
+  TS_DEBUG_VERBOSE_DROPS                     keys, 64 hex digits each, separated by commas: log packets lost on the way
+                                             to these
   TAILSCALE_DERPER_MESH_KEY                  mesh key, only with -dev
   RUST_LOG                                   as -log, if that is not given
 ";

@@ -7,14 +7,17 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
-use super::{CertificateMode, ConfigError, GoDuration, Options};
+use super::{CertificateMode, ConfigError, GoDuration, Options, admission};
 use crate::{
+    admit,
     client::{ClientError, Trust},
-    dataplane::Mode,
+    dataplane::{Mode, Pin},
     http::Home,
-    proto::keys::MeshKey,
+    proto::keys::{MeshKey, NodePublic, decode_hex},
+    proxy_protocol::parse_networks,
     server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError},
 };
 
@@ -53,6 +56,12 @@ pub struct Config {
     pub mesh: Option<MeshConfig>,
     /// What unmatched paths show.
     pub home: Home,
+    /// Who may use the relay.
+    pub admission: admit::Settings,
+    /// Proxies whose PROXY protocol headers are believed.
+    pub proxies: Vec<IpNet>,
+    /// File with the byte rate limit of each client.
+    pub rate_config: Option<PathBuf>,
     /// Limits and timeouts of connections.
     pub tcp: TcpSettings,
     /// Packets of each kind that wait for one client.
@@ -65,6 +74,12 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
+    /// Keys whose lost packets are logged.
+    pub verbose_drops: Vec<NodePublic>,
+    /// Whether it goes on without the process, if the command line says so.
+    pub xdp_pin: Option<Pin>,
+    /// The configuration file.
+    pub file: Option<PathBuf>,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
@@ -243,11 +258,17 @@ impl Config {
             mesh: mesh(&options, &mesh_key)?,
             mesh_key,
             home: options.home.parse()?,
+            admission: admission::settings(&options)?,
+            proxies: proxies(&options)?,
+            rate_config: (!options.rate_config.is_empty()).then(|| (&options.rate_config).into()),
             tcp: tcp_settings(&options)?,
             queue_depth: queue_depth(environment)?,
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
+            verbose_drops: verbose_drops(environment)?,
+            xdp_pin: options.xdp_pin,
+            file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
                 networks: environment.text("TS_DEBUG_TRUSTED_CIDRS"),
@@ -258,6 +279,14 @@ impl Config {
             xdp_interfaces: options.xdp_interface,
         })
     }
+}
+
+fn proxies(options: &Options) -> Result<Vec<IpNet>, ConfigError> {
+    parse_networks(&options.proxy_protocol_from).map_err(|error| ConfigError::Flag {
+        flag: "proxy-protocol-from",
+        value: options.proxy_protocol_from.clone(),
+        reason: error.to_string(),
+    })
 }
 
 /// The least and the most threads that relay.
@@ -466,6 +495,17 @@ fn queue_depth(environment: &Environment<'_>) -> Result<usize, ConfigError> {
             reason: format!("must be a number from 1 to {MAX_QUEUE_DEPTH}"),
         }),
     }
+}
+
+fn verbose_drops(environment: &Environment<'_>) -> Result<Vec<NodePublic>, ConfigError> {
+    const VARIABLE: &str = "TS_DEBUG_VERBOSE_DROPS";
+    let Some(value) = environment.text(VARIABLE) else { return Ok(Vec::new()) };
+    let parse = |text: &str| decode_hex(text.trim()).map(NodePublic::from_bytes);
+    value.split(',').map(parse).collect::<Result<_, _>>().map_err(|error| ConfigError::Variable {
+        name: VARIABLE,
+        value: value.clone(),
+        reason: error.to_string(),
+    })
 }
 
 fn log_filter(

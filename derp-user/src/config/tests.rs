@@ -5,7 +5,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{key_file::*, *};
-use crate::{client::Trust, http::Home, server::AcceptLimit};
+use crate::{client::Trust, http::Home, relay::limit::RateLimit, server::AcceptLimit};
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
     match parse(arguments.iter().map(OsString::from))? {
@@ -126,11 +126,12 @@ fn faults_are_one_sentence_that_names_the_flag() {
             "-xdp-mode \"fast\": unknown XDP mode \"fast\": expected native, generic, auto or off",
         ),
         (&["-certmode=none"], "-certmode \"none\": must be one of manual, letsencrypt, gcp"),
+        (&["-ace"], "-ace: derpd does not support tunnels for Tailscale's control plane"),
+        (&["-verify-clients=perhaps"], "-verify-clients \"perhaps\": must be true or false"),
         (
-            &["-verify-clients"],
-            "-verify-clients: derpd does not support verifying clients with tailscaled",
+            &["-verify-cache", "5"],
+            "-verify-cache \"5\": a duration needs a unit, as in 15s, 1h30m or 100ms",
         ),
-        (&["-rate-config=/x"], "-rate-config: derpd does not support rate limits per client"),
     ] {
         assert_eq!(options(arguments).unwrap_err().to_string(), expected);
     }
@@ -377,6 +378,17 @@ fn the_kernel_answers_nothing_but_stun() {
 }
 
 #[test]
+fn the_configuration_file() {
+    let file = |arguments: &[&str]| resolve(&[&["-a=:1"], arguments].concat()).unwrap().file;
+    assert_eq!(file(&[]), None);
+    assert_eq!(file(&["-config="]), None);
+    assert_eq!(
+        file(&["-config", "/etc/derpd.toml"]).as_deref(),
+        Some(Path::new("/etc/derpd.toml"))
+    );
+}
+
+#[test]
 fn home_page() {
     let home = |value: &str| resolve(&["-a=:1", "-home", value]).map(|config| config.home);
     assert_eq!(home("blank").unwrap(), Home::Blank);
@@ -498,5 +510,136 @@ proptest! {
         let at = position.index(contents.len());
         contents[at] = byte;
         let _ = parse_key_file(&contents);
+    }
+}
+
+#[test]
+fn admission_is_open_unless_something_is_configured() {
+    let settings = |arguments: &[&str]| {
+        let mut all = vec!["-a=:1"];
+        all.extend(arguments);
+        resolve(&all).map(|config| config.admission)
+    };
+    assert_eq!(settings(&[]).unwrap(), Default::default());
+    assert_eq!(settings(&["-socket=/x", "-verify-clients=false"]).unwrap(), Default::default());
+    let asked = settings(&["-verify-clients", "-verify-client-url=https://a.test/x"]).unwrap();
+    assert_eq!(asked.tailscaled.as_deref(), Some(Path::new("/var/run/tailscale/tailscaled.sock")));
+    let url = asked.url.unwrap();
+    assert!(url.fail_open, "as derper");
+    assert_eq!(url.uri, "https://a.test/x");
+    let closed = ["-verify-client-url=http://[::1]:80", "-verify-client-url-fail-open=false"];
+    assert!(!settings(&closed).unwrap().url.unwrap().fail_open);
+    let api = settings(&["-allow-from-api=https://a.test/api/v1/node", "-api-token-file=/t"]);
+    let api = api.unwrap().api.unwrap();
+    assert_eq!(
+        (api.interval, api.lifetime),
+        (Duration::from_secs(60), Some(Duration::from_secs(86400)))
+    );
+    let forever = ["-allow-from-api=https://a.test", "-api-token-file=/t", "-api-lifetime=0"];
+    assert_eq!(settings(&forever).unwrap().api.unwrap().lifetime, None);
+}
+
+#[test]
+fn settings_of_admission_that_make_no_sense() {
+    for (arguments, expected) in [
+        (
+            ["-verify-client-url=a.test/x"].as_slice(),
+            "-verify-client-url \"a.test/x\": write http://host/path or https://host/path",
+        ),
+        (
+            &["-verify-client-url=ftp://a.test/"],
+            "-verify-client-url \"ftp://a.test/\": write http://host/path or https://host/path",
+        ),
+        (
+            &["-verify-client-url=https://me:secret@a.test/"],
+            "-verify-client-url \"...\": a user name or password in the address is not supported",
+        ),
+        (
+            &["-allow-from-api=/api/v1/node", "-api-token-file=/t"],
+            "-allow-from-api \"/api/v1/node\": write http://host/path or https://host/path",
+        ),
+        (
+            &["-allow-from-api=https://a.test/x"],
+            "-allow-from-api \"https://a.test/x\": needs -api-token-file, a file with the API key",
+        ),
+        (
+            &["-api-token-file=/t"],
+            "-api-token-file \"/t\": a token is of no use without -allow-from-api",
+        ),
+        (
+            &["-allow-from-api=https://a.test", "-api-token-file=/t", "-api-interval=10ms"],
+            "-api-interval \"10ms\": must be at least 1s",
+        ),
+        (
+            &["-allow-from-api=https://a.test", "-api-token-file=/t", "-api-interval=-1s"],
+            "-api-interval \"-1s\": must not be negative",
+        ),
+        (
+            &["-allow-from-api=https://a.test", "-api-token-file=/t", "-api-lifetime=30s"],
+            "-api-lifetime \"30s\": must not be shorter than -api-interval",
+        ),
+        (&["-verify-clients", "-verify-cache=-1s"], "-verify-cache \"-1s\": must not be negative"),
+        (
+            &["-verify-cache=1m"],
+            "-verify-cache \"1m\": there is nothing to remember without -verify-clients or \
+             -verify-client-url",
+        ),
+        (
+            &["-proxy-protocol-from=10.0.0.0/8,proxy"],
+            "-proxy-protocol-from \"10.0.0.0/8,proxy\": \"proxy\" is neither an IP address nor a \
+             network like 10.0.0.0/8",
+        ),
+    ] {
+        let mut all = vec!["-a=:1"];
+        all.extend(arguments);
+        let error = resolve(&all).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(error.exit_status(), 2);
+    }
+}
+
+#[test]
+fn case_57_rate_files_are_read_as_go_reads_them() {
+    let limit =
+        |bytes_per_second, burst, announced| Some(RateLimit { bytes_per_second, burst, announced });
+    for (text, expected) in [
+        ("{}", None),
+        ("null", None),
+        ("{\"PerClientRateLimitBytesPerSec\":0,\"PerClientRateBurstBytes\":9}", None),
+        ("{\"PerClientRateLimitBytesPerSec\":1000}", limit(1000, 65568, false)),
+        ("{\"perclientratelimitbytespersec\":1000,\"Other\":[]}", limit(1000, 65568, false)),
+        (
+            "{\"PerClientRateLimitBytesPerSec\":5,\"PerClientRateBurstBytes\":100000}",
+            limit(5, 100_000, false),
+        ),
+        (
+            "{\"PerClientRateLimitBytesPerSec\":5,\"PerClientRateBurstBytes\":null,\
+             \"AnnounceToClients\":true}",
+            limit(5, 65568, true),
+        ),
+    ] {
+        assert_eq!(rate_file::parse_rate_limit(text.as_bytes()), Ok(expected), "{text}");
+    }
+    for (text, part) in [
+        ("", "not a JSON object of rate limits"),
+        ("[]", "not a JSON object of rate limits"),
+        ("{\"PerClientRateLimitBytesPerSec\":1000", "not a JSON object of rate limits"),
+        ("{} {}", "not a JSON object of rate limits"),
+        (
+            "{\"PerClientRateLimitBytesPerSec\":-1}",
+            "\"PerClientRateLimitBytesPerSec\" is -1, not a whole number of bytes",
+        ),
+        (
+            "{\"PerClientRateBurstBytes\":1.5}",
+            "\"PerClientRateBurstBytes\" is 1.5, not a whole number of bytes",
+        ),
+        (
+            "{\"PerClientRateLimitBytesPerSec\":\"fast\"}",
+            "\"PerClientRateLimitBytesPerSec\" is \"fast\", not a whole number of bytes",
+        ),
+        ("{\"AnnounceToClients\":1}", "\"AnnounceToClients\" is 1, not true or false"),
+    ] {
+        let error = rate_file::parse_rate_limit(text.as_bytes()).unwrap_err();
+        assert!(error.contains(part), "{text}: {error}");
     }
 }

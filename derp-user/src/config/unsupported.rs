@@ -1,7 +1,7 @@
 //! Flags of derper for what this program does not do.
 //!
 //! Refused when they ask for something; accepted when they spell out that nothing is asked for, as scripts and
-//! container images do (`-verify-clients=false`).
+//! container images do (`-ace=false`).
 
 use super::UsageError;
 
@@ -21,26 +21,19 @@ enum Kind {
     Text,
     /// A text that only refines another flag of this table, so alone it asks for nothing.
     Detail,
-    /// A switch that only refines another flag of this table.
-    SwitchDetail,
 }
 
-const FOREIGN: [Foreign; 15] = [
+const FOREIGN: [Foreign; 10] = [
     foreign("ace", Kind::Switch, "tunnels for Tailscale's control plane"),
     foreign("acme-eab-key", Kind::Detail, "certificates by ACME"),
     foreign("acme-eab-kid", Kind::Detail, "certificates by ACME"),
     foreign("acme-email", Kind::Detail, "certificates by ACME"),
     foreign("acme-ip-certs", Kind::Switch, "certificates by ACME"),
     foreign("bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
-    foreign("rate-config", Kind::Text, "rate limits per client"),
     foreign("secrets-cache-dir", Kind::Detail, "secrets from setec"),
     foreign("secrets-path-prefix", Kind::Detail, "secrets from setec"),
     foreign("secrets-url", Kind::Text, "secrets from setec"),
-    foreign("socket", Kind::Detail, "verifying clients with tailscaled"),
     foreign("unpublished-bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
-    foreign("verify-client-url", Kind::Text, "verifying clients by URL"),
-    foreign("verify-client-url-fail-open", Kind::SwitchDetail, "verifying clients by URL"),
-    foreign("verify-clients", Kind::Switch, "verifying clients with tailscaled"),
 ];
 
 const fn foreign(name: &'static str, kind: Kind, feature: &'static str) -> Foreign {
@@ -55,7 +48,7 @@ impl Foreign {
 
     /// Whether the flag stands for true when it has no value.
     pub(super) fn is_switch(&self) -> bool {
-        matches!(self.kind, Kind::Switch | Kind::SwitchDetail)
+        self.kind == Kind::Switch
     }
 
     /// Accepts the value if it asks for nothing.
@@ -63,7 +56,7 @@ impl Foreign {
         let asks_for_nothing = match self.kind {
             Kind::Switch => super::options::parse_boolean(value) == Ok(false),
             Kind::Text => value.is_empty(),
-            Kind::Detail | Kind::SwitchDetail => true,
+            Kind::Detail => true,
         };
         if asks_for_nothing {
             return Ok(());

@@ -8,7 +8,8 @@ use aya::{
     programs::{ProgramError, xdp::XdpError},
 };
 
-use super::{Mode, capability, mode::AttachedMode};
+use super::{Mode, mode::AttachedMode, pin::PinError};
+use crate::privilege::Held;
 
 /// Why the kernel data plane cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +62,8 @@ pub enum DataplaneError {
     /// Another XDP program has the interface.
     #[error(
         "interface {interface} already has an XDP program; `bpftool net show dev {interface}` \
-         names it and `ip link set dev {interface} xdp off` removes it"
+         names it; `ip link set dev {interface} xdp off` removes it, or `derpd detach` if it is one that a \
+         derpd left behind"
     )]
     Occupied {
         /// The interface.
@@ -74,6 +76,16 @@ pub enum DataplaneError {
         interface: String,
         /// The mode that was tried.
         mode: AttachedMode,
+    },
+    /// Frames would be lost, or are.
+    #[error("XDP in {mode} mode does not work on {interface}: {reason}")]
+    Loses {
+        /// The interface.
+        interface: String,
+        /// The mode.
+        mode: AttachedMode,
+        /// What loses them, and what mends it.
+        reason: String,
     },
     /// Attaching failed in another way.
     #[error("cannot attach to {interface} in {mode} mode: {source}")]
@@ -93,6 +105,19 @@ pub enum DataplaneError {
         /// What the kernel said.
         source: MapError,
     },
+    /// A map cannot have this size.
+    #[error("{value} {what} are not possible: {allowed}")]
+    MapSize {
+        /// What is counted.
+        what: &'static str,
+        /// The number that was given.
+        value: u32,
+        /// What may be given.
+        allowed: String,
+    },
+    /// Nothing can be pinned, or what is pinned cannot be used.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// The host's addresses could not be read.
     #[error("cannot read this host's addresses: {0}")]
     Addresses(#[source] io::Error),
@@ -139,12 +164,33 @@ impl DataplaneError {
         }
     }
 
+    /// Tells whether going on without the kernel would disturb somebody else, or hide a mistake.
+    pub(super) fn is_fatal(&self) -> bool {
+        match self {
+            Self::Pin(error) => error.is_conflict(),
+            Self::UnknownInterface { .. } | Self::MapSize { .. } => true,
+            Self::NoObject
+            | Self::NoInterface(_)
+            | Self::MissingCapability { .. }
+            | Self::Refused { .. }
+            | Self::Load(_)
+            | Self::Mismatch { .. }
+            | Self::Occupied { .. }
+            | Self::Unsupported { .. }
+            | Self::Attach { .. }
+            | Self::Map { .. }
+            | Self::Addresses(_)
+            | Self::Netlink(_)
+            | Self::Loses { .. } => false,
+        }
+    }
+
     pub(super) fn map(map: &'static str) -> impl Fn(MapError) -> Self {
         move |source| Self::Map { map, source }
     }
 
     fn not_permitted(operation: &'static str) -> Self {
-        Self::MissingCapability { operation, missing: capability::missing() }
+        Self::MissingCapability { operation, missing: Held::read().missing() }
     }
 }
 
@@ -157,7 +203,7 @@ fn attach_errno(error: &ProgramError) -> Option<i32> {
 }
 
 /// Returns the first errno in the chain of sources.
-fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {

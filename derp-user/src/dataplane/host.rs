@@ -1,18 +1,30 @@
 //! What the kernel program must know of this host: its addresses and its interfaces' MACs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr},
 };
 
+use aya::maps::{DevMapHash, MapData, xdp::XdpMapError};
 use derp_common::{
     Address, AddressKind, Interface,
-    maps::{ADDRESSES, INTERFACES},
+    maps::{ADDRESSES, DEVICES, INTERFACES},
 };
 use nix::{ifaddrs::InterfaceAddress, sys::socket::SockaddrStorage};
 
-use super::{DataplaneError, Tables};
+use super::{DataplaneError, Tables, features::Features, flows::is_missing};
+
+/// Returns the unicast addresses of this host, loopback left out, in this thread's network namespace.
+///
+/// # Errors
+///
+/// When the kernel cannot be asked.
+pub fn local_addresses() -> Result<Vec<IpAddr>, DataplaneError> {
+    let Snapshot { addresses, .. } = Snapshot::read()?;
+    let unicast = addresses.into_iter().filter(|(_, kind)| *kind == AddressKind::Unicast);
+    Ok(unicast.map(|(address, _)| address).collect())
+}
 
 /// The host's addresses and MACs at one moment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -32,6 +44,12 @@ impl Snapshot {
             snapshot.add(&entry);
         }
         Ok(snapshot)
+    }
+
+    /// Returns this host's own addresses.
+    pub(super) fn unicast(&self) -> impl Iterator<Item = IpAddr> {
+        let own = self.addresses.iter().filter(|(_, kind)| **kind == AddressKind::Unicast);
+        own.map(|(ip, _)| *ip)
     }
 
     fn add(&mut self, entry: &InterfaceAddress) {
@@ -70,34 +88,78 @@ fn ip_v4(address: &SockaddrStorage) -> Option<Ipv4Addr> {
 /// Keeps the kernel's tables equal to the host.
 pub(super) struct HostTables {
     tables: Tables,
-    written: Snapshot,
+    /// The interfaces that packets can be redirected to, each under its index.
+    devices: DevMapHash<MapData>,
+    written: Written,
     /// Indexes of the interfaces the program is attached to.
     attached: Vec<u32>,
+    /// Asks drivers what they can do; absent where the kernel cannot be asked.
+    features: Option<Features>,
+}
+
+/// What is in the kernel's tables.
+#[derive(Default)]
+struct Written {
+    addresses: BTreeMap<IpAddr, AddressKind>,
+    /// By interface index.
+    interfaces: BTreeMap<u32, Interface>,
+    /// Interfaces that packets can be redirected to.
+    devices: BTreeSet<u32>,
 }
 
 impl HostTables {
-    /// Takes empty tables.
-    pub(super) fn new(tables: Tables, attached: Vec<u32>) -> Self {
-        Self { tables, written: Snapshot::default(), attached }
+    /// Takes the tables with what an earlier daemon has written, if any did: a program that uses them goes
+    /// on meanwhile, and only what differs from the host will change.
+    pub(super) fn adopt(
+        mut tables: Tables,
+        devices: DevMapHash<MapData>,
+        attached: Vec<u32>,
+    ) -> Result<Self, DataplaneError> {
+        let mut written = Written::default();
+        let addresses: Vec<_> = tables.addresses.iter().collect();
+        for entry in addresses {
+            let (address, kind) = entry.map_err(DataplaneError::map(ADDRESSES))?;
+            match [AddressKind::Unicast, AddressKind::Broadcast]
+                .into_iter()
+                .find(|it| *it as u32 == kind)
+            {
+                Some(kind) => {
+                    written.addresses.insert(address.into(), kind);
+                }
+                None => {
+                    let removed = tables.addresses.remove(&address);
+                    removed.map_err(DataplaneError::map(ADDRESSES))?;
+                }
+            }
+        }
+        for entry in tables.interfaces.iter() {
+            let (index, interface) = entry.map_err(DataplaneError::map(INTERFACES))?;
+            written.interfaces.insert(index, interface);
+        }
+        for key in devices.keys() {
+            written.devices.insert(key.map_err(DataplaneError::map(DEVICES))?);
+        }
+        let features = Features::open()
+            .inspect_err(|error| tracing::debug!(%error, "drivers cannot be asked"))
+            .ok();
+        Ok(Self { tables, devices, written, attached, features })
     }
 
     /// Reads the host and writes what has changed since the last time.
     pub(super) fn refresh(&mut self) -> Result<(), DataplaneError> {
         let mut now = Snapshot::read()?;
         now.macs.retain(|index, _| self.attached.contains(index));
+        self.refresh_addresses(&now)?;
+        self.refresh_interfaces(&now)
+    }
+
+    fn refresh_addresses(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
         // Removals first, so that a full table has room for what replaces them.
-        let gone: Vec<_> = missing(&self.written.addresses, &now.addresses);
-        for ip in gone {
+        for ip in missing(&self.written.addresses, &now.addresses) {
             tracing::debug!(%ip, "address gone");
             let removed = self.tables.addresses.remove(&Address::from(ip));
             removed.map_err(DataplaneError::map(ADDRESSES))?;
             self.written.addresses.remove(&ip);
-        }
-        for index in missing(&self.written.macs, &now.macs) {
-            tracing::warn!(index, "interface with XDP attached is gone");
-            let removed = self.tables.interfaces.remove(&index);
-            removed.map_err(DataplaneError::map(INTERFACES))?;
-            self.written.macs.remove(&index);
         }
         for (&ip, &kind) in &now.addresses {
             if self.written.addresses.get(&ip) != Some(&kind) {
@@ -107,19 +169,74 @@ impl HostTables {
                 self.written.addresses.insert(ip, kind);
             }
         }
+        Ok(())
+    }
+
+    /// An interface is a device before the program is told to redirect to it, and for as long.
+    fn refresh_interfaces(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
+        for index in missing(&self.written.interfaces, &now.macs) {
+            tracing::warn!(index, "interface with XDP attached is gone, or no longer configured");
+            let removed = self.tables.interfaces.remove(&index);
+            removed.map_err(DataplaneError::map(INTERFACES))?;
+            self.written.interfaces.remove(&index);
+        }
         for (&index, &mac) in &now.macs {
-            if self.written.macs.get(&index) != Some(&mac) {
-                let added = self.tables.interfaces.insert(index, Interface::new(mac), 0);
+            let is_target = self.is_redirect_target(index) && self.add_device(index)?;
+            let interface =
+                Interface { is_redirect_target: u16::from(is_target), ..Interface::new(mac) };
+            if self.written.interfaces.get(&index) != Some(&interface) {
+                tracing::debug!(index, is_target, "interface");
+                let added = self.tables.interfaces.insert(index, interface, 0);
                 added.map_err(DataplaneError::map(INTERFACES))?;
-                self.written.macs.insert(index, mac);
+                self.written.interfaces.insert(index, interface);
             }
         }
+        let is_target = |index: &u32| {
+            self.written.interfaces.get(index).is_some_and(|it| it.is_redirect_target != 0)
+        };
+        let unused: Vec<_> =
+            self.written.devices.iter().filter(|index| !is_target(index)).copied().collect();
+        for index in unused {
+            match self.devices.remove(index) {
+                // The kernel removes interfaces that are gone.
+                Err(error) if !is_missing(&error) => {
+                    return Err(DataplaneError::map(DEVICES)(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+            self.written.devices.remove(&index);
+        }
         Ok(())
+    }
+
+    /// Tells whether frames from other interfaces can leave by one that the program is attached to.
+    fn is_redirect_target(&mut self, index: u32) -> bool {
+        let Some(features) = &mut self.features else { return true };
+        // A kernel that does not tell has to be believed: the program is there, which most drivers want.
+        features.is_redirect_target(index).unwrap_or(true)
+    }
+
+    /// Returns whether it is one.
+    fn add_device(&mut self, index: u32) -> Result<bool, DataplaneError> {
+        if self.written.devices.contains(&index) {
+            return Ok(true);
+        }
+        match self.devices.insert(index, index, None, 0) {
+            Ok(()) => {
+                self.written.devices.insert(index);
+                Ok(true)
+            }
+            Err(XdpMapError::MapError(error)) => Err(DataplaneError::map(DEVICES)(error)),
+            Err(error) => {
+                tracing::debug!(index, %error, "no redirects");
+                Ok(false)
+            }
+        }
     }
 }
 
 /// Returns the keys of `old` that `new` lacks.
-fn missing<K: Ord + Copy, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
+fn missing<K: Ord + Copy, V, W>(old: &BTreeMap<K, V>, new: &BTreeMap<K, W>) -> Vec<K> {
     old.keys().filter(|key| !new.contains_key(key)).copied().collect()
 }
 

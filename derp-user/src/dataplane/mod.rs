@@ -4,20 +4,33 @@
 //! `derp_common`; this module loads it, tells it about the host and reads its counters. Whatever it
 //! passes, or all there is where it cannot run, the userspace STUN server answers.
 
-mod capability;
 mod error;
+mod features;
+mod flows;
 mod host;
+pub mod inspect;
 mod kernel;
+mod layout;
+mod link;
 mod mode;
+mod netlink;
 mod object;
+mod pin;
+mod pinned;
+pub mod route;
+pub mod self_test;
 mod watch;
 mod xdp;
 
 pub use self::{
     error::DataplaneError,
-    kernel::{Count, Kernel, Tables},
+    flows::{FlowMaps, FlowTableError, KernelTables, Place, StoredFlow},
+    host::local_addresses,
+    kernel::{Count, Kernel, Tables, interface_name},
+    layout::MapSizes,
     mode::{AttachedMode, Mode, UnknownMode},
     object::{embedded_object, object_hash},
+    pin::{DEFAULT_DIRECTORY, Pin, PinError, UnknownPin},
     watch::Watcher,
-    xdp::{Attachment, Xdp, XdpOptions},
+    xdp::{Attachment, Prepared, Xdp, XdpOptions},
 };

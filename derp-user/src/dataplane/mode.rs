@@ -74,6 +74,9 @@ pub enum AttachedMode {
 }
 
 impl AttachedMode {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
     /// Returns the name it has in logs and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

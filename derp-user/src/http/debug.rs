@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, reply};
+use super::{Origin, Reply, Site, flows, reply};
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -26,6 +26,7 @@ impl Site {
                 ),
                 Err(findings) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, &findings),
             },
+            "/debug/flows" => flows::respond(request, (self.settings.flows)()),
             _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };
         below_index(reply::browser(page))
@@ -39,6 +40,7 @@ impl Site {
             ("Machine", settings.machine.clone()),
             ("TLS hostname", settings.hostname.clone()),
             ("Mesh key", settings.has_mesh_key.to_string()),
+            ("Admission", (settings.admission)()),
         ]
         .into_iter()
         .map(|(name, value)| {
@@ -51,6 +53,8 @@ impl Site {
              <ul>\n\
              <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format</li>\n\
              <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
+             <li><a href=\"/debug/flows\">UDP flows</a>, also \
+             <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
              </ul>\n"
         );
         reply::page("derper debug", &main)
@@ -69,7 +73,8 @@ fn below_index(mut response: Reply) -> Reply {
     response
 }
 
-fn uptime(elapsed: Duration) -> String {
+/// Returns a time in words.
+pub(super) fn uptime(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs();
     let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

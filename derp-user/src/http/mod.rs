@@ -5,6 +5,7 @@
 
 mod access;
 mod debug;
+mod flows;
 mod home;
 mod path;
 mod reply;
@@ -23,6 +24,8 @@ use hyper::{
 };
 pub use serve::{Outcome, serve_connection, serve_port80};
 pub use upgrade::{Upgrade, upgrade_refusal};
+
+use crate::flow::FlowView;
 
 /// A whole response; every page here fits in memory.
 pub type Reply = Response<Full<Bytes>>;
@@ -62,12 +65,16 @@ pub struct Settings {
     pub version: &'static str,
     /// Whether a mesh key is set, for the debug index.
     pub has_mesh_key: bool,
+    /// Says in words who may use the relay, for the debug index.
+    pub admission: Box<dyn Fn() -> String + Send + Sync>,
     /// Who may see `/debug/`.
     pub access: DebugAccess,
     /// When the process started.
     pub started: Instant,
     /// Renders the metrics.
     pub varz: Box<dyn Fn() -> String + Send + Sync>,
+    /// Returns the UDP flows.
+    pub flows: Box<dyn Fn() -> Vec<FlowView> + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }

@@ -5,6 +5,7 @@ use hyper::{
     StatusCode,
     http::{HeaderName, HeaderValue, header},
 };
+use serde::Serialize;
 
 use super::{Reply, STYLE_PATH};
 
@@ -77,6 +78,14 @@ pub(super) fn style(sheet: &'static str) -> Reply {
 /// Metrics in the Prometheus text format.
 pub(super) fn metrics(metrics: String) -> Reply {
     with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(metrics))
+}
+
+/// A JSON document.
+pub(super) fn json(document: &impl Serialize) -> Reply {
+    match serde_json::to_string(document) {
+        Ok(text) => with_body(StatusCode::OK, "application/json", Bytes::from(text + "\n")),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
 }
 
 /// Sends the client to `location`; a location that no header can hold is a bad request.

@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use super::{Listener, Origin, Site};
+use crate::proxy_protocol::TrustedProxies;
 
 /// A client gets this long to send a request head, also between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -92,6 +93,7 @@ where
 pub async fn serve_port80(
     listener: TcpListener,
     site: Arc<Site>,
+    proxies: Arc<TrustedProxies>,
     shutdown: impl Future<Output = ()>,
 ) {
     let permits = Arc::new(Semaphore::new(PORT80_CONNECTIONS));
@@ -109,10 +111,10 @@ pub async fn serve_port80(
         };
         match accepted {
             Ok((stream, remote)) => {
-                let site = Arc::clone(&site);
+                let (site, proxies) = (Arc::clone(&site), Arc::clone(&proxies));
                 connections.spawn(async move {
                     let _permit = permit;
-                    serve_stream(stream, remote, site).await;
+                    serve_stream(stream, remote, site, &proxies).await;
                 });
             }
             Err(error) => {
@@ -123,7 +125,13 @@ pub async fn serve_port80(
     }
 }
 
-async fn serve_stream(stream: TcpStream, remote: SocketAddr, site: Arc<Site>) {
+async fn serve_stream(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    site: Arc<Site>,
+    proxies: &TrustedProxies,
+) {
+    let Some(remote) = proxies.origin(&mut stream, peer).await else { return };
     let origin = Origin { remote, listener: Listener::Port80 };
     let service = service_fn(move |request: Request<Incoming>| {
         let (request, _body) = request.into_parts();

@@ -20,9 +20,11 @@ fn settings() -> Settings {
         machine: "relay<1>".to_owned(),
         version: "1.2.3",
         has_mesh_key: false,
+        admission: Box::new(|| "open: <everybody>".to_owned()),
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(|| "derp_accepts 1\n".to_owned()),
+        flows: Box::new(Vec::new),
         check: Box::new(|| Ok(())),
     }
 }
@@ -387,7 +389,7 @@ async fn port_80_serves_until_told_to_stop() {
     let address = listener.local_addr().unwrap();
     let site = Arc::new(Site::new(settings()));
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve_port80(listener, site, async {
+    let server = tokio::spawn(serve_port80(listener, site, Arc::default(), async {
         let _ = stopped.await;
     }));
     let mut client = TcpStream::connect(address).await.unwrap();
@@ -438,5 +440,85 @@ proptest! {
         if let Outcome::Derp { unread, .. } = outcome_of(&bytes) {
             prop_assert!(unread.ends_with(b"\x02\0\0\0\0"), "{unread:?}");
         }
+    }
+}
+
+/// A flow with as much as there can be in it, by way of a real flow table.
+fn some_flows(number: usize) -> Vec<FlowView> {
+    use crate::flow::{
+        EndSpec, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, TableSettings, Viewer,
+    };
+    let mut table = FlowTable::new(TableSettings { slots: 1024, idle_timeout: 0, seed: 0 });
+    for flow in 0..number {
+        let end = |remote| EndSpec { remote, local: Local { ip: None, port: 40000 }, sender: 0 };
+        let remote = format!("192.0.2.1:{}", flow + 1).parse().unwrap();
+        let spec = FlowSpec {
+            name: format!("<flow {flow}>"),
+            kind: if flow == 0 { Kind::Geneve { vni: Some(7) } } else { Kind::Any },
+            ends: [
+                end(Remote::Fixed(remote)),
+                end(Remote::Learn(vec!["10.0.0.0/8".parse().unwrap()])),
+            ],
+            rate: None,
+            lifetime: Lifetime::Configured,
+        };
+        table.add(spec, 0).unwrap();
+    }
+    table.views(&Viewer { has_kernel: true, interface_name: &|_| None, now: 0 })
+}
+
+#[test]
+fn flows_are_shown_to_people() {
+    let flows = |number| Settings { flows: Box::new(move || some_flows(number)), ..settings() };
+    let ask_flows = |number, line: &str, headers: &[(&str, &str)]| {
+        ask(flows(number), line, headers, main_from(LOOPBACK))
+    };
+    let browser = [("Accept", "text/html,application/xhtml+xml,application/json;q=0.9,*/*;q=0.8")];
+    let (status, headers, page) = ask_flows(2, "GET /debug/flows", &browser);
+    assert_eq!(
+        (status, headers["content-type"].to_str().unwrap()),
+        (200, "text/html; charset=utf-8")
+    );
+    for part in [
+        "2 flows, 0 forwarding",
+        "&lt;flow 0&gt;",
+        "<td rowspan=\"2\">7</td>",
+        "<td rowspan=\"2\">none</td>",
+        "192.0.2.1:1",
+        "to be learnt from 10.0.0.0/8",
+        "nobody: an end is not known",
+        "never",
+    ] {
+        assert!(page.contains(part), "{part} is missing from\n{page}");
+    }
+    assert!(!page.contains("<flow") && !page.contains("<script"));
+    assert!(ask_flows(501, "GET /debug/flows", &[]).2.contains("1 more are only in the JSON"));
+    assert!(ask_flows(0, "GET /debug/flows", &[]).2.contains("0 flows"));
+    assert!(ask_flows(0, "GET /debug/", &[]).2.contains("href=\"/debug/flows\""));
+}
+
+#[test]
+fn flows_are_told_to_programs() {
+    let flows = || Settings { flows: Box::new(|| some_flows(600)), ..settings() };
+    let json = [("Accept", "application/json")];
+    for (line, headers) in
+        [("GET /debug/flows?a=b&format=json", [].as_slice()), ("GET /debug/flows", &json)]
+    {
+        let (status, headers, body) = ask(flows(), line, headers, main_from(LOOPBACK));
+        assert_eq!((status, headers["content-type"].to_str().unwrap()), (200, "application/json"));
+        let document: serde_json::Value = serde_json::from_str(&body).unwrap();
+        let flows = document["flows"].as_array().unwrap();
+        assert_eq!(flows.len(), 600);
+        assert!(flows.iter().any(|flow| flow["vni"] == 7 && flow["name"] == "<flow 0>"));
+    }
+    let (_, headers, _) = ask(flows(), "GET /debug/flows?format=html", &json, main_from(LOOPBACK));
+    assert!(headers["content-type"].to_str().unwrap().starts_with("text/html"));
+}
+
+#[test]
+fn flows_are_behind_the_access_rule() {
+    for line in ["GET /debug/flows", "GET /debug/flows?format=json"] {
+        let (status, _, body) = ask(settings(), line, &[], main_from(STRANGER));
+        assert_eq!((status, body.as_str()), (403, "debug access denied\n"));
     }
 }

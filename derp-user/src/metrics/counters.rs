@@ -134,6 +134,8 @@ counters! {
     mesh_failures,
     /// Connections closed because a write took longer than allowed.
     write_timeouts,
+    /// Frames that had to wait for the rate limit of their client.
+    rate_limit_waits,
     /// Frames of unknown type, read and dropped.
     unknown_frames,
     /// Clients that began to call this server their home.

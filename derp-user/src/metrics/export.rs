@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::TextEncoder;
 
 use super::{
-    DropReason, Gauges, PacketKind, Totals,
+    DropReason, Gauges, PacketKind, Totals, UdpFigures,
     counters::FRAMES_PER_WRITE_BOUNDS,
     families::{Families, Sample},
     process::ProcessFigures,
 };
+use crate::{admit::AdmissionFigures, relay::limit::RateLimit};
 
 /// What the userspace STUN server has counted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,7 +29,7 @@ pub struct StunTotals {
 pub struct KernelCount {
     /// `ipv4`, `ipv6` or `unknown`.
     pub address_family: &'static str,
-    /// What became of the packets: `pass`, `tx` or `aborted`.
+    /// What became of the packets: `pass`, `drop`, `tx`, `redirect` or `aborted`.
     pub outcome: &'static str,
     /// Why, as the program's closed list of reasons spells it.
     pub reason: &'static str,
@@ -47,6 +48,15 @@ pub struct AttachedInterface {
     pub mode: &'static str,
 }
 
+/// What has been reloaded on SIGHUP.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Reloads {
+    /// Times everything was taken into use.
+    pub good: u64,
+    /// Times something was at fault, so that nothing changed.
+    pub bad: u64,
+}
+
 /// Everything one scrape shows.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -62,8 +72,18 @@ pub struct Report {
     pub totals: Totals,
     /// Values of the moment.
     pub gauges: Gauges,
+    /// Who was admitted, and by whom.
+    pub admission: AdmissionFigures,
+    /// The byte rate limit of each client, where there may be one.
+    pub rates: Option<Option<RateLimit>>,
+    /// Connections of trusted proxies without a good PROXY header, where there are such proxies.
+    pub proxy_faults: Option<u64>,
+    /// What came of SIGHUP.
+    pub reloads: Reloads,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
+    /// What is served over UDP in userspace.
+    pub udp: UdpFigures,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -78,8 +98,11 @@ impl Report {
         self.traffic(&mut families);
         self.connections(&mut families);
         self.mesh(&mut families);
+        self.admission(&mut families);
+        self.limits(&mut families);
         self.drops(&mut families);
         self.stun(&mut families);
+        self.udp.add_to(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         TextEncoder::new().encode_to_string(families.as_slice()).unwrap_or_else(|error| {
@@ -283,6 +306,82 @@ impl Report {
         families.gauge("derpd_mesh_links", help, gauges.mesh_links as f64);
     }
 
+    fn admission(&self, families: &mut Families) {
+        let admission = &self.admission;
+        families.counters(
+            "derpd_admissions_total",
+            "Logins decided, by who decided, how and why.",
+            admission.verdicts.iter().map(|(verdict, count)| Sample {
+                labels: [
+                    ("source", verdict.source()),
+                    ("decision", if verdict.is_admitted() { "admitted" } else { "refused" }),
+                    ("reason", verdict.reason()),
+                ],
+                value: *count as f64,
+            }),
+        );
+        families.counter(
+            "derpd_admission_cache_hits_total",
+            "Logins decided by an answer that was remembered.",
+            admission.cache_hits,
+        );
+        families.gauges(
+            "derpd_allowed_keys",
+            "Keys on each allow list.",
+            admission.lists.iter().map(|(source, keys, _)| Sample {
+                labels: [("source", *source)],
+                value: *keys as f64,
+            }),
+        );
+        families.gauges(
+            "derpd_allow_list_age_seconds",
+            "Time since the control server last sent its list.",
+            admission.lists.iter().filter_map(|(source, _, age)| {
+                Some(Sample { labels: [("source", *source)], value: (*age)?.as_secs_f64() })
+            }),
+        );
+        families.gauge(
+            "derpd_open_relay",
+            "1 if anybody may use this relay.",
+            if admission.open { 1.0 } else { 0.0 },
+        );
+    }
+
+    fn limits(&self, families: &mut Families) {
+        if let Some(limit) = self.rates {
+            let (rate, burst) = limit.map_or((0, 0), |limit| (limit.bytes_per_second, limit.burst));
+            families.gauge(
+                "derp_rate_limit_per_client_bytes_per_second",
+                "Bytes per second that each client may send; 0 for any number.",
+                rate as f64,
+            );
+            families.gauge(
+                "derp_rate_limit_per_client_burst_bytes",
+                "Bytes that each client may send at once.",
+                burst as f64,
+            );
+            families.counter(
+                "derp_rate_limit_per_client_waited",
+                "Frames that had to wait for the rate limit of their client.",
+                self.totals.rate_limit_waits,
+            );
+        }
+        if let Some(faults) = self.proxy_faults {
+            families.counter(
+                "derpd_proxy_protocol_errors_total",
+                "Connections of trusted proxies without a good PROXY header.",
+                faults,
+            );
+        }
+        families.counters(
+            "derpd_reloads_total",
+            "Reloads on SIGHUP, by result; after a failed one nothing has changed.",
+            [("ok", self.reloads.good), ("failed", self.reloads.bad)].map(|(result, count)| {
+                Sample { labels: [("result", result)], value: count as f64 }
+            }),
+        );
+    }
+
     fn drops(&self, families: &mut Families) {
         let series = |value: fn(&Totals, DropReason, PacketKind) -> u64| {
             DropReason::ALL.into_iter().flat_map(move |reason| {
@@ -374,7 +473,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::metrics::WorkerCounters;
+    use crate::{admit::Verdict, flow::StateView, metrics::WorkerCounters};
+
+    fn udp_totals() -> crate::udp::Totals {
+        let tally = crate::udp::Tally::default();
+        tally.refused(derp_common::Family::Ipv4, derp_common::Reason::UnknownVni, 100);
+        tally.forwarded(false, true, 2, 300);
+        let mut totals = crate::udp::Totals::default();
+        tally.add_to(&mut totals);
+        totals
+    }
 
     fn full_report() -> Report {
         let worker = WorkerCounters::default();
@@ -388,10 +496,26 @@ mod tests {
             tls: true,
             totals: Totals::sum([&worker]),
             gauges: Gauges { clients_local: 2, clients_remote: 3, ..Gauges::default() },
+            admission: AdmissionFigures {
+                open: false,
+                verdicts: vec![(Verdict::ListedByApi, 3), (Verdict::Denied, 2)],
+                cache_hits: 1,
+                lists: vec![
+                    ("allow_keys", 4, None),
+                    ("allow_api", 5, Some(Duration::from_millis(1500))),
+                ],
+            },
+            rates: Some(Some(RateLimit { bytes_per_second: 1000, burst: 65568, announced: false })),
+            proxy_faults: Some(6),
+            reloads: Reloads { good: 7, bad: 8 },
             stun: Some(StunTotals {
                 requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
                 families: [("ipv4", 7), ("ipv6", 0)],
             }),
+            udp: UdpFigures {
+                totals: udp_totals(),
+                flows: Some(vec![StateView::Forwarding, StateView::Learning]),
+            },
             kernel: vec![KernelCount {
                 address_family: "ipv4",
                 outcome: "tx",
@@ -455,17 +579,33 @@ mod tests {
             "derp_packets_sent",
             "derp_peer_gone_disconnected_frames",
             "derp_peer_gone_not_here_frames",
+            "derp_rate_limit_per_client_burst_bytes",
+            "derp_rate_limit_per_client_bytes_per_second",
+            "derp_rate_limit_per_client_waited",
             "derp_sclient_write_timeouts",
             "derp_sent_pong",
             "derp_total_dup_client_conns",
             "derp_unknown_frames",
             "derp_watchers",
             "derpd_active_workers",
+            "derpd_admission_cache_hits_total",
+            "derpd_admissions_total",
+            "derpd_allow_list_age_seconds",
+            "derpd_allowed_keys",
             "derpd_mesh_connects_total",
             "derpd_mesh_failures_total",
             "derpd_mesh_links",
             "derpd_mesh_packets_dropped_total",
+            "derpd_open_relay",
+            "derpd_proxy_protocol_errors_total",
+            "derpd_reloads_total",
             "derpd_tls_handshake_failures_total",
+            "derpd_udp_flows",
+            "derpd_udp_forwarded_bytes_total",
+            "derpd_udp_forwarded_packets_total",
+            "derpd_udp_notices_lost_total",
+            "derpd_udp_refused_packets_total",
+            "derpd_udp_send_failures_total",
             "derpd_xdp_interface",
             "process_cpu_seconds_total",
             "process_max_fds",
@@ -506,6 +646,14 @@ mod tests {
             "derp_buffered_write_frames_sum 104",
             "derp_buffered_write_frames_count 2",
             "stun_requests{disposition=\"success\"} 7",
+            "derpd_admissions_total{source=\"allow_api\",decision=\"admitted\",reason=\"listed\"} 3",
+            "derpd_admissions_total{source=\"url\",decision=\"refused\",reason=\"denied\"} 2",
+            "derpd_allowed_keys{source=\"allow_keys\"} 4",
+            "derpd_allow_list_age_seconds{source=\"allow_api\"} 1.5",
+            "derpd_open_relay 0",
+            "derp_rate_limit_per_client_burst_bytes 65568",
+            "derpd_proxy_protocol_errors_total 6",
+            "derpd_reloads_total{result=\"failed\"} 8",
             "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
             "derpd_xdp_interface{interface=\"eth0\",mode=\"native\"} 1",
             "process_start_unix_time 1700000000",
@@ -522,6 +670,8 @@ mod tests {
     fn leaves_out_what_does_not_run() {
         let report = Report {
             tls: false,
+            rates: None,
+            proxy_faults: None,
             stun: None,
             kernel: Vec::new(),
             interfaces: Vec::new(),
@@ -529,7 +679,11 @@ mod tests {
         };
         let names = family_names(&report.to_text());
         assert!(!names.iter().any(|name| {
-            name.starts_with("tls_") || name.starts_with("stun_") || name.contains("xdp")
+            name.starts_with("tls_")
+                || name.contains("rate_limit")
+                || name.contains("proxy")
+                || name.starts_with("stun_")
+                || name.contains("xdp")
         }));
     }
 }

@@ -8,8 +8,10 @@ pub mod counters;
 pub mod export;
 mod families;
 pub(crate) mod process;
+mod udp;
 
 pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
-pub use export::{AttachedInterface, KernelCount, Report, StunTotals};
+pub use export::{AttachedInterface, KernelCount, Reloads, Report, StunTotals};
+pub use udp::UdpFigures;
 
 pub use crate::relay::packet::{DropReason, PacketKind};

@@ -119,9 +119,18 @@ pub fn open_client_info(server: &NodePrivate, payload: &[u8]) -> Result<LoggedIn
 }
 
 impl LoggedIn {
-    /// The ServerInfo frame, header included, sealed with `nonce`, which must be random.
-    pub fn server_info(&self, nonce: [u8; NONCE_LENGTH]) -> Vec<u8> {
-        let text = format!("{{\"version\":{PROTOCOL_VERSION}}}");
+    /// The ServerInfo frame, header included, sealed with `nonce`, which must be random. With
+    /// `token_bucket`, bytes per second and burst, it asks the client to drop what it would send beyond.
+    pub fn server_info(
+        &self,
+        nonce: [u8; NONCE_LENGTH],
+        token_bucket: Option<(u64, u64)>,
+    ) -> Vec<u8> {
+        let limits = token_bucket.map(|(rate, burst)| {
+            format!(",\"TokenBucketBytesPerSecond\":{rate},\"TokenBucketBytesBurst\":{burst}")
+        });
+        let limits = limits.unwrap_or_default();
+        let text = format!("{{\"version\":{PROTOCOL_VERSION}{limits}}}");
         let sealed = self
             .sealed
             .encrypt(Nonce::from_slice(&nonce), text.as_bytes())
@@ -239,13 +248,21 @@ mod tests {
     fn case_17_server_info_is_53_bytes_and_opens() {
         let logged_in = open_client_info(&server(), &seal(b"{}")).unwrap();
         assert_eq!(logged_in.key, client().public());
-        let frame = logged_in.server_info([1; NONCE_LENGTH]);
+        let frame = logged_in.server_info([1; NONCE_LENGTH], None);
         assert_eq!(frame[..5], [3, 0, 0, 0, 53]);
         let public = PublicKey::from_bytes(*server().public().as_bytes());
         let text = SalsaBox::new(&public, &client().secret())
             .decrypt(Nonce::from_slice(&frame[5..29]), &frame[29..])
             .unwrap();
         assert_eq!(text, b"{\"version\":2}");
+
+        let frame = logged_in.server_info([1; NONCE_LENGTH], Some((1000, 65568)));
+        let text = SalsaBox::new(&public, &client().secret())
+            .decrypt(Nonce::from_slice(&frame[5..29]), &frame[29..])
+            .unwrap();
+        let announced: &[u8] =
+            b"{\"version\":2,\"TokenBucketBytesPerSecond\":1000,\"TokenBucketBytesBurst\":65568}";
+        assert_eq!(text, announced);
     }
 
     #[test]

@@ -1,6 +1,54 @@
-//! A token bucket on given time.
+//! Token buckets on given time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crate::proto::{frame::MAX_PACKET_LENGTH, keys::KEY_LENGTH};
+
+/// Bytes that every burst allows, and the most that one frame is charged: the largest SendPacket frame.
+pub const LEAST_BURST: u64 = (KEY_LENGTH + MAX_PACKET_LENGTH) as u64;
+
+/// How much each client may send (reference section 3.14).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RateLimit {
+    /// Bytes of frame payloads on average; never 0.
+    pub bytes_per_second: u64,
+    /// Bytes of frame payloads at once; at least [`LEAST_BURST`].
+    pub burst: u64,
+    /// Whether clients are told, so that they drop what is too much instead of being held up.
+    pub announced: bool,
+}
+
+/// Charges bytes: whoever takes more than there is waits until it has been refilled. Starts full.
+#[derive(Clone, Copy, Debug)]
+pub struct ByteBucket {
+    bytes_per_second: f64,
+    burst: f64,
+    /// Negative while somebody waits.
+    bytes: f64,
+    filled_at: Instant,
+}
+
+impl ByteBucket {
+    /// A full bucket.
+    pub fn new(limit: RateLimit, now: Instant) -> Self {
+        let burst = limit.burst as f64;
+        let bytes_per_second = limit.bytes_per_second as f64;
+        Self { bytes_per_second, burst, bytes: burst, filled_at: now }
+    }
+
+    /// Takes the bytes of one frame; how long its handling must wait.
+    pub fn charge(&mut self, length: u64, now: Instant) -> Duration {
+        let elapsed = now.saturating_duration_since(self.filled_at).as_secs_f64();
+        self.bytes = (self.bytes + elapsed * self.bytes_per_second).min(self.burst);
+        self.filled_at = self.filled_at.max(now);
+        self.bytes -= length.min(LEAST_BURST) as f64;
+        if self.bytes >= 0.0 {
+            return Duration::ZERO;
+        }
+        // A day at least for one byte per second; far from what a Duration or an Instant can hold.
+        Duration::from_secs_f64(-self.bytes / self.bytes_per_second)
+    }
+}
 
 /// Allows `burst` events at once and `per_second` on average. Starts full.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +97,34 @@ mod tests {
         assert_eq!(taken(&mut bucket, start + Duration::from_millis(1100)), 1);
         assert_eq!(taken(&mut bucket, start + Duration::from_secs(1000)), 3);
         assert_eq!(taken(&mut bucket, start), 0, "time that runs backwards adds nothing");
+    }
+
+    #[test]
+    fn case_57_bytes_pass_at_once_up_to_the_burst_and_then_wait() {
+        let start = Instant::now();
+        let limit = RateLimit { bytes_per_second: 1000, burst: LEAST_BURST, announced: false };
+        let mut bucket = ByteBucket::new(limit, start);
+        assert_eq!(bucket.charge(LEAST_BURST, start), Duration::ZERO);
+        assert_eq!(bucket.charge(500, start), Duration::from_millis(500));
+        assert_eq!(bucket.charge(500, start), Duration::from_secs(1), "behind the one that waits");
+        let later = start + Duration::from_secs(1);
+        assert_eq!(bucket.charge(0, later), Duration::ZERO);
+        assert_eq!(bucket.charge(100, later), Duration::from_millis(100));
+        let rested = later + Duration::from_secs(1000);
+        assert_eq!(bucket.charge(LEAST_BURST, rested), Duration::ZERO, "never more than the burst");
+        assert_eq!(bucket.charge(1, rested), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn a_frame_is_charged_no_more_than_the_least_burst() {
+        let start = Instant::now();
+        let limit = RateLimit { bytes_per_second: 1, burst: u64::MAX, announced: false };
+        let mut bucket = ByteBucket::new(limit, start);
+        assert_eq!(bucket.charge(u64::MAX, start), Duration::ZERO);
+        let slow = RateLimit { bytes_per_second: 1, burst: LEAST_BURST, announced: false };
+        let mut bucket = ByteBucket::new(slow, start);
+        assert_eq!(bucket.charge(u64::MAX, start), Duration::ZERO);
+        assert_eq!(bucket.charge(u64::MAX, start), Duration::from_secs(LEAST_BURST));
     }
 
     #[test]

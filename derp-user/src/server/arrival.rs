@@ -1,6 +1,12 @@
 //! From an accepted TCP connection to a registered DERP session: TLS, the HTTP request, the login.
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,14 +18,17 @@ use super::{
     connection::Connection,
     link::{Link, Parts},
     session::{self, Session},
+    throttle::Throttle,
     transport::TransportError,
     upgrade::{self, Options},
     worker::{Stranger, Worker},
 };
 use crate::{
+    admit::{Applicant, Refusal},
     http::{self, Listener, Origin, Outcome},
     proto::{
         frame::HEADER_LENGTH,
+        keys::NodePublic,
         login::{self, LoggedIn, LoginError, NONCE_LENGTH, Progress},
         message::ClientTraits,
     },
@@ -28,6 +37,8 @@ use crate::{
 
 /// Time for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a refused client's socket to take the end of the TLS session.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time to take the ServerKey frame, and then again to send ClientInfo.
 const LOGIN_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -40,6 +51,8 @@ pub(super) enum ArrivalError {
     Transport(#[from] TransportError),
     #[error("receive client key: {0}")]
     Login(#[from] LoginError),
+    #[error("client {0} rejected: {1}")]
+    Refused(NodePublic, Refusal),
     #[error("no {0} within the time allowed")]
     TimedOut(&'static str),
     #[error("the system's random number generator failed: {0}")]
@@ -47,7 +60,14 @@ pub(super) enum ArrivalError {
 }
 
 /// Serves one accepted connection until it ends.
-pub(super) async fn serve(worker: Rc<Worker>, stranger: Stranger<TcpStream>) {
+pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>) {
+    let proxies = &worker.settings().proxies;
+    if proxies.exist() {
+        let peer = stranger.remote;
+        let origin = Box::pin(proxies.origin(&mut stranger.stream, peer)).await;
+        let Some(origin) = origin else { return };
+        stranger.remote = origin;
+    }
     let remote = stranger.remote;
     // Boxed, so that a session does not carry the memory of its arrival for the rest of its life.
     let arrival = Box::pin(arrive(&worker, stranger)).await;
@@ -55,6 +75,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stranger: Stranger<TcpStream>) {
         Ok(Some(session)) => session::run(session, worker).await,
         Ok(None) => {}
         Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),
+        Err(error @ ArrivalError::Refused(..)) => {
+            if let Some(suffix) = worker.hub().refusals.suffix(Instant::now()) {
+                tracing::info!("derp: {remote}: {error}{suffix}");
+            }
+        }
         Err(error) => tracing::debug!("derp: {remote}: {error}"),
     }
 }
@@ -102,7 +127,20 @@ async fn arrive(
     let early = bytes.split_off(frame_length);
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
     let logged_in = login::open_client_info(&worker.settings().private_key, payload)?;
-    enter(worker, link, (id, remote), logged_in, options.not_ideal, early).map(Some)
+    let settings = worker.settings();
+    let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
+    let applicant = Applicant { key: logged_in.key, address: remote.ip(), trusted };
+    if let Err(refusal) = settings.admission.decide(&applicant).await {
+        // As well as the socket takes it: the client is told nothing else.
+        let _ = timeout(FAREWELL_TIMEOUT, link.shutdown()).await;
+        return Err(ArrivalError::Refused(applicant.key, refusal));
+    }
+    let traits = ClientTraits {
+        mesh_peer: trusted,
+        prober: logged_in.info.is_prober,
+        not_ideal: options.not_ideal,
+    };
+    enter(worker, link, (id, remote), logged_in, traits, early).map(Some)
 }
 
 /// Registers a client that has proven its key. It is visible to others before it is told.
@@ -111,23 +149,29 @@ fn enter(
     link: Link,
     (id, remote): (ConnectionId, SocketAddr),
     logged_in: LoggedIn,
-    not_ideal: bool,
+    traits: ClientTraits,
     mut early: Vec<u8>,
 ) -> Result<Session, ArrivalError> {
     let mut nonce = [0; NONCE_LENGTH];
     getrandom::fill(&mut nonce).map_err(ArrivalError::Random)?;
-    let settings = worker.settings();
-    let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
-    let traits = ClientTraits { mesh_peer: trusted, prober: logged_in.info.is_prober, not_ideal };
+    let trusted = traits.mesh_peer;
+    let rates = worker.settings().rates.as_ref().filter(|_| !trusted);
+    let announced = rates
+        .and_then(|rates| rates.limit())
+        .filter(|limit| limit.announced)
+        .map(|limit| (limit.bytes_per_second, limit.burst));
+    let throttle = rates.map(|rates| Throttle::new(Arc::clone(rates), Instant::now()));
     let presence = Presence { key: logged_in.key, address: remote, traits };
     let Parts { stream, transport, unread, unsent } =
-        link.into_session(&logged_in.server_info(nonce))?;
+        link.into_session(&logged_in.server_info(nonce, announced))?;
     early.extend(unread);
     // ServerInfo is on its way before anybody can send to this client, so it is the second frame.
-    let connection =
-        Arc::new(Connection::new(id, logged_in.key, remote, stream.into_std()?, transport, unsent));
+    let stream = stream.into_std()?;
+    let connection = Connection::new(id, logged_in.key, remote, stream, transport, unsent)
+        .tell(worker.settings().verbose_drops.as_ref());
+    let connection = Arc::new(connection);
     worker.hub().register(&connection, presence, worker.counters());
-    Ok(Session::new(connection, trusted, early, worker.random_fraction()))
+    Ok(Session::new(connection, trusted, early, worker.random_fraction(), throttle))
 }
 
 /// Reads until `bytes` begin with a whole ClientInfo frame; its length, header included.

@@ -9,7 +9,10 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     ops::Range,
     os::fd::{AsRawFd, RawFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Instant,
 };
@@ -17,7 +20,10 @@ use std::{
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::transport::{Outgoing, Phase, Transport, TransportError};
+use super::{
+    VerboseDrops,
+    transport::{Outgoing, Phase, Transport, TransportError},
+};
 use crate::{
     metrics::{DropReason, WorkerCounters},
     proto::{
@@ -71,6 +77,8 @@ pub(super) struct Connection {
     closing: AtomicBool,
     attention: AtomicBool,
     owner: AtomicWaker,
+    /// Where to tell of lost packets, if anybody wants to know.
+    verbose_drops: Option<Arc<VerboseDrops>>,
 }
 
 /// Everything between "this client shall get these bytes" and its socket.
@@ -121,12 +129,19 @@ impl Connection {
             closing: AtomicBool::new(false),
             attention: AtomicBool::new(false),
             owner: AtomicWaker::new(),
+            verbose_drops: None,
         }
     }
 
     /// The same connection, leading to a mesh peer.
     pub(super) fn into_link(self) -> Self {
         Self { is_link: true, ..self }
+    }
+
+    /// Tells `drops` of packets for this client that get lost, if it wants to know.
+    pub(super) fn tell(mut self, drops: Option<&Arc<VerboseDrops>>) -> Self {
+        self.verbose_drops = drops.filter(|drops| drops.want(&self.key)).cloned();
+        self
     }
 
     /// Waits until another task leaves something to do: [`Self::is_closing`], or frames to flush.
@@ -188,7 +203,7 @@ impl Connection {
         let frames = || runs.iter().flat_map(|run| Frames::of(&plain[run.clone()]));
         if outbound.ended {
             return frames().for_each(|frame| {
-                count_drop(counters, DropReason::GoneDisconnected, frame);
+                self.lose(counters, DropReason::GoneDisconnected, frame);
             });
         }
         if !outbound.unsent.is_empty() {
@@ -196,7 +211,7 @@ impl Connection {
             let queue = outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(depth)));
             for frame in frames() {
                 if let Some(oldest) = queue.push(frame) {
-                    count_drop(counters, DropReason::QueueHead, &oldest);
+                    self.lose(counters, DropReason::QueueHead, &oldest);
                 }
             }
             return;
@@ -216,7 +231,7 @@ impl Connection {
         if self.encrypt_and_transmit(&mut outbound, bytes, outgoing) {
             self.count_sent(counters, own_frames, frames());
         } else {
-            frames().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
+            frames().for_each(|frame| self.lose(counters, DropReason::WriteError, frame));
         }
     }
 
@@ -275,7 +290,7 @@ impl Connection {
             if self.encrypt_and_transmit(&mut outbound, gathered, outgoing) {
                 self.count_sent(counters, own_frames, relayed());
             } else {
-                relayed().for_each(|frame| count_drop(counters, DropReason::WriteError, frame));
+                relayed().for_each(|frame| self.lose(counters, DropReason::WriteError, frame));
                 return;
             }
         }
@@ -300,7 +315,7 @@ impl Connection {
         outbound.ended = true;
         if let Some(mut queue) = outbound.waiting.take() {
             while let Some(frame) = queue.pop() {
-                count_drop(counters, DropReason::GoneDisconnected, &frame);
+                self.lose(counters, DropReason::GoneDisconnected, &frame);
             }
         }
         if outbound.unsent.is_empty() {
@@ -351,6 +366,14 @@ impl Connection {
     fn call_owner(&self) {
         self.attention.store(true, Ordering::Release);
         self.owner.wake();
+    }
+
+    /// Counts a relayed frame that will not go this way.
+    fn lose(&self, counters: &WorkerCounters, reason: DropReason, frame: &[u8]) {
+        count_drop(counters, reason, frame);
+        if let Some(drops) = &self.verbose_drops {
+            drops.note(frame, &self.key, reason);
+        }
     }
 
     /// Encrypts and writes. Whether the bytes are now on their way; if not, the connection closes.

@@ -18,6 +18,7 @@ use crate::{
         keys::NodePublic,
         message::{self, GoneReason},
     },
+    quiet::Quiet,
     relay::{Census, ConnectionId, Effect, Heard, HomeMove, Presence, Relay},
 };
 
@@ -31,6 +32,8 @@ pub(super) struct Hub {
     /// Grows whenever a key is no longer routed to the link that it was routed to: what somebody
     /// remembers of such routes holds only as long as this stays.
     forwarding_epoch: AtomicU64,
+    /// Log lines about clients that are not admitted.
+    pub(super) refusals: Quiet,
 }
 
 /// Keys that are forgotten at once when a link ends: others want the lock too.
@@ -43,6 +46,7 @@ impl Hub {
             routes: papaya::HashMap::new(),
             last_id: AtomicU64::new(0),
             forwarding_epoch: AtomicU64::new(0),
+            refusals: Quiet::default(),
         }
     }
 

@@ -12,8 +12,10 @@ mod placement;
 mod processor_time;
 mod reclaim;
 mod session;
+mod throttle;
 mod transport;
 mod upgrade;
+mod verbose_drops;
 mod worker;
 
 #[cfg(test)]
@@ -32,7 +34,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
+pub use throttle::Rates;
 use tokio::sync::{mpsc, watch};
+pub use verbose_drops::VerboseDrops;
 
 pub use self::mesh::{
     LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshSettings, Resolver,
@@ -43,9 +47,11 @@ use self::{
     worker::{Desk, Shared},
 };
 use crate::{
+    admit::Admission,
     http::Site,
     metrics::{Gauges, Totals, WorkerCounters},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
+    proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
 };
 
@@ -82,6 +88,14 @@ pub struct Settings {
     pub tcp_keepalive_idle: Option<Duration>,
     /// Connections beyond this are closed at once.
     pub accept_limit: Option<AcceptLimit>,
+    /// Proxies that say where connections really come from.
+    pub proxies: Arc<TrustedProxies>,
+    /// Who may use the relay.
+    pub admission: Arc<Admission>,
+    /// Keys whose lost packets are logged.
+    pub verbose_drops: Option<Arc<VerboseDrops>>,
+    /// What each client may send, if that is ever to be limited. Mesh peers are not.
+    pub rates: Option<Arc<Rates>>,
     /// Answers every request, and says which of them become DERP sessions.
     pub site: Arc<Site>,
 }
@@ -133,6 +147,15 @@ impl Statistics {
         }
     }
 
+    /// Ends every connection of these keys. Their clients may come back.
+    pub fn disconnect(&self, keys: &[NodePublic]) {
+        // Closing a connection counts nothing; its owner does, when it leaves.
+        let counters = WorkerCounters::default();
+        for key in keys {
+            self.hub.close_peer(key, &counters);
+        }
+    }
+
     /// Looks for contradictions in the relay's tables.
     ///
     /// # Errors
@@ -170,8 +193,8 @@ impl Server {
         active.store(settings.min_workers.get().min(statistics.counters.len()), Ordering::Relaxed);
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..statistics.counters.len())
             .map(|_| {
-                let (inbox, newcomers) = mpsc::unbounded_channel();
-                (Desk { inbox, clock: OnceLock::new() }, newcomers)
+                let (inbox, messages) = mpsc::unbounded_channel();
+                (Desk { inbox, clock: OnceLock::new() }, messages)
             })
             .unzip();
         let desks = desks.into_boxed_slice();

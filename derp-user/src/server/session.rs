@@ -26,14 +26,16 @@ use tokio::{
 use super::{
     connection::Connection,
     hub::Hub,
+    throttle::Throttle,
     transport::{Phase, TransportError},
-    worker::{Newcomer, Scratch, Worker},
+    worker::{Message, Scratch, Worker},
 };
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
     proto::{
         frame::{
             self, Expected, Found, FrameReader, Frames, HEADER_LENGTH, PING_DATA_LENGTH, Violation,
+            parse_header,
         },
         keys::{KEY_LENGTH, NodePublic},
         message::{self, GoneReason},
@@ -160,6 +162,8 @@ pub(super) struct Session {
     last_route: Option<Route>,
     /// A watcher that has yet to hear of some who are here.
     tells_more: bool,
+    /// The client's byte rate limit, where clients have one.
+    throttle: Option<Box<Throttle>>,
 }
 
 impl Session {
@@ -170,6 +174,7 @@ impl Session {
         trusted: bool,
         early: Vec<u8>,
         jitter: f64,
+        throttle: Option<Throttle>,
     ) -> Self {
         let keep_alive_period = KEEP_ALIVE + KEEP_ALIVE_JITTER.mul_f64(jitter);
         Self {
@@ -183,7 +188,13 @@ impl Session {
             introduced: HashSet::new(),
             last_route: None,
             tells_more: false,
+            throttle: throttle.map(Box::new),
         }
+    }
+
+    /// Until when nothing may be read because the client has sent too much.
+    fn throttled_until(&self) -> Option<Instant> {
+        self.throttle.as_ref()?.waits_until(Instant::now())
     }
 }
 
@@ -203,7 +214,9 @@ pub(super) async fn run(mut session: Session, worker: Rc<Worker>) {
             tracing::debug!("derp client {remote}{}: {end}", key.short());
         }
         // A worker that has stopped takes nobody in; then this server stops, and the session ends.
-        Exit::Moves(place) => departure.moved = worker.send(place, Newcomer::Session(session)),
+        Exit::Moves(place) => {
+            departure.moved = worker.send(place, Message::Session(Box::new(session)));
+        }
     }
 }
 
@@ -247,8 +260,12 @@ async fn serve(session: &mut Session, worker: &Worker) -> Exit {
     loop {
         let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
         let keep_alive_at = session.keep_alive_at;
-        arm(timer.as_mut(), deadline.map_or(keep_alive_at, |deadline| deadline.min(keep_alive_at)));
-        let event = poll_fn(|context| poll_event(&connection, &socket, timer.as_mut(), context));
+        let throttled_until = session.throttled_until();
+        let times = [deadline, throttled_until].into_iter().flatten();
+        arm(timer.as_mut(), times.fold(keep_alive_at, Instant::min));
+        let reads = throttled_until.is_none();
+        let event =
+            poll_fn(|context| poll_event(&connection, &socket, timer.as_mut(), reads, context));
         let event = match event.await {
             Ok(event) => event,
             Err(error) => return Exit::Ended(error.into()),
@@ -296,6 +313,11 @@ async fn serve(session: &mut Session, worker: &Worker) -> Exit {
                     session.keep_alive_at += session.keep_alive_period;
                     connection.post(message::keep_alive);
                 }
+                if throttled_until.is_some()
+                    && let Err(end) = session.resume(worker)
+                {
+                    return Exit::Ended(end);
+                }
             }
         }
     }
@@ -314,6 +336,7 @@ pub(super) fn poll_event<'a>(
     connection: &Connection,
     socket: &'a Socket,
     timer: Pin<&mut Sleep>,
+    reads: bool,
     context: &mut Context<'_>,
 ) -> Poll<io::Result<Event<'a>>> {
     // The timer first: a client that never stops sending must not keep its deadlines away.
@@ -328,6 +351,9 @@ pub(super) fn poll_event<'a>(
     {
         return Poll::Ready(ready.map(Event::Writable));
     }
+    if !reads {
+        return Poll::Pending;
+    }
     socket.poll_read_ready(context).map(|ready| ready.map(Event::Readable))
 }
 
@@ -339,7 +365,13 @@ pub(super) fn arm(timer: Pin<&mut Sleep>, at: Instant) {
 }
 
 impl Session {
-    /// Handles what the client sent in one breath with its login.
+    /// Handles what had to wait for the client's rate limit, if the time has come.
+    fn resume(&mut self, worker: &Worker) -> Result<(), End> {
+        let Some(throttle) = &mut self.throttle else { return Ok(()) };
+        if throttle.resume(Instant::now()) { self.handle_early(worker) } else { Ok(()) }
+    }
+
+    /// Handles what the client sent in one breath with its login, or what has waited since.
     fn handle_early(&mut self, worker: &Worker) -> Result<(), End> {
         let scratch = &mut *worker.scratch();
         scratch.plain.clear();
@@ -415,6 +447,12 @@ impl Quantum<'_> {
         loop {
             match self.session.reader.next(plain, at)? {
                 Found::Frame(expected, range) => {
+                    if let Some(throttle) = &mut self.session.throttle
+                        && !throttle.pass(range.len() - HEADER_LENGTH, Instant::now())
+                    {
+                        self.counters().rate_limit_waits.increment();
+                        return Ok(range.start);
+                    }
                     self.note_activity();
                     at = range.end;
                     self.handle(expected, plain, range);
@@ -423,6 +461,13 @@ impl Quantum<'_> {
                     self.note_activity();
                     self.counters().unknown_frames.increment();
                     at = resume;
+                    if let Some(throttle) = &mut self.session.throttle
+                        && let Some((_, length)) = parse_header(&plain[resume - HEADER_LENGTH..])
+                        && !throttle.pass_unwanted(length as usize, Instant::now())
+                    {
+                        self.counters().rate_limit_waits.increment();
+                        return Ok(resume);
+                    }
                 }
                 Found::Incomplete(from) => return Ok(from),
             }
@@ -539,6 +584,11 @@ impl Quantum<'_> {
     fn lose(&mut self, destination: NodePublic, bytes: &[u8], reason: DropReason) {
         let (kind, packet) = packet_of(bytes);
         self.counters().packet_dropped(reason, kind, packet.len() as u64);
+        if let Some(drops) = &self.worker.settings().verbose_drops
+            && drops.want(&destination)
+        {
+            drops.note(bytes, &destination, reason);
+        }
         if kind == PacketKind::Disco && self.session.not_here.take(Instant::now()) {
             if self.session.trusted {
                 let connection = &self.session.connection;

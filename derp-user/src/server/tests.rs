@@ -33,9 +33,11 @@ pub(super) fn start_at(
         machine: String::new(),
         version: "test",
         has_mesh_key: false,
+        admission: Box::new(String::new),
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(String::new),
+        flows: Box::new(Vec::new),
         check: Box::new(|| Ok(())),
     });
     let settings = Settings {
@@ -48,6 +50,10 @@ pub(super) fn start_at(
         tcp_user_timeout: None,
         tcp_keepalive_idle: None,
         accept_limit: None,
+        proxies: Arc::default(),
+        admission: Arc::new(Admission::open()),
+        verbose_drops: None,
+        rates: None,
         site: Arc::new(site),
     };
     let listener = TcpListener::bind(address).unwrap();

@@ -28,7 +28,7 @@ use super::{
     hub::Hub,
     placement::{self, Staffing},
     processor_time::{Meter, ThreadClock},
-    reclaim::{self, Reclaim},
+    reclaim::{self, Reclaim, Step},
     session::{self, Run, Session},
 };
 use crate::{
@@ -56,16 +56,18 @@ pub(super) struct Shared {
 
 /// Where others find a worker.
 pub(super) struct Desk {
-    pub(super) inbox: mpsc::UnboundedSender<Newcomer>,
+    pub(super) inbox: mpsc::UnboundedSender<Message>,
     pub(super) clock: OnceLock<ThreadClock>,
 }
 
-/// A connection that comes to a worker from another one. Each is in one inbox at the most.
-pub(super) enum Newcomer {
-    /// It has only been accepted.
+/// What one worker has for another. Each connection is in one inbox at the most.
+pub(super) enum Message {
+    /// A connection that has only been accepted.
     Stranger(Stranger<std::net::TcpStream>),
-    /// Its client has logged in.
-    Session(Session),
+    /// A connection whose client has logged in.
+    Session(Box<Session>),
+    /// A wish, once after a crowd has left: [`reclaim::empty_cache`].
+    EmptyCache,
 }
 
 /// An accepted connection of which nothing is known yet.
@@ -136,9 +138,9 @@ impl Worker {
         (home != self.index).then_some(home)
     }
 
-    /// Hands a connection to worker `place`; whether that worker is still there to take it.
-    pub(super) fn send(&self, place: usize, newcomer: Newcomer) -> bool {
-        self.shared.desks[place].inbox.send(newcomer).is_ok()
+    /// Leaves a message for worker `place`; whether that worker is still there to take it.
+    pub(super) fn send(&self, place: usize, message: Message) -> bool {
+        self.shared.desks[place].inbox.send(message).is_ok()
     }
 
     /// A number in [0, 1) to spread timers with (xorshift64).
@@ -162,7 +164,7 @@ pub(super) fn run(
     shared: Arc<Shared>,
     counters: Arc<[WorkerCounters]>,
     index: usize,
-    mut inbox: mpsc::UnboundedReceiver<Newcomer>,
+    mut inbox: mpsc::UnboundedReceiver<Message>,
     listener: Option<std::net::TcpListener>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -193,9 +195,9 @@ pub(super) fn run(
     });
     drop(tasks);
     inbox.close();
-    while let Ok(newcomer) = inbox.try_recv() {
-        if let Newcomer::Session(session) = newcomer {
-            session::abandon(session, Rc::clone(&worker));
+    while let Ok(message) = inbox.try_recv() {
+        if let Message::Session(session) = message {
+            session::abandon(*session, Rc::clone(&worker));
         }
     }
     result
@@ -237,20 +239,21 @@ fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
     match stream.into_std() {
         Ok(stream) => {
             // Refused only when the server stops.
-            worker.send(place, Newcomer::Stranger(Stranger { id, remote, stream }));
+            worker.send(place, Message::Stranger(Stranger { id, remote, stream }));
         }
         Err(error) => tracing::debug!("derp: {remote}: {error}"),
     }
 }
 
-/// Serves the connections that other workers hand over.
-async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Newcomer>) {
-    while let Some(newcomer) = inbox.recv().await {
-        match newcomer {
-            Newcomer::Session(session) => {
-                spawn_local(session::run(session, Rc::clone(worker)));
+/// Serves the connections that other workers hand over, and does what they ask for.
+async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Message>) {
+    while let Some(message) = inbox.recv().await {
+        match message {
+            Message::EmptyCache => reclaim::empty_cache(),
+            Message::Session(session) => {
+                spawn_local(session::run(*session, Rc::clone(worker)));
             }
-            Newcomer::Stranger(Stranger { id, remote, stream }) => {
+            Message::Stranger(Stranger { id, remote, stream }) => {
                 match TcpStream::from_std(stream) {
                     Ok(stream) => {
                         let stranger = Stranger { id, remote, stream };
@@ -281,8 +284,15 @@ async fn keep_house(worker: &Worker) {
             let begun = desks[meters.len()..].iter().map_while(|desk| desk.clock.get());
             meters.extend(begun.map(|&clock| Meter::new(clock, now)));
         }
-        if reclaim.is_due(hub.connections()) {
-            tokio::task::spawn_blocking(reclaim::give_back);
+        match reclaim.next(hub.connections()) {
+            Some(Step::Trim) => drop(tokio::task::spawn_blocking(reclaim::trim)),
+            Some(Step::EmptyCaches) => {
+                for desk in desks {
+                    // Refused only when the server stops.
+                    let _ = desk.inbox.send(Message::EmptyCache);
+                }
+            }
+            None => {}
         }
     }
 }

@@ -7,18 +7,29 @@
 
 mod counters;
 mod respond;
-mod socket;
+mod responder;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     sync::Arc,
+    time::Duration,
 };
 
+use derp_common::Settings;
 use futures_util::future::join_all;
+use tokio::{io::Interest, net::UdpSocket, task::yield_now, time::sleep};
 
-pub use self::counters::StunCounters;
-use self::socket::StunSocket;
+use self::respond::DATAGRAM_MAX;
+pub(crate) use self::responder::is_one_host;
+pub use self::{counters::StunCounters, responder::Responder};
+use crate::udp::{
+    BATCH, Inbox, Merging, SettingsCell, SettingsView, Socket, Tally, Totals, bind_families, now,
+};
+
+/// How long to leave a socket alone that cannot be read.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// Why the STUN server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +64,28 @@ impl StunError {
     }
 }
 
-/// A bound STUN server.
+/// One socket of the server.
+struct StunPort {
+    socket: Socket,
+    /// The same socket, for the runtime to wait on.
+    readiness: UdpSocket,
+    tally: Arc<Tally>,
+}
+
+impl StunPort {
+    fn new(socket: Socket) -> io::Result<Self> {
+        let descriptor = socket.as_fd().try_clone_to_owned()?;
+        let readiness = UdpSocket::from_std(descriptor.into())?;
+        Ok(Self { socket, readiness, tally: Arc::default() })
+    }
+}
+
+/// A bound STUN server, for ports that nothing else is served on. Where a port is also a relay's, the
+/// forwarder has its socket and answers by the same [`Responder`].
 pub struct StunServer {
-    sockets: Vec<StunSocket>,
-    counters: Arc<StunCounters>,
+    ports: Vec<StunPort>,
+    responder: Arc<Responder>,
+    settings: Arc<SettingsCell>,
 }
 
 impl StunServer {
@@ -69,48 +98,89 @@ impl StunServer {
     ///
     /// When a socket cannot be bound.
     pub fn bind(host: Option<IpAddr>, port: u16) -> Result<Self, StunError> {
-        let mut sockets = Vec::new();
-        let mut port = port;
-        let hosts = match host {
-            Some(host) => vec![host],
-            None => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        let sockets = bind_families(host, port, Merging::Off, "STUN is answered")
+            .map_err(|(address, error)| StunError::new(address, error))?;
+        let port = sockets.first().map_or(port, |socket| socket.local_address().port());
+        let port_of = |socket: Socket| {
+            let address = socket.local_address();
+            StunPort::new(socket).map_err(|error| StunError::new(address, error))
         };
-        for ip in hosts {
-            let address = SocketAddr::new(ip, port);
-            let bound = StunSocket::bind(address);
-            match bound.and_then(|socket| Ok((socket.local_address()?, socket))) {
-                Ok((local, socket)) => {
-                    port = local.port();
-                    sockets.push(socket);
-                }
-                Err(error) if host.is_none() && ip.is_ipv6() && is_no_ipv6(&error) => {
-                    tracing::info!("this machine has no IPv6; STUN is answered over IPv4 only");
-                }
-                Err(error) => return Err(StunError::new(address, error)),
-            }
-        }
-        Ok(Self { sockets, counters: Arc::default() })
+        let ports = sockets.into_iter().map(port_of).collect::<Result<_, _>>()?;
+        let settings = Arc::new(SettingsCell::new(Settings::new(port)));
+        Ok(Self { ports, responder: Arc::default(), settings })
+    }
+
+    /// Has the server obey these settings: whether requests are shed, and how many a source may make.
+    #[must_use]
+    pub fn with_settings(self, settings: Arc<SettingsCell>) -> Self {
+        Self { settings, ..self }
     }
 
     /// Returns what the server is bound to.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.sockets.iter().filter_map(|socket| socket.local_address().ok()).collect()
+        self.ports.iter().map(|port| port.socket.local_address()).collect()
+    }
+
+    /// Returns what answers, for others that answer STUN: they count together, and a source has one
+    /// allowance.
+    #[must_use]
+    pub fn responder(&self) -> Arc<Responder> {
+        Arc::clone(&self.responder)
     }
 
     /// Returns the counters, which stay valid after the server is gone.
     #[must_use]
     pub fn counters(&self) -> Arc<StunCounters> {
-        Arc::clone(&self.counters)
+        self.responder.counters()
+    }
+
+    /// Returns the counts by family and reason, now and whenever it is called later.
+    pub fn totals(&self) -> impl Fn() -> Totals + Send + Sync + use<> {
+        let tallies: Vec<_> = self.ports.iter().map(|port| Arc::clone(&port.tally)).collect();
+        move || {
+            let mut totals = Totals::default();
+            tallies.iter().for_each(|tally| tally.add_to(&mut totals));
+            totals
+        }
     }
 
     /// Answers requests until dropped. Any Tokio runtime with I/O and time does, current-thread included.
     pub async fn run(self) {
-        join_all(self.sockets.iter().map(|socket| socket.serve(&self.counters))).await;
+        join_all(self.ports.iter().map(|port| self.serve(port))).await;
     }
-}
 
-fn is_no_ipv6(error: &io::Error) -> bool {
-    let no_ipv6 = [libc::EAFNOSUPPORT, libc::EADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| no_ipv6.contains(&code))
+    async fn serve(&self, port: &StunPort) {
+        let mut inbox = Inbox::with_size(DATAGRAM_MAX);
+        let mut settings = SettingsView::new(&self.settings);
+        loop {
+            let receive = || port.socket.receive(&mut inbox, BATCH);
+            match port.readiness.async_io(Interest::READABLE, receive).await {
+                Ok(count) => {
+                    self.answer(port, &mut inbox, settings.current(&self.settings));
+                    // Under a flood the socket is always readable; others have to run, too.
+                    if count == BATCH {
+                        yield_now().await;
+                    }
+                }
+                Err(error) => {
+                    self.responder.read_failed(&port.tally);
+                    tracing::debug!(%error, "cannot read STUN requests");
+                    sleep(AFTER_ERROR).await;
+                }
+            }
+        }
+    }
+
+    fn answer(&self, port: &StunPort, inbox: &mut Inbox, settings: &Settings) {
+        let now = now();
+        for index in 0..inbox.arrivals().len() {
+            let Some(arrival) = inbox.arrivals().get(index).copied() else { continue };
+            for range in inbox.datagrams(index) {
+                let datagram = inbox.bytes(range);
+                let StunPort { socket, tally, .. } = port;
+                self.responder.serve(socket, datagram, &arrival, settings, tally, now);
+            }
+        }
+    }
 }

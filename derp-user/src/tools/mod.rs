@@ -1,3 +1,102 @@
 //! Tools for whoever runs a relay. Each is a subcommand of `derpd`.
 
 pub mod bench;
+pub mod check;
+pub mod detach;
+
+use std::{ffi::OsString, io};
+
+use clap::{Parser, error::ErrorKind};
+
+use crate::dataplane::PinError;
+
+/// What a subcommand's command line asks for.
+#[derive(Clone, Debug)]
+pub enum Invocation<A> {
+    /// Run it.
+    Run(A),
+    /// Print this help text.
+    Help(String),
+}
+
+/// Why a subcommand could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ToolError {
+    /// The command line is wrong; what clap says about it.
+    #[error("{0}")]
+    Usage(String),
+    /// What is pinned cannot be used.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The system refused something that ought to work.
+    #[error("{what}: {source}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+impl ToolError {
+    /// Returns the exit status of a program that ends with this error.
+    #[must_use]
+    pub const fn exit_status(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Pin(_) | Self::System { .. } => 1,
+        }
+    }
+}
+
+/// Parses what follows a subcommand's name.
+fn parse_arguments<A: Parser>(
+    name: &str,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Invocation<A>, ToolError> {
+    let arguments = std::iter::once(OsString::from(name)).chain(arguments);
+    match A::try_parse_from(arguments) {
+        Ok(arguments) => Ok(Invocation::Run(arguments)),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => {
+            Ok(Invocation::Help(error.render().to_string()))
+        }
+        Err(error) => {
+            let text = error.render().to_string();
+            Err(ToolError::Usage(text.trim_start_matches("error: ").trim_end().to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn both_tools_have_help_and_refuse_what_they_do_not_know() {
+        let help = |invocation| match invocation {
+            Invocation::Help(text) => text,
+            Invocation::Run(arguments) => panic!("{arguments}"),
+        };
+        let check = check::parse(words("--help")).expect("help");
+        let check = help(map(check, |it| format!("{it:?}")));
+        assert!(check.contains("--json") && check.contains("derpd check"), "{check}");
+        let detach = detach::parse(words("-h")).expect("help");
+        let detach = help(map(detach, |it| format!("{it:?}")));
+        assert!(detach.contains("--force") && detach.contains("/sys/fs/bpf/derpd"), "{detach}");
+        let error = check::parse(words("--jsn")).expect_err("unknown");
+        assert!(error.to_string().contains("--jsn"), "{error}");
+        assert_eq!(error.exit_status(), 2);
+    }
+
+    fn map<A, B>(invocation: Invocation<A>, with: impl FnOnce(A) -> B) -> Invocation<B> {
+        match invocation {
+            Invocation::Run(arguments) => Invocation::Run(with(arguments)),
+            Invocation::Help(text) => Invocation::Help(text),
+        }
+    }
+}

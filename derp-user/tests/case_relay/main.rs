@@ -2,6 +2,8 @@
 //! reference. With `DERPD_TEST_SERVER` set to Tailscale's derper the same tests check that relay;
 //! where derpd differs on purpose the test says so.
 
+#[path = "../support/fake.rs"]
+mod fake;
 #[path = "../support/peer.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod peer;
@@ -13,14 +15,17 @@ mod region;
 mod server;
 
 // In the order the harness runs them: the ones that wait for minutes overlap all others.
+mod admission;
 mod clocks;
 mod duplicates;
 mod frames;
 mod handshake;
 mod http;
 mod identity;
+mod limits;
 mod malformed;
 mod mesh;
 mod peer_gone;
+mod proxied;
 mod queues;
 mod stun;

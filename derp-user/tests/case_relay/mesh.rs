@@ -7,14 +7,14 @@ use std::{
 
 use crate::{
     peer::{
-        CLOSE_PEER, Event, PEER_GONE, PEER_PRESENT, Peer, WATCH_CONNS, disco_packet, frame,
-        random_bytes, random_secret,
+        CLOSE_PEER, Event, PEER_GONE, PEER_PRESENT, Peer, WATCH_CONNS, Wire, client_info,
+        disco_packet, frame, random_bytes, random_secret, to_hex,
     },
     region::{
         Authority, FakePeer, MESH_INFO, MESH_KEY, Site, forward_packet, mesh_client,
         start_with_peers,
     },
-    server::{Kind, PATIENCE, Place, Server, binary, kind, wait_until, write_file},
+    server::{Kind, PATIENCE, Place, Server, binary, is_derpd, kind, wait_until, write_file},
 };
 
 const INFO: &str = r#"{"version":2}"#;
@@ -130,16 +130,65 @@ fn case_46_a_forwarded_packet_is_not_forwarded_again() {
 }
 
 fn two_relays() -> (Server, Server) {
+    two_relays_with(|_| Vec::new())
+}
+
+/// Each with the flags that it gets for its place.
+fn two_relays_with(flags: impl Fn(&Site) -> Vec<String>) -> (Server, Server) {
     let authority = Authority::new();
     let sites = [(); 2].map(|()| Site::prepare(&authority));
     let [first, second] = [1, 0].map(|other: usize| {
         let site = &sites[1 - other];
-        site.start(&[sites[other].name()])
+        site.start_with(binary(), &[sites[other].name()], &flags(site))
     });
     for server in [&first, &second] {
         server.wait_for_log("connected; ");
     }
     (first, second)
+}
+
+/// The servers of a region are on no list, and a link carries the packets of many clients.
+#[test]
+fn admission_and_limits_are_for_clients_and_not_for_servers() {
+    if !is_derpd() {
+        return;
+    }
+    let secrets = [(); 5].map(|()| random_secret());
+    let list = secrets
+        .each_ref()
+        .map(|secret| format!("nodekey:{}\n", to_hex(secret.public_key().as_bytes())));
+    let (first, second) = two_relays_with(|site| {
+        let directory = site.directory.path();
+        let keys = write_file(directory, "keys", &list.concat());
+        let rates = write_file(
+            directory,
+            "rates.json",
+            "{\"PerClientRateLimitBytesPerSec\":1000,\"PerClientRateBurstBytes\":65568}",
+        );
+        vec![format!("-allow-keys={keys}"), format!("-rate-config={rates}")]
+    });
+    for server in [&first, &second] {
+        let mut stranger = Wire::connect(server);
+        let server_key = stranger.upgrade();
+        stranger.write(&client_info(&random_secret(), &server_key, INFO));
+        stranger.expect_closed();
+    }
+    let [far, near @ ..] = secrets;
+    let mut far = Peer::connect_as(&second, far, INFO);
+    first.wait_for_metric("derp_clients_remote", 1.0);
+    let packet = random_bytes::<60_000>();
+    let begun = Instant::now();
+    // Each client sends what it may at once; the link takes it all.
+    let mut near = near.map(|secret| Peer::connect_as(&first, secret, INFO));
+    for sender in &mut near {
+        sender.send(&far.key(), &packet);
+        assert_eq!(far.receive(), (sender.key(), packet.to_vec()));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    for server in [&first, &second] {
+        assert_eq!(server.metric("derp_rate_limit_per_client_waited"), 0.0);
+    }
+    assert_eq!(second.metric("derp_packets_forwarded_in"), 4.0);
 }
 
 #[test]

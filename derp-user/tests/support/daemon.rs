@@ -31,7 +31,12 @@ pub(crate) struct Daemon {
 
 /// Options for the server's end of the veth pair.
 pub(crate) fn options(mode: Mode) -> XdpOptions {
-    XdpOptions { interfaces: vec![SERVER_INTERFACE.to_owned()], mode, stun_port: STUN_PORT }
+    XdpOptions {
+        interfaces: vec![SERVER_INTERFACE.to_owned()],
+        mode,
+        stun_port: STUN_PORT,
+        ..XdpOptions::default()
+    }
 }
 
 impl Daemon {

@@ -1,7 +1,9 @@
 //! Loads the kernel program for a test, or says why it cannot be.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use derp_common::{Address, AddressKind, Interface, Settings};
+use std::collections::BTreeMap;
+
+use derp_common::{Address, AddressKind, Family, Interface, Reason, Settings, Verdict};
 use derp_user::dataplane::{DataplaneError, Kernel, Tables};
 
 use crate::packets::{BROADCAST4, SERVER_MAC, SERVER4, SERVER6, STUN_PORT};
@@ -18,7 +20,12 @@ pub(crate) fn skip(what: &str, reason: &str) {
 
 /// Loads the program, or skips the test when there is none or no right to.
 pub(crate) fn load(test: &str) -> Option<Kernel> {
-    match Kernel::load() {
+    load_sized(test, derp_common::maps::DEFAULT_SLOTS)
+}
+
+/// Like [`load`], with this many slots for flows.
+pub(crate) fn load_sized(test: &str, slots: u32) -> Option<Kernel> {
+    match Kernel::load_sized(slots) {
         Ok(kernel) => Some(kernel),
         Err(error @ (DataplaneError::NoObject | DataplaneError::MissingCapability { .. })) => {
             skip(test, &error.to_string());
@@ -48,4 +55,22 @@ pub(crate) fn local_addresses() -> [(Address, AddressKind); 3] {
         (Address::from(std::net::IpAddr::from(SERVER6)), AddressKind::Unicast),
         (Address::from(std::net::IpAddr::from(BROADCAST4)), AddressKind::Broadcast),
     ]
+}
+
+/// The action the kernel takes for a verdict (`enum xdp_action`).
+pub(crate) fn action(verdict: Verdict) -> u32 {
+    match verdict {
+        Verdict::Aborted => 0,
+        Verdict::Drop => 1,
+        Verdict::Pass => 2,
+        Verdict::Transmit => 3,
+        Verdict::Redirect => 4,
+    }
+}
+
+/// Every counter of the program that is not 0: packets and bytes.
+pub(crate) fn counters(kernel: &Kernel) -> BTreeMap<(Family, Reason), (u64, u64)> {
+    let counts = kernel.counters().expect("counters").into_iter();
+    let seen = counts.filter(|count| count.packets != 0);
+    seen.map(|count| ((count.family, count.reason), (count.packets, count.bytes))).collect()
 }

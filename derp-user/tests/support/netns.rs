@@ -98,7 +98,7 @@ pub(crate) fn run_in<T: Send + 'static>(
     }
 }
 
-fn run(command: &str) -> Result<(), String> {
+pub(crate) fn run(command: &str) -> Result<(), String> {
     let mut words = command.split_whitespace();
     let program = words.next().ok_or("empty command")?;
     let output = Command::new(program)

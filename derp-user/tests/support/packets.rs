@@ -2,7 +2,7 @@
 //! with the code under test.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 pub(crate) const STUN_PORT: u16 = 3478;
 pub(crate) const CLIENT_PORT: u16 = 41641;
@@ -122,6 +122,13 @@ pub(crate) fn success(transaction: &[u8], from: IpAddr, port: u16) -> Vec<u8> {
 
 /// A frame from client to server with this UDP payload and all checksums right.
 pub(crate) fn frame(ip: Ip, payload: &[u8]) -> Vec<u8> {
+    let from = SocketAddr::new(ip.client(), CLIENT_PORT);
+    udp_frame(from, SocketAddr::new(ip.server(), STUN_PORT), payload)
+}
+
+/// A frame from the client's MAC to the server's with this UDP payload and all checksums right.
+pub(crate) fn udp_frame(from: SocketAddr, to: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let ip = if from.is_ipv4() { Ip::V4 } else { Ip::V6 };
     let ethertype: [u8; 2] = if ip == Ip::V4 { [0x08, 0x00] } else { [0x86, 0xdd] };
     let udp_length = u16::try_from(UDP + payload.len()).expect("test frame");
     let mut frame = [&SERVER_MAC[..], &CLIENT_MAC, &ethertype].concat();
@@ -135,10 +142,10 @@ pub(crate) fn frame(ip: Ip, payload: &[u8]) -> Vec<u8> {
             frame.extend([0x62, 0x81, 0x23, 0x45, high, low, 17, 57]);
         }
     }
-    frame.extend(octets(ip.client()));
-    frame.extend(octets(ip.server()));
-    frame.extend(CLIENT_PORT.to_be_bytes());
-    frame.extend(STUN_PORT.to_be_bytes());
+    frame.extend(octets(from.ip()));
+    frame.extend(octets(to.ip()));
+    frame.extend(from.port().to_be_bytes());
+    frame.extend(to.port().to_be_bytes());
     frame.extend(udp_length.to_be_bytes());
     frame.extend([0, 0]);
     frame.extend_from_slice(payload);
@@ -210,7 +217,8 @@ pub(crate) fn fix_udp_checksum(frame: &mut [u8], ip: Ip) {
     frame[udp + 6..udp + 8].copy_from_slice(&checksum.to_be_bytes());
 }
 
-fn sum(bytes: &[u8]) -> u16 {
+/// The Internet checksum before its complement.
+pub(crate) fn sum(bytes: &[u8]) -> u16 {
     let mut sum = 0_u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));

@@ -119,6 +119,15 @@ impl Wire {
         name: ServerName<'static>,
         version: Option<&'static SupportedProtocolVersion>,
     ) -> Result<Self, std::io::Error> {
+        Self::over(TcpStream::connect(address)?, name, version)
+    }
+
+    /// Begins TLS on a connection, on which something may have been sent already.
+    pub(crate) fn over(
+        socket: TcpStream,
+        name: ServerName<'static>,
+        version: Option<&'static SupportedProtocolVersion>,
+    ) -> Result<Self, std::io::Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let versions = version.map_or(vec![&rustls::version::TLS13], |version| vec![version]);
         let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -129,7 +138,6 @@ impl Wire {
             .with_no_client_auth();
         let connection =
             ClientConnection::new(Arc::new(config), name).expect("the configuration is complete");
-        let socket = TcpStream::connect(address)?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
@@ -301,7 +309,7 @@ impl Peer {
 
     /// Connects with a given key and ClientInfo, and checks ServerInfo.
     pub(crate) fn connect_as(server: &Server, secret: SecretKey, json: &str) -> Self {
-        Self::connect_with(server, "Connection: Upgrade\r\nUpgrade: DERP", secret, json)
+        Self::log_in(Wire::connect(server), secret, json)
     }
 
     /// The same, with these HTTP headers.
@@ -311,7 +319,15 @@ impl Peer {
         secret: SecretKey,
         json: &str,
     ) -> Self {
-        let mut wire = Wire::connect(server);
+        Self::log_in_with(Wire::connect(server), headers, secret, json)
+    }
+
+    /// Logs in on a connection, and checks ServerInfo.
+    pub(crate) fn log_in(wire: Wire, secret: SecretKey, json: &str) -> Self {
+        Self::log_in_with(wire, "Connection: Upgrade\r\nUpgrade: DERP", secret, json)
+    }
+
+    fn log_in_with(mut wire: Wire, headers: &str, secret: SecretKey, json: &str) -> Self {
         let server_key = wire.upgrade_with(headers);
         wire.write(&client_info(&secret, &server_key, json));
         let info = wire.expect(SERVER_INFO);

@@ -91,12 +91,22 @@ impl Site {
     }
 
     pub(crate) fn start_binary(&self, binary: PathBuf, mesh_with: &[String]) -> Server {
+        self.start_with(binary, mesh_with, &[])
+    }
+
+    /// The same, with further flags.
+    pub(crate) fn start_with(
+        &self,
+        binary: PathBuf,
+        mesh_with: &[String],
+        more: &[String],
+    ) -> Server {
         let key = self.directory.path().join("mesh.key");
-        let flags = [
+        let own = [
             format!("-mesh-psk-file={}", key.display()),
             format!("-mesh-with={}", mesh_with.join(",")),
         ];
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        let flags: Vec<&str> = own.iter().chain(more).map(String::as_str).collect();
         Server::start_binary(&binary, || self.place, Arc::clone(&self.directory), &flags)
     }
 }

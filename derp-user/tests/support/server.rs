@@ -56,6 +56,11 @@ fn kind_of(binary: &Path) -> Kind {
     }
 }
 
+/// Whether the binary under test has what only derpd has.
+pub(crate) fn is_derpd() -> bool {
+    kind() == Kind::Derpd
+}
+
 /// Flags by which connections of one test belong to different workers.
 fn work_shared_between_two(kind: Kind) -> &'static [&'static str] {
     match kind {
@@ -225,6 +230,20 @@ impl Server {
     /// Some while the process has ended.
     pub(crate) fn exit_status(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().expect("the relay is a child of this process")
+    }
+
+    /// Asks the relay to reload, and waits until it has, well or not.
+    pub(crate) fn reload(&self) {
+        let count = || {
+            ["ok", "failed"]
+                .map(|result| self.metric(&format!("derpd_reloads_total{{result=\"{result}\"}}")))
+                .iter()
+                .sum::<f64>()
+        };
+        let before = count();
+        let id = i32::try_from(self.process.id()).expect("process ids are positive i32");
+        kill(Pid::from_raw(id), Signal::SIGHUP).expect("the relay runs");
+        wait_until("the reload", || count() > before);
     }
 
     /// Asks the relay to end, as a service manager does, and waits until it has.

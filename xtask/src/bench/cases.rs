@@ -35,6 +35,8 @@ pub(super) fn cases() -> Vec<Case> {
     let paced = throughput(10, 1400, Some(300));
     let flat_out = throughput(10, 1400, None);
     let fifty_pairs = throughput(50, 600, Some(100));
+    let among_many =
+        Load::Throughput { pairs: 50, bytes: 600, rate: Some(100), idle_connections: 9900 };
     vec![
         beside_derper(
             "10 pairs, 1400 B, flat out",
@@ -96,20 +98,15 @@ pub(super) fn cases() -> Vec<Case> {
         Case {
             name: "10,000 connections, 100 of them active",
             runs: vec![
+                run(Derper, &[among_many]),
+                run(Derpd, &[among_many]),
                 run(Derpd, &[fifty_pairs]),
-                run(
-                    Derpd,
-                    &[Load::Throughput {
-                        pairs: 50,
-                        bytes: 600,
-                        rate: Some(100),
-                        idle_connections: 9900,
-                    }],
-                ),
             ],
             rows: vec![
-                row(CPU_PER_PACKET, 1, Ratio(AtMost(1.2))).compared("100 connections", 0, 0),
-                row(LOST, 1, Value(AtMost(0.0))),
+                row(CPU_PER_PACKET, 1, Bar::Nothing).compared_with_derper(),
+                row(("CPU of 10,000 : CPU of 100, µs", CPU_PER_PACKET.1), 1, Ratio(AtMost(1.2)))
+                    .compared("100 connections", 2, 0),
+                row(LOST, 1, Value(AtMost(0.0))).compared_with_derper(),
             ],
         },
         Case {
@@ -138,8 +135,8 @@ pub(super) fn cases() -> Vec<Case> {
             AtMost(0.0),
             Some(Row {
                 label: "growth of memory, KiB",
-                figure: Reading { run: 0, load: 0, number: GROWTH },
-                beside: Beside::Nothing,
+                figure: Reading { run: 1, load: 0, number: GROWTH },
+                beside: Beside::Derper(Reading { run: 0, load: 0, number: GROWTH }),
                 bar: Value(AtMost(STALLED_RECEIVER_KIB)),
             }),
         ),
@@ -204,15 +201,21 @@ fn idle() -> Case {
     }
 }
 
-/// A well-behaved pair alone and beside one that is not, measured in one run.
+/// A well-behaved pair alone and beside one that is not, measured in one run of each server.
 fn bystander(name: &'static str, load: Load, loss: Limit, further: Option<Row>) -> Case {
-    let p99 = row(("p99 of the pair, µs", "pair_beside/p99_us"), 0, Ratio(AtMost(2.0)));
+    const ALONE: &str = "pair_alone/p99_us";
+    const BESIDE: &str = "pair_beside/p99_us";
+    let p99 = row(("p99 of the pair : alone, µs", BESIDE), 1, Ratio(AtMost(2.0)));
     let mut rows = vec![
-        row(("lost by the pair, %", "pair_beside/loss_pct"), 0, Value(loss)),
-        Row { beside: Beside::Itself("alone", reading(0, "pair_alone/p99_us")), ..p99 },
+        row(("lost by the pair, %", "pair_beside/loss_pct"), 1, Value(loss)).compared_with_derper(),
+        row(("median of the pair, µs", "pair_beside/p50_us"), 1, Bar::Nothing)
+            .compared_with_derper(),
+        row(("p99 of the pair, µs", BESIDE), 1, Bar::Nothing).compared_with_derper(),
+        row(("p99 of the pair alone, µs", ALONE), 1, Bar::Nothing).compared_with_derper(),
+        Row { beside: Beside::Itself("alone", reading(1, ALONE)), ..p99 },
     ];
     rows.extend(further);
-    Case { name, runs: vec![run(Derpd, &[load])], rows }
+    Case { name, runs: vec![run(Derper, &[load]), run(Derpd, &[load])], rows }
 }
 
 fn throughput(pairs: u32, bytes: u32, rate: Option<u32>) -> Load {

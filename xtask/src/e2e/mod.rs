@@ -39,6 +39,10 @@ pub(crate) struct Options {
     /// Attach the kernel program of derpd in this mode (such as generic) to the links of the clients
     #[arg(long)]
     xdp_mode: Option<String>,
+    /// Run a third tailscaled beside the relay, which asks it about every client (-verify-clients), and
+    /// check that a stranger is refused
+    #[arg(long)]
+    verify_clients: bool,
     /// Size of the file in millions of bytes
     #[arg(long, default_value_t = DEFAULT_MEGABYTES)]
     megabytes: u64,
@@ -46,7 +50,7 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { relay: None, xdp_mode: None, megabytes: DEFAULT_MEGABYTES }
+        Self { relay: None, xdp_mode: None, verify_clients: false, megabytes: DEFAULT_MEGABYTES }
     }
 }
 
@@ -58,7 +62,17 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         Some(path) => path.canonicalize().with_context(|| format!("{}", path.display()))?,
         None => workspace::build_derpd()?,
     };
-    let copied = Programs::build()?.copy(&relay, options.xdp_mode.as_deref(), options.megabytes)?;
+    let programs = Programs::build()?;
+    let xdp_mode = options.xdp_mode.as_deref();
+    let copied = if options.verify_clients {
+        let stranger = match options.relay {
+            Some(_) => workspace::build_derpd()?,
+            None => relay.clone(),
+        };
+        programs.copy_verified(&relay, xdp_mode, options.megabytes, &stranger)?
+    } else {
+        programs.copy(&relay, xdp_mode, options.megabytes)?
+    };
     println!("{copied}");
     Ok(())
 }
@@ -114,8 +128,30 @@ impl Programs {
         xdp_mode: Option<&str>,
         megabytes: u64,
     ) -> Result<Copied> {
+        self.run(relay, xdp_mode, megabytes, None)
+    }
+
+    /// The same with a relay that asks a tailscaled beside it about every client, and with derpd's
+    /// load generator, the program `stranger`, as a client that it must refuse.
+    pub(crate) fn copy_verified(
+        &self,
+        relay: &Path,
+        xdp_mode: Option<&str>,
+        megabytes: u64,
+        stranger: &Path,
+    ) -> Result<Copied> {
+        self.run(relay, xdp_mode, megabytes, Some(stranger))
+    }
+
+    fn run(
+        &self,
+        relay: &Path,
+        xdp_mode: Option<&str>,
+        megabytes: u64,
+        stranger: Option<&Path>,
+    ) -> Result<Copied> {
         let lab = Lab::build().context("building the network")?;
-        let (mut relay, map) = start_relay(&lab, relay, xdp_mode)?;
+        let (mut relay, map) = start_relay(&lab, relay, xdp_mode, stranger.is_some())?;
         let map_file = lab.directory().join("derpmap.json");
         fs::write(&map_file, map).context("writing the DERP map")?;
         let mut control = lab.start(
@@ -125,10 +161,18 @@ impl Programs {
                 .arg("-derp-map")
                 .arg(&map_file),
         )?;
+        let beside = match stranger {
+            Some(_) => Some(Node::start(&lab, Host::Relay, self)?),
+            None => None,
+        };
         say("logging two clients in");
         let left = Node::start(&lab, Host::Left, self)?;
         let right = Node::start(&lab, Host::Right, self)?;
         let result = measure(&lab, &left, &right, relay.id(), megabytes, self);
+        if let Some(stranger) = stranger {
+            check_refusal(&lab, stranger, &relay)?;
+        }
+        drop(beside);
         relay.check()?;
         control.check()?;
         let mut copied =
@@ -180,7 +224,12 @@ impl fmt::Display for Copied {
 }
 
 /// Starts the relay and returns it with the DERP map that leads to it.
-fn start_relay(lab: &Lab, program: &Path, xdp_mode: Option<&str>) -> Result<(Daemon, String)> {
+fn start_relay(
+    lab: &Lab,
+    program: &Path,
+    xdp_mode: Option<&str>,
+    verify_clients: bool,
+) -> Result<(Daemon, String)> {
     let certificates = lab.directory().join("certs");
     let mut command = lab.command(Host::Relay, program);
     command
@@ -189,10 +238,14 @@ fn start_relay(lab: &Lab, program: &Path, xdp_mode: Option<&str>) -> Result<(Dae
         .arg(format!("-c={}", lab.directory().join("derper.key").display()));
     if let Some(mode) = xdp_mode {
         lab.send_checksums()?;
-        command.arg(format!("-xdp-mode={mode}"));
+        command.arg(format!("-xdp-mode={mode}")).arg("-xdp-pin=off");
         for client in [Host::Left, Host::Right] {
             command.arg(format!("-xdp-interface={}", relay_interface(client)));
         }
+    }
+    if verify_clients {
+        let socket = node::socket(lab, Host::Relay);
+        command.args(["-verify-clients", &format!("-socket={}", socket.display())]);
     }
     say(&format!("starting {}", program.display()));
     let mut relay = lab.start("relay", &mut command)?;
@@ -208,6 +261,19 @@ fn start_relay(lab: &Lab, program: &Path, xdp_mode: Option<&str>) -> Result<(Dae
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
+}
+
+/// Checks that a client with a key of no tailnet is refused, because tailscaled does not know it.
+fn check_refusal(lab: &Lab, stranger: &Path, relay: &Daemon) -> Result<()> {
+    const REASON: &str = "not authorized (not found in local tailscaled)";
+    say("trying to get in without being a node");
+    let mut command = lab.command(Host::Left, stranger);
+    command.args(["bench", "--server", RELAY, "--insecure", "--no-progress", "latency"]);
+    command.args(["--duration", "1s"]);
+    ensure!(command.read().is_err(), "`{}` was served", command.describe());
+    let log = relay.log();
+    ensure!(log.contains(REASON), "the relay's log says nothing of it: {}", relay.last_words());
+    Ok(())
 }
 
 /// Checks what the clients see of the relay, and copies the file.

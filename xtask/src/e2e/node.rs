@@ -16,6 +16,11 @@ use super::{
 };
 use crate::process::CommandExt as _;
 
+/// Where the `tailscaled` of a host listens for its own programs.
+pub(super) fn socket(lab: &Lab, host: Host) -> PathBuf {
+    lab.directory().join(host.name()).join("socket")
+}
+
 /// A logged-in client.
 pub(super) struct Node<'lab> {
     lab: &'lab Lab,
@@ -30,7 +35,7 @@ impl<'lab> Node<'lab> {
     /// Starts `tailscaled` and logs it in.
     pub(super) fn start(lab: &'lab Lab, host: Host, programs: &Programs) -> Result<Self> {
         let directory = lab.directory().join(host.name());
-        let socket = directory.join("socket");
+        let socket = socket(lab, host);
         let daemon = lab.start(
             &format!("tailscaled-{}", host.name()),
             lab.command(host, &programs.tailscaled)

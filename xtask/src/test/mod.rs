@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     ebpf, go, namespaces,
     process::{self, CommandExt as _},
-    workspace,
+    proxies, workspace,
 };
 use tally::Tally;
 
@@ -32,6 +32,10 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
         Err(reason) => {
             tally.skip(&format!("all or some tests on the loaded kernel program: {reason}"))
         }
+    }
+    if let Err(reason) = proxies::ensure_programs() {
+        // Each of the tests that need one says so itself, but not what to type.
+        eprintln!("{reason:#}");
     }
     compile_interop_tests()?;
     compile_ts_derp_client()?;

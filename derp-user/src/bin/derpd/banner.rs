@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use derp_user::{
+    admit::Admission,
     config::{Config, ListenAddress},
     dataplane::Attachment,
     proto::keys::NodePublic,
@@ -15,8 +16,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) listen: ListenAddress,
     pub(crate) port80: Option<SocketAddr>,
     pub(crate) stun: &'a [SocketAddr],
+    pub(crate) relay: &'a [SocketAddr],
     pub(crate) attachments: &'a [Attachment],
     pub(crate) public_key: NodePublic,
+    pub(crate) admission: &'a Admission,
 }
 
 /// Logs the facts. The line about serving is worded as derper's, because scripts wait for it.
@@ -31,12 +34,37 @@ pub(crate) fn log(facts: &Facts<'_>) {
         let address = listen.with_port(address.port());
         tracing::info!("STUN server listening on {address}, {}", data_plane(facts));
     }
+    let mut ports: Vec<_> = facts.relay.iter().map(SocketAddr::port).collect();
+    ports.dedup();
+    for port in ports {
+        tracing::info!("UDP flows are relayed on {}", listen.with_port(port));
+    }
     if !config.derp_enabled {
         tracing::info!("derper: relaying is disabled (-derp=false)");
+    }
+    if config.derp_enabled {
+        admission(facts);
     }
     let tls = if config.tls.is_some() { " with TLS" } else { "" };
     tracing::info!("derper: serving on {listen}{tls}");
     tracing::info!("derper: {} workers; try: {}", config.workers, try_line(facts));
+}
+
+/// Says who may use the relay: loudly if that is anybody who can reach it.
+fn admission(facts: &Facts<'_>) {
+    let reachable = facts.listen.ip.is_none_or(|ip| !ip.to_canonical().is_loopback());
+    if facts.admission.is_open() && reachable {
+        tracing::warn!(
+            "derper: anybody who can reach this relay may use it; to admit your own nodes only, give \
+             -allow-keys, -allow-from-api, -verify-clients or -verify-client-url"
+        );
+    } else {
+        tracing::info!("derper: admission: {}", facts.admission);
+    }
+    if !facts.config.proxies.is_empty() {
+        let proxies: Vec<_> = facts.config.proxies.iter().map(ToString::to_string).collect();
+        tracing::info!("derper: PROXY protocol from {}", proxies.join(", "));
+    }
 }
 
 fn data_plane(facts: &Facts<'_>) -> String {

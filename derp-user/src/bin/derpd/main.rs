@@ -4,6 +4,9 @@ mod banner;
 mod bench;
 mod listen;
 mod metrics;
+mod reload;
+mod tool;
+mod udp;
 
 use std::{
     env, fs,
@@ -18,20 +21,27 @@ use std::{
 
 use anyhow::Context;
 use derp_user::{
+    admit::Admission,
     config::{
-        self, Config, ConfigError, Environment, Invocation, KeySource, MeshConfig, MeshKeySource,
-        Options,
+        self, Config, ConfigError, Environment, FileSettings, Invocation, KeySource, MeshConfig,
+        MeshKeySource, Options,
     },
-    dataplane::{self, Xdp, XdpOptions},
+    dataplane::{self, Xdp},
     http::{self, DebugAccess, Site, serve_port80},
-    proto::keys::{MeshKey, NodePrivate},
-    server::{self, Mesh, MeshSettings, Server, Settings, Statistics},
-    stun::StunServer,
+    privilege::{self, Capability},
+    proto::keys::{MeshKey, NodePrivate, NodePublic},
+    proxy_protocol::TrustedProxies,
+    server::{self, Mesh, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops},
     tls,
+    udp_relay::Keeper,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::metrics::Sources;
+use crate::{
+    metrics::Sources,
+    reload::{Reloader, rate_line},
+    udp::{Started, Tasks, Udp},
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -39,6 +49,9 @@ fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == bench::NAME).is_some() {
         return bench::main(arguments);
+    }
+    if let Some(tool) = arguments.peek().and_then(tool::find) {
+        return tool(arguments.skip(1).collect());
     }
     let options = match config::parse(arguments) {
         Ok(Invocation::Run(options)) => *options,
@@ -58,11 +71,22 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("derpd: {error:#}");
+            eprintln!("derpd: {}", in_words(&error));
             let status = error.downcast_ref().map_or(1, ConfigError::exit_status);
             ExitCode::from(status)
         }
     }
+}
+
+/// An error with its causes, each said once: some errors have their cause in their own words.
+fn in_words(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// The version of the program and of the kernel program in it.
@@ -84,6 +108,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .init();
     tracing::info!("{}", version());
 
+    let file = load_file(&config)?;
     let private_key = load_identity(&config)?;
     let mesh_key = load_mesh_key(&config)?;
     config.check_mesh_key(mesh_key.as_ref())?;
@@ -97,6 +122,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .context("cannot start the control runtime")?;
     let _entered = runtime.enter();
     let signals = Signals::catch()?;
+    let gate = Gate::load(&config, runtime.handle())?;
 
     let main_listener = listen::bind(config.listen, "-a")?;
     let listen = config.listen.with_port(main_listener.local_addr()?.port());
@@ -104,26 +130,43 @@ fn run(options: Options) -> anyhow::Result<()> {
         Some(port) => Some(listen::bind(config.listen.with_port(port), "-http-port")?),
         None => None,
     };
-    let stun = config.stun_port.map(|port| StunServer::bind(config.listen.ip, port)).transpose()?;
-    let stun_addresses = stun.as_ref().map(StunServer::local_addresses).unwrap_or_default();
-    let mut xdp = attach_xdp(&config, stun_addresses.first().map(|address| address.port()))?;
-    let watcher = xdp.as_mut().and_then(Xdp::take_watcher);
+    let mut udp = Udp::prepare(&config, &file)?;
+    let attachments = udp.xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
+    let stays_attached = udp.xdp.as_ref().is_some_and(Xdp::stays_attached);
+    // Everything is bound and attached, and no other thread runs yet that would keep more.
+    reduce_privilege(&udp);
+    let (xdp, keeper) = (udp.xdp.take(), udp.keeper());
+    let stun_counters = udp.responder().map(|responder| responder.counters());
+    let (stun_addresses, relay_addresses) =
+        (udp.stun_addresses.clone(), udp.relay_addresses.clone());
+    let Started { forwarder, totals, tasks } = udp.start()?;
 
-    let attachments = xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
     let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
+    let reloader = Reloader {
+        admission: Arc::clone(&gate.admission),
+        rates: gate.rates.clone().zip(config.rate_config.clone()),
+        statistics: Arc::clone(&statistics),
+        count: Arc::default(),
+    };
     let sources = Sources {
         statistics: Arc::clone(&statistics),
-        stun: stun.as_ref().map(StunServer::counters),
+        admission: Arc::clone(&gate.admission),
+        rates: gate.rates.clone(),
+        proxies: Arc::clone(&gate.proxies),
+        reloads: Arc::clone(&reloader.count),
+        stun: stun_counters,
         xdp,
+        keeper: keeper.clone(),
+        udp: totals,
         tls: tls.is_some(),
         started: (SystemTime::now(), started),
     };
-    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources));
+    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, keeper));
     let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
-    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site));
+    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site), &gate);
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
     let mesh = mesh_settings
@@ -136,10 +179,17 @@ fn run(options: Options) -> anyhow::Result<()> {
         listen,
         port80: port80_address,
         stun: &stun_addresses,
+        relay: &relay_addresses,
         attachments: &attachments,
         public_key,
+        admission: &gate.admission,
     });
-    runtime.block_on(control(signals, port80, site, stun, watcher))?;
+    let port80 = port80.map(|listener| (listener, site, gate.proxies));
+    runtime.block_on(control(signals, port80, reloader, tasks))?;
+    drop(forwarder);
+    if stays_attached {
+        tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
+    }
     if let Some(mesh) = mesh {
         mesh.stop();
     }
@@ -148,6 +198,32 @@ fn run(options: Options) -> anyhow::Result<()> {
         tracing::debug!("stop: {error}");
     }
     Ok(())
+}
+
+/// What decides which connections are served, and how fast.
+struct Gate {
+    admission: Arc<Admission>,
+    rates: Option<Arc<Rates>>,
+    proxies: Arc<TrustedProxies>,
+}
+
+impl Gate {
+    fn load(config: &Config, control: &tokio::runtime::Handle) -> anyhow::Result<Self> {
+        let rates = match &config.rate_config {
+            Some(path) => {
+                let limit = config::load_rate_limit(path)?;
+                tracing::info!("{}", rate_line(limit));
+                Some(Arc::new(Rates::new(limit)))
+            }
+            None => None,
+        };
+        let admission = Admission::new(config.admission.clone(), control.clone())?;
+        Ok(Self {
+            admission: Arc::new(admission),
+            rates,
+            proxies: Arc::new(TrustedProxies::new(config.proxies.clone())),
+        })
+    }
 }
 
 fn resolve(options: Options) -> Result<Config, ConfigError> {
@@ -160,6 +236,13 @@ fn resolve(options: Options) -> Result<Config, ConfigError> {
             processors: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
         },
     )
+}
+
+fn load_file(config: &Config) -> Result<FileSettings, ConfigError> {
+    match &config.file {
+        Some(path) => config::load_file(path, config.stun_port),
+        None => Ok(FileSettings::default()),
+    }
 }
 
 fn load_identity(config: &Config) -> Result<NodePrivate, ConfigError> {
@@ -211,16 +294,29 @@ fn tls_config(
     Ok(Some(Arc::new(tls::server_config(certificate, meta)?)))
 }
 
-fn attach_xdp(config: &Config, stun_port: Option<u16>) -> anyhow::Result<Option<Xdp>> {
-    let Some(stun_port) = stun_port else { return Ok(None) };
-    let options =
-        XdpOptions { interfaces: config.xdp_interfaces.clone(), mode: config.xdp_mode, stun_port };
-    Ok(Xdp::attach(&options)?)
+fn reduce_privilege(udp: &Udp) {
+    let has_kernel_maps = udp.xdp.is_some();
+    let has_neighbours = has_kernel_maps && udp.keeper().is_some();
+    match privilege::reduce(&privilege::needed_later(has_kernel_maps, has_neighbours)) {
+        Ok(left) if left.is_empty() => tracing::debug!("no capabilities are kept"),
+        Ok(left) => {
+            let names: Vec<_> = left.into_iter().map(Capability::as_str).collect();
+            tracing::info!("capabilities that are kept: {}", names.join(", "));
+        }
+        Err(error) => tracing::warn!("cannot give up capabilities: {error}"),
+    }
 }
 
-fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sources) -> Site {
+fn site(
+    config: &Config,
+    has_mesh_key: bool,
+    access: DebugAccess,
+    sources: Sources,
+    keeper: Option<Keeper>,
+) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
+    let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
         derp_enabled: config.derp_enabled,
@@ -228,10 +324,12 @@ fn site(config: &Config, has_mesh_key: bool, access: DebugAccess, sources: Sourc
         machine: machine.trim().to_owned(),
         version: VERSION,
         has_mesh_key,
+        admission: Box::new(move || admission.to_string()),
         access,
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
-        check: Box::new(move || statistics.check()),
+        flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
+        check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
 }
 
@@ -241,6 +339,7 @@ fn server_settings(
     mesh_key: Option<MeshKey>,
     tls: Option<Arc<rustls::ServerConfig>>,
     site: Arc<Site>,
+    gate: &Gate,
 ) -> Settings {
     Settings {
         private_key,
@@ -252,6 +351,11 @@ fn server_settings(
         tcp_keepalive_idle: config.tcp.keepalive_idle,
         // Like derper, plain HTTP is not limited: it is a proxy's or a developer's business.
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
+        proxies: Arc::clone(&gate.proxies),
+        admission: Arc::clone(&gate.admission),
+        verbose_drops: (!config.verbose_drops.is_empty())
+            .then(|| Arc::new(VerboseDrops::new(config.verbose_drops.iter().copied()))),
+        rates: gate.rates.clone(),
         tls,
         site,
     }
@@ -274,10 +378,11 @@ fn mesh_settings(
     })
 }
 
-/// The signals that stop the relay. Caught before it says that it serves, so that none is missed.
+/// The signals that stop the relay or make it reload. Caught before it says that it serves, so that none is missed.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -285,6 +390,7 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
             terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
+            hangup: signal(SignalKind::hangup()).context("cannot catch SIGHUP")?,
         })
     }
 }
@@ -292,31 +398,30 @@ impl Signals {
 /// Runs what is not the relay itself, until a signal says to stop.
 async fn control(
     mut signals: Signals,
-    port80: Option<TcpListener>,
-    site: Arc<Site>,
-    stun: Option<StunServer>,
-    watcher: Option<dataplane::Watcher>,
+    port80: Option<(TcpListener, Arc<Site>, Arc<TrustedProxies>)>,
+    reloader: Reloader,
+    tasks: Tasks,
 ) -> anyhow::Result<()> {
-    let port80 = port80.map(tokio::net::TcpListener::from_std).transpose()?;
+    let port80 = match port80 {
+        Some((listener, site, proxies)) => {
+            Some((tokio::net::TcpListener::from_std(listener)?, site, proxies))
+        }
+        None => None,
+    };
     let services = async {
         let port80 = async {
-            if let Some(listener) = port80 {
-                serve_port80(listener, site, std::future::pending()).await;
+            if let Some((listener, site, proxies)) = port80 {
+                serve_port80(listener, site, proxies, std::future::pending()).await;
             }
         };
-        let stun = async {
-            if let Some(stun) = stun {
-                stun.run().await;
+        let disconnect = |keys: &[NodePublic]| reloader.disconnect(keys);
+        let admission = reloader.admission.run(&disconnect);
+        let reload = async {
+            while signals.hangup.recv().await.is_some() {
+                reloader.reload();
             }
         };
-        let watcher = async {
-            if let Some(watcher) = watcher
-                && let Err(error) = watcher.run().await
-            {
-                tracing::error!("{error}: the kernel answers for the addresses of now only");
-            }
-        };
-        tokio::join!(port80, stun, watcher);
+        tokio::join!(port80, tasks.run(), admission, reload);
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -6,17 +6,30 @@ use std::{
 };
 
 use derp_user::{
+    admit::Admission,
     dataplane::Xdp,
-    metrics::{AttachedInterface, KernelCount, Report, StunTotals},
-    server::Statistics,
+    metrics::{AttachedInterface, KernelCount, Report, StunTotals, UdpFigures},
+    proxy_protocol::TrustedProxies,
+    server::{Rates, Statistics},
     stun::StunCounters,
+    udp::Totals,
+    udp_relay::Keeper,
 };
+
+use crate::reload::Counts;
 
 /// Where the numbers come from.
 pub(crate) struct Sources {
     pub(crate) statistics: Arc<Statistics>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) rates: Option<Arc<Rates>>,
+    pub(crate) proxies: Arc<TrustedProxies>,
+    pub(crate) reloads: Arc<Counts>,
     pub(crate) stun: Option<Arc<StunCounters>>,
     pub(crate) xdp: Option<Xdp>,
+    pub(crate) keeper: Option<Keeper>,
+    /// What the UDP sockets have counted.
+    pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     pub(crate) tls: bool,
     /// The start of the process by both clocks.
     pub(crate) started: (SystemTime, Instant),
@@ -32,10 +45,18 @@ impl Sources {
             tls: self.tls,
             totals: self.statistics.totals(),
             gauges: self.statistics.gauges(),
+            admission: self.admission.figures(),
+            rates: self.rates.as_ref().map(|rates| rates.limit()),
+            proxy_faults: self.proxies.exist().then(|| self.proxies.faults()),
+            reloads: self.reloads.read(),
             stun: self.stun.as_ref().map(|counters| StunTotals {
                 requests: counters.requests(),
                 families: counters.families(),
             }),
+            udp: UdpFigures {
+                totals: (self.udp)(),
+                flows: self.keeper.as_ref().map(Keeper::states),
+            },
             kernel: self.xdp.as_ref().map(kernel_counts).unwrap_or_default(),
             interfaces: self.xdp.as_ref().map(interfaces).unwrap_or_default(),
         }

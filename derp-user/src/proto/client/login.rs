@@ -247,7 +247,7 @@ mod tests {
         assert!(logged_in.info.is_prober);
         assert_eq!(logged_in.info.app_name, info.app_name);
 
-        let answer = logged_in.server_info([1; NONCE_LENGTH]);
+        let answer = logged_in.server_info([1; NONCE_LENGTH], None);
         for end in 0..answer.len() {
             assert_eq!(request.server_info(&answer[..end]).unwrap(), None, "{end}");
         }

@@ -104,7 +104,7 @@ impl Link<'_> {
             let deadlines = [Some(silent_at), stalled_at, self.report_at];
             arm(timer.as_mut(), deadlines.into_iter().flatten().min().unwrap_or(silent_at));
             let event = std::future::poll_fn(|context| {
-                poll_event(&connection, &socket, timer.as_mut(), context)
+                poll_event(&connection, &socket, timer.as_mut(), true, context)
             });
             let event = event.await?;
             if connection.is_closing() {

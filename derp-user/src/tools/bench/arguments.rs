@@ -84,6 +84,10 @@ pub enum Workload {
         /// Connections
         #[arg(long, value_name = "NUMBER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=MOST))]
         connections: u32,
+        /// Clients that come and leave first: what a server needs once, for the first of them, is not
+        /// what it keeps of those that follow
+        #[arg(long, value_name = "NUMBER", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=MOST))]
+        warm_up: u32,
         /// How long to hold them all
         #[arg(long, value_name = "TIME", default_value = "3s", value_parser = any_duration)]
         hold: Duration,
@@ -298,7 +302,10 @@ mod tests {
         );
         assert_eq!(workload("latency"), Workload::Latency { traffic, pairs: 0 });
         let (hold, settle) = (Duration::from_secs(3), Duration::from_secs(5));
-        assert_eq!(workload("idle"), Workload::Idle { connections: 1000, hold, settle });
+        assert_eq!(
+            workload("idle"),
+            Workload::Idle { connections: 1000, warm_up: 10, hold, settle }
+        );
         assert_eq!(workload("storm"), Workload::Storm { connections: 3000, concurrency: 16 });
         let contention = Contention { rate: 10.0, duration: Duration::from_secs(5) };
         assert_eq!(workload("flood"), Workload::Flood(contention));

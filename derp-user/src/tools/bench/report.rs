@@ -157,6 +157,8 @@ pub(super) struct LatencyReport {
 #[derive(Debug, Serialize)]
 pub(super) struct IdleReport {
     pub(super) conns: usize,
+    /// Clients that came and left before.
+    pub(super) warm_up: usize,
     pub(super) connect_s: f64,
     pub(super) hold_s: f64,
     pub(super) settle_s: f64,
@@ -169,11 +171,14 @@ pub(super) struct IdleReport {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct IdleServer {
     pub(super) server_cpu_ms_per_conn: f64,
+    /// Memory before anybody came; what each connection costs is measured from here.
     pub(super) rss_before_kib: u64,
+    /// Memory after the first few have come and left.
+    pub(super) rss_warm_kib: u64,
     pub(super) rss_after_kib: u64,
     pub(super) rss_kib_per_conn: f64,
     pub(super) rss_left_kib: u64,
-    /// Memory after the connections have left, per memory before they came.
+    /// Memory after the connections have left, per memory after the first few had.
     pub(super) rss_left_ratio: f64,
 }
 

@@ -58,7 +58,9 @@ fn idle(f: &mut fmt::Formatter<'_>, report: &IdleReport) -> fmt::Result {
     row(f, "", format_args!("{:.2} KiB per connection", used.rss_kib_per_conn))?;
     let (left, ratio) = (mib(used.rss_left_kib), used.rss_left_ratio);
     let settle = report.settle_s;
-    row(f, "", format_args!("{left} {settle:.1} s after they left, {ratio:.2} of before"))
+    row(f, "", format_args!("{left} {settle:.1} s after they left"))?;
+    let (warm, warm_up) = (mib(used.rss_warm_kib), count(report.warm_up as u64));
+    row(f, "", format_args!("{ratio:.2} of the {warm} after the first {warm_up} had left"))
 }
 
 fn storm(f: &mut fmt::Formatter<'_>, report: &StormReport) -> fmt::Result {
@@ -237,13 +239,15 @@ mod tests {
             }),
             Figures::Idle(IdleReport {
                 conns: 10_000,
+                warm_up: 10,
                 connect_s: 9.5,
                 hold_s: 3.0,
                 settle_s: 5.0,
                 disconnected: 0,
                 server: Some(IdleServer {
                     server_cpu_ms_per_conn: 0.5,
-                    rss_before_kib: 10_240,
+                    rss_before_kib: 9_216,
+                    rss_warm_kib: 10_240,
                     rss_after_kib: 102_400,
                     rss_kib_per_conn: 9.2,
                     rss_left_kib: 15_360,
@@ -338,6 +342,7 @@ throughput: 10 pairs, 1400 B, 300 Mbit/s offered, 5.0 s
                 "connect_s",
                 "server_cpu_ms_per_conn",
                 "rss_before_kib",
+                "rss_warm_kib",
                 "rss_after_kib",
                 "rss_kib_per_conn",
                 "rss_left_kib",

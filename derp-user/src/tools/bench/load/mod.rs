@@ -33,6 +33,8 @@ const SAMPLE: Duration = Duration::from_millis(100);
 struct Schedule {
     begin: Instant,
     duration: Duration,
+    /// Nobody sends as much as the server takes, so that it does not matter when exactly data is read.
+    paced: bool,
 }
 
 /// What a load came to.
@@ -118,20 +120,23 @@ pub(super) fn run(
     let server_cpu = setting.process.map(|process| process.cpu_seconds()).transpose()?;
     let client_cpu = own_cpu_seconds()?;
     setting.progress.begin_time(what, duration + DRAIN);
-    let schedule = Schedule { begin: Instant::now() + LEAD, duration };
-    let (tallies, memory, duration) = thread::scope(|scope| {
+    let paced = !threads.iter().flatten().any(Peer::is_free);
+    let schedule = Schedule { begin: Instant::now() + LEAD, duration, paced };
+    let (tallies, peers, memory, duration) = thread::scope(|scope| {
         let spawned: Vec<_> = threads
             .into_iter()
             .map(|peers| scope.spawn(|| worker::run(peers, schedule, &setting.stop)))
             .collect();
         let watched =
             watch(setting, schedule, || spawned.iter().all(|thread| thread.is_finished()));
-        let mut tallies = Tallies::default();
+        let (mut tallies, mut peers) = (Tallies::default(), Vec::new());
         for thread in spawned {
-            tallies.add(&thread.join().unwrap_or(Err(BenchError::Thread))?);
+            let (tally, still_connected) = thread.join().unwrap_or(Err(BenchError::Thread))?;
+            tallies.add(&tally);
+            peers.extend(still_connected);
         }
         let (memory, duration) = watched?;
-        Ok::<_, BenchError>((tallies, memory, duration))
+        Ok::<_, BenchError>((tallies, peers, memory, duration))
     })?;
     let client_cpu_s = own_cpu_seconds()? - client_cpu;
     let server = match (setting.process, server_cpu, memory) {
@@ -140,6 +145,8 @@ pub(super) fn run(
         }
         _ => None,
     };
+    // Only now: that thousands of connections end is work, but not the work that was measured.
+    peers.into_iter().for_each(Peer::close);
     Ok(Outcome { tallies, begin: schedule.begin, duration, client_cpu_s, server })
 }
 

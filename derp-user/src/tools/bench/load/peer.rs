@@ -154,6 +154,11 @@ impl Peer {
         self.sending().is_some_and(|sending| sending.stamped)
     }
 
+    /// Whether it sends as much as the socket takes.
+    pub(super) fn is_free(&self) -> bool {
+        self.sending().is_some_and(|sending| sending.pace.is_none())
+    }
+
     pub(super) fn sending(&self) -> Option<&Sending> {
         match &self.role {
             Role::Send(sending) => Some(sending),
@@ -264,7 +269,7 @@ impl Peer {
     }
 
     /// Says farewell, as far as the socket lets it.
-    pub(super) fn close(mut self) {
+    pub(in crate::tools::bench) fn close(mut self) {
         if self.outgoing.is_empty() {
             self.wire.close(&mut self.outgoing);
             // The server notices either way.

@@ -15,7 +15,7 @@ use super::{
 use crate::tools::bench::{BenchError, Stop};
 
 /// Paced senders sleep at least this long, so that a high rate does not wake the thread for every packet.
-/// Where no packet is stamped, receivers sleep as long.
+/// Where all are paced and no packet is stamped, receivers sleep as long.
 const GRANULARITY: Duration = Duration::from_micros(500);
 /// Most rounds of reading in a row.
 const ROUNDS: usize = 16;
@@ -23,11 +23,12 @@ const ROUNDS: usize = 16;
 const LONGEST_SLEEP: Duration = Duration::from_millis(20);
 
 /// Drives `peers` until packets have been sent for the scheduled time and some more for stragglers.
+/// Returns what they came to, and those that are still connected.
 pub(super) fn run(
     peers: Vec<Peer>,
     schedule: Schedule,
     stop: &Stop,
-) -> Result<Tallies, BenchError> {
+) -> Result<(Tallies, Vec<Peer>), BenchError> {
     let mut worker = Worker::new(peers, schedule)?;
     while !stop.is_set() && worker.elapsed() < schedule.duration {
         worker.send_due(worker.elapsed())?;
@@ -57,7 +58,8 @@ struct Worker {
     free: VecDeque<usize>,
     /// When paced senders were last looked at.
     last_turn: Duration,
-    /// Delays are measured here: data must be read when it comes.
+    /// Data must be read when it comes: delays are measured here, or a receiver that naps would keep
+    /// its TCP window shut and decide how much is delivered.
     prompt: bool,
     sending: bool,
     scratch: Vec<u8>,
@@ -72,7 +74,7 @@ impl Worker {
                 poller.add(peer.socket(), number)?;
             }
         }
-        let prompt = peers.iter().any(Peer::is_prompt);
+        let prompt = !schedule.paced || peers.iter().any(Peer::is_prompt);
         let mut worker = Self {
             schedule,
             prompt,
@@ -232,11 +234,11 @@ impl Worker {
         self.free.clear();
     }
 
-    fn finish(mut self) -> Tallies {
-        for peer in self.peers.into_iter().flatten() {
+    fn finish(mut self) -> (Tallies, Vec<Peer>) {
+        let peers: Vec<_> = self.peers.into_iter().flatten().collect();
+        for peer in &peers {
             peer.count_partial(self.tallies.of(peer.group()));
-            peer.close();
         }
-        self.tallies
+        (self.tallies, peers)
     }
 }

@@ -26,8 +26,8 @@ pub(super) fn run(setting: &Setting, workload: &Workload) -> Result<Figures, Ben
         Workload::Latency { traffic, pairs } => {
             throughput::latency(setting, traffic, pairs as usize)
         }
-        Workload::Idle { connections, hold, settle } => {
-            idle::run(setting, connections as usize, hold, settle)
+        Workload::Idle { connections, warm_up, hold, settle } => {
+            idle::run(setting, connections as usize, warm_up as usize, hold, settle)
         }
         Workload::Storm { connections, concurrency } => {
             storm::run(setting, connections as usize, concurrency as usize)

@@ -1,0 +1,282 @@
+//! Everything served over UDP: STUN and relayed flows, in the kernel and in userspace.
+
+use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use derp_common::{Rate, Settings, Switches};
+use derp_user::{
+    config::{self, Config, FileSettings},
+    dataplane::{
+        FlowMaps, KernelTables, MapSizes, Mode, Pin, Prepared, Watcher, Xdp, XdpOptions,
+        route::Resolver,
+    },
+    flow::{Mirror, SharedMirror},
+    forward::{Forwarder, ForwarderOptions, NOTICES, Notices, Running, Stranger},
+    stun::{Responder, StunServer},
+    udp::{Merging, SettingsCell, Totals},
+    udp_relay::{Keeper, KeeperOptions},
+};
+use tokio::sync::mpsc::{Receiver, channel};
+
+/// How often control packets of one end may reach userspace: a handshake takes two.
+const CONTROL_RATE: Rate = Rate::per_second(10, 20);
+/// Slots of the kernel's tables when there are no flows.
+const NO_SLOTS: u32 = 16;
+/// Most threads that forward in userspace.
+const MOST_THREADS: usize = 4;
+
+/// UDP services that are bound and attached, but that nobody runs yet.
+pub(crate) struct Udp {
+    stun: Option<StunServer>,
+    forwarder: Option<Forwarder>,
+    responder: Arc<Responder>,
+    settings: Arc<SettingsCell>,
+    mirror: SharedMirror,
+    keeper: Option<Keeper>,
+    watcher: Option<Watcher>,
+    /// The kernel data plane, where there is one.
+    pub(crate) xdp: Option<Xdp>,
+    /// Where STUN is answered.
+    pub(crate) stun_addresses: Vec<SocketAddr>,
+    /// Where flows are relayed.
+    pub(crate) relay_addresses: Vec<SocketAddr>,
+}
+
+impl Udp {
+    /// Binds the ports, attaches the kernel program and admits the flows of the configuration.
+    pub(crate) fn prepare(config: &Config, file: &FileSettings) -> anyhow::Result<Self> {
+        let host = config.listen.ip;
+        let relay_ports = relay_ports(file);
+        let shares_stun = config.stun_port.is_some_and(|port| relay_ports.contains(&port));
+        let stun = match config.stun_port.filter(|_| !shares_stun) {
+            Some(port) => Some(StunServer::bind(host, port)?),
+            None => None,
+        };
+        let forwarder = if relay_ports.is_empty() {
+            None
+        } else {
+            let threads = config.workers.get().min(MOST_THREADS);
+            Some(Forwarder::bind(&ForwarderOptions {
+                host,
+                ports: relay_ports,
+                threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+                merging: merging(config),
+            })?)
+        };
+        let relay_addresses =
+            forwarder.as_ref().map(Forwarder::local_addresses).unwrap_or_default();
+        let stun_addresses = match &stun {
+            Some(stun) => stun.local_addresses(),
+            None => {
+                let is_stun = |it: &&SocketAddr| Some(it.port()) == config.stun_port;
+                relay_addresses.iter().filter(is_stun).copied().collect()
+            }
+        };
+        let responder = stun.as_ref().map_or_else(Arc::default, StunServer::responder);
+        let settings = settings(file, stun_addresses.first().map(SocketAddr::port));
+        let sizes = MapSizes { slots: slots(file), ..MapSizes::default() };
+        let options = XdpOptions {
+            interfaces: config.xdp_interfaces.clone(),
+            mode: if settings.ports[0].services == 0 { Mode::Off } else { config.xdp_mode },
+            stun_port: stun_addresses.first().map_or(0, SocketAddr::port),
+            pin: pin(config, file),
+            sizes,
+        };
+        let planes = Planes::prepare(&options, file, settings)?;
+        let Planes { xdp, keeper, mirror, watcher } = planes;
+        let settings = Arc::new(SettingsCell::new(settings));
+        let stun = stun.map(|stun| stun.with_settings(Arc::clone(&settings)));
+        Ok(Self {
+            stun,
+            forwarder,
+            responder,
+            settings,
+            mirror,
+            keeper,
+            watcher,
+            xdp,
+            stun_addresses,
+            relay_addresses,
+        })
+    }
+
+    /// Returns what answers STUN, and counts that.
+    pub(crate) fn responder(&self) -> Option<Arc<Responder>> {
+        (!self.stun_addresses.is_empty()).then(|| Arc::clone(&self.responder))
+    }
+
+    /// Returns who keeps the flows, if there are any.
+    pub(crate) fn keeper(&self) -> Option<Keeper> {
+        self.keeper.clone()
+    }
+
+    /// Starts the threads that forward.
+    pub(crate) fn start(self) -> anyhow::Result<Started> {
+        let (strangers, reported) = channel(NOTICES);
+        let notices = Notices { strangers: Some(strangers), control: None };
+        let forwarder = match self.forwarder {
+            Some(forwarder) => {
+                Some(forwarder.start(&self.mirror, &self.settings, &self.responder, &notices)?)
+            }
+            None => None,
+        };
+        let stun_totals = self.stun.as_ref().map(StunServer::totals);
+        let relay_totals = forwarder.as_ref().map(Running::totals);
+        let totals = Box::new(move || {
+            let mut totals = relay_totals.as_ref().map(|read| read()).unwrap_or_default();
+            totals.add(&stun_totals.as_ref().map(|read| read()).unwrap_or_default());
+            totals
+        });
+        let keeper = self.keeper.map(|keeper| (keeper, reported));
+        let tasks = Tasks { stun: self.stun, keeper, watcher: self.watcher };
+        Ok(Started { forwarder, totals, tasks })
+    }
+}
+
+/// UDP services at work.
+pub(crate) struct Started {
+    /// The threads that forward, until dropped.
+    pub(crate) forwarder: Option<Running>,
+    /// Reads what the sockets have counted.
+    pub(crate) totals: Box<dyn Fn() -> Totals + Send + Sync>,
+    /// What is to run on the control runtime.
+    pub(crate) tasks: Tasks,
+}
+
+/// What of the UDP services runs on the control runtime.
+pub(crate) struct Tasks {
+    stun: Option<StunServer>,
+    keeper: Option<(Keeper, Receiver<Stranger>)>,
+    watcher: Option<Watcher>,
+}
+
+impl Tasks {
+    /// Runs until dropped.
+    pub(crate) async fn run(self) {
+        let stun = async {
+            if let Some(stun) = self.stun {
+                stun.run().await;
+            }
+        };
+        let keeper = async {
+            if let Some((keeper, strangers)) = self.keeper {
+                keeper.run(strangers).await;
+            }
+        };
+        let watcher = async {
+            if let Some(watcher) = self.watcher
+                && let Err(error) = watcher.run().await
+            {
+                tracing::error!("{error}: the kernel knows the addresses and routes of now only");
+            }
+        };
+        tokio::join!(stun, keeper, watcher);
+    }
+}
+
+/// Both data planes, with the flows of the configuration in them.
+struct Planes {
+    xdp: Option<Xdp>,
+    keeper: Option<Keeper>,
+    mirror: SharedMirror,
+    watcher: Option<Watcher>,
+}
+
+impl Planes {
+    fn prepare(
+        options: &XdpOptions,
+        file: &FileSettings,
+        settings: Settings,
+    ) -> anyhow::Result<Self> {
+        let prepared = options.degrade(Xdp::prepare(options))?;
+        if let Some(prepared) = prepared
+            && let Some(planes) = Self::with_kernel(options, prepared, file, settings)?
+        {
+            return Ok(planes);
+        }
+        let mirror = SharedMirror::new(Mirror::new(slots(file)));
+        let keeper = match file.flows[..] {
+            [] => None,
+            _ => Some(Keeper::start(&keeper_options(file), mirror.clone(), None)?),
+        };
+        Ok(Self { xdp: None, keeper, mirror, watcher: None })
+    }
+
+    /// Returns `None` where the options let userspace serve alone after all.
+    fn with_kernel(
+        options: &XdpOptions,
+        mut prepared: Prepared,
+        file: &FileSettings,
+        settings: Settings,
+    ) -> anyhow::Result<Option<Self>> {
+        // Also without flows: an earlier daemon may have left some.
+        let mirror = SharedMirror::new(Mirror::new(slots(file)));
+        let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
+        let keeper = Keeper::start(&keeper_options(file), mirror.clone(), Some(tables))?;
+        prepared.configure(settings)?;
+        let Some(mut xdp) = options.degrade(prepared.commit().map(Some))? else {
+            return Ok(None);
+        };
+        let mut watcher = xdp.take_watcher();
+        let keeper = (!file.flows.is_empty()).then_some(keeper);
+        if let (Some(watcher), Some(keeper)) = (&mut watcher, &keeper) {
+            let legs = usize::try_from(slots(file)).unwrap_or(usize::MAX).saturating_mul(2);
+            let (resolver, ways) = Resolver::new(legs).context("cannot ask for routes")?;
+            watcher.follow_routes(resolver);
+            keeper.follow(ways);
+        }
+        Ok(Some(Self { xdp: Some(xdp), keeper, mirror, watcher }))
+    }
+}
+
+fn keeper_options(file: &FileSettings) -> KeeperOptions {
+    let idle_timeout = file.relay.idle_timeout.min(Duration::from_secs(1 << 32)).as_nanos();
+    KeeperOptions {
+        slots: slots(file),
+        idle_timeout: u64::try_from(idle_timeout).unwrap_or(u64::MAX),
+        flows: file.flows.clone(),
+    }
+}
+
+fn slots(file: &FileSettings) -> u32 {
+    if file.flows.is_empty() { NO_SLOTS } else { file.relay.slots }
+}
+
+/// The ports flows are relayed on.
+fn relay_ports(file: &FileSettings) -> Vec<u16> {
+    let relays = file.ports(None).into_iter().filter(|port| port.services != 0);
+    relays.map(|port| u16::from_be(port.number)).collect()
+}
+
+fn settings(file: &FileSettings, stun_port: Option<u16>) -> Settings {
+    Settings {
+        switches: if file.stun.shed { Switches::SHED_STUN } else { 0 },
+        ports: file.ports(stun_port),
+        slot_mask: slots(file) - 1,
+        stun_rate: file.stun.rate,
+        control_rate: CONTROL_RATE,
+        ..Settings::new(0)
+    }
+}
+
+/// Generic XDP sees packets after the kernel has merged them for sockets that ask for it, and could not
+/// forward them then.
+fn merging(config: &Config) -> Merging {
+    if config.xdp_interfaces.is_empty() || config.xdp_mode == Mode::Native {
+        Merging::On
+    } else {
+        Merging::Off
+    }
+}
+
+/// Where the kernel data plane is kept: the command line wins over the file.
+fn pin(config: &Config, file: &FileSettings) -> Pin {
+    match (&config.xdp_pin, &file.pin) {
+        (Some(pin), _) => pin.clone(),
+        (None, config::Pin::Unset) => Pin::if_possible(),
+        (None, config::Pin::Off) => Pin::Off,
+        (None, config::Pin::Directory(path)) => {
+            Pin::Directory { path: path.clone(), is_required: true }
+        }
+    }
+}

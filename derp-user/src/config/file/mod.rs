@@ -1,0 +1,352 @@
+//! The configuration file of `-config`: what derper has no flags for.
+
+mod reader;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use derp_common::{
+    Rate, Settings,
+    flow::table::MAX_SLOTS,
+    maps::DEFAULT_SLOTS,
+    settings::{Port, Services},
+};
+use reader::{Fault, Section, Value};
+
+use super::{ConfigError, GoDuration};
+use crate::{
+    files,
+    flow::{EndSpec, FlowRate, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, TableSettings},
+};
+
+/// What the configuration file says, checked; without a file, the defaults.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FileSettings {
+    /// The UDP relay.
+    pub relay: RelaySettings,
+    /// How STUN is answered.
+    pub stun: StunSettings,
+    /// Where the kernel data plane is kept over restarts.
+    pub pin: Pin,
+    /// The flows to be admitted, in the order of the file.
+    pub flows: Vec<FlowSpec>,
+}
+
+/// The section `[relay]`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct RelaySettings {
+    /// UDP port of flows that name none.
+    pub port: Option<u16>,
+    /// How many flows there can be, a power of two.
+    pub slots: u32,
+    /// Silence after which a learnt end is forgotten.
+    pub idle_timeout: Duration,
+}
+
+/// The section `[stun]`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StunSettings {
+    /// How often each source is answered.
+    pub rate: Rate,
+    /// Whether no request is answered, to shed load.
+    pub shed: bool,
+}
+
+/// Where the kernel data plane is kept over restarts.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub enum Pin {
+    /// The file does not say.
+    #[default]
+    Unset,
+    /// Nowhere.
+    Off,
+    /// In this directory of a BPF file system.
+    Directory(PathBuf),
+}
+
+impl Pin {
+    /// The directory that `pin = true` stands for.
+    pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/derpd";
+}
+
+impl Default for FileSettings {
+    fn default() -> Self {
+        Self {
+            relay: RelaySettings {
+                port: None,
+                slots: DEFAULT_SLOTS,
+                idle_timeout: Duration::from_secs(300),
+            },
+            stun: StunSettings { rate: Rate::UNLIMITED, shed: false },
+            pin: Pin::Unset,
+            flows: Vec::new(),
+        }
+    }
+}
+
+const IDLE_TIMEOUTS: [(&str, Duration); 2] =
+    [("10s", Duration::from_secs(10)), ("24h", Duration::from_secs(24 * 3600))];
+/// What a source may ask at once unless the file says otherwise, in answers.
+const DEFAULT_BURST: u32 = 20;
+const MOST_ANSWERS: u32 = 1_000_000;
+const FEWEST_SLOTS: u32 = 16;
+
+/// Reads the configuration file. `stun_port` is the port STUN is answered on, if it is; 0 is one that is not known
+/// yet.
+///
+/// # Errors
+///
+/// If the file cannot be read, or the first thing that is wrong with it.
+pub fn load_file(path: &Path, stun_port: Option<u16>) -> Result<FileSettings, ConfigError> {
+    let malformed =
+        |reason: String| ConfigError::Malformed { flag: "-config", path: path.to_owned(), reason };
+    let bytes = files::read_bounded(path).map_err(|source| ConfigError::Read {
+        flag: "-config",
+        path: path.to_owned(),
+        source,
+    })?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| malformed("is not UTF-8".to_owned()))?;
+    read(text, stun_port).map_err(|Fault { line, place, reason }| {
+        let place = if place.is_empty() { place } else { format!("{place}: ") };
+        malformed(format!("line {line}: {place}{reason}"))
+    })
+}
+
+fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
+    let document = reader::parse(text)?;
+    let document = Section::of_document(text, &document);
+    document.expect_only(&["relay", "stun", "dataplane", "flow"])?;
+    let mut settings = FileSettings::default();
+    if let Some(section) = document.section("relay")? {
+        read_relay(&section, &mut settings.relay)?;
+    }
+    if let Some(section) = document.section("stun")? {
+        settings.stun = read_stun(&section)?;
+    }
+    if let Some(section) = document.section("dataplane")? {
+        section.expect_only(&["pin"])?;
+        settings.pin =
+            section.value("pin").map(|value| pin(&value)).transpose()?.unwrap_or_default();
+    }
+    let sections = document.sections("flow")?;
+    let mut names = BTreeSet::new();
+    let mut flows = Vec::new();
+    for mut section in sections {
+        let spec = read_flow(&mut section, settings.relay.port)?;
+        if !names.insert(spec.name.clone()) {
+            return Err(section.fault("another flow has this name"));
+        }
+        flows.push((section, spec));
+    }
+    check_ports(&flows, stun_port)?;
+    check_together(&flows, settings.relay.slots)?;
+    settings.flows = flows.into_iter().map(|(_, spec)| spec).collect();
+    Ok(settings)
+}
+
+fn read_relay(section: &Section<'_>, relay: &mut RelaySettings) -> Result<(), Fault> {
+    section.expect_only(&["port", "slots", "idle_timeout"])?;
+    if let Some(value) = section.value("port") {
+        relay.port = Some(value.number(1..=u16::MAX)?);
+    }
+    if let Some(value) = section.value("slots") {
+        relay.slots = value.number(FEWEST_SLOTS..=MAX_SLOTS)?;
+        if !relay.slots.is_power_of_two() {
+            let next = relay.slots.next_power_of_two();
+            return Err(value.fault(format!("must be a power of two, like {next}")));
+        }
+    }
+    if let Some(value) = section.value("idle_timeout") {
+        let [(shortest, least), (longest, most)] = IDLE_TIMEOUTS;
+        let duration: GoDuration = value.parsed("a duration like 30s or 5m")?;
+        let timeout = duration.to_duration().filter(|timeout| (least..=most).contains(timeout));
+        let wrong = || value.fault(format!("must be from {shortest} to {longest}"));
+        relay.idle_timeout = timeout.ok_or_else(wrong)?;
+    }
+    Ok(())
+}
+
+fn read_stun(section: &Section<'_>) -> Result<StunSettings, Fault> {
+    section.expect_only(&["rate", "burst", "shed"])?;
+    let rate = section.value("rate").map(|value| value.number(0..=MOST_ANSWERS)).transpose()?;
+    let burst = section.value("burst").map(|value| value.number(1..=MOST_ANSWERS)).transpose()?;
+    let shed = section.value("shed").map(|value| value.boolean()).transpose()?;
+    if let (None, Some(burst)) = (rate, section.value("burst")) {
+        return Err(burst.fault("has no meaning without rate"));
+    }
+    let rate = rate.unwrap_or(0);
+    Ok(StunSettings {
+        rate: Rate::per_second(rate, burst.unwrap_or(DEFAULT_BURST.max(rate))),
+        shed: shed.unwrap_or(false),
+    })
+}
+
+fn pin(value: &Value<'_>) -> Result<Pin, Fault> {
+    match (value.as_boolean(), value.as_text()) {
+        (Some(true), _) => Ok(Pin::Directory(PathBuf::from(Pin::DEFAULT_DIRECTORY))),
+        (Some(false), _) => Ok(Pin::Off),
+        (None, Some(path)) if Path::new(path).is_absolute() => {
+            Ok(Pin::Directory(PathBuf::from(path)))
+        }
+        (None, _) => Err(value.fault(format!(
+            "must be a directory of a BPF file system like {:?}, or false",
+            Pin::DEFAULT_DIRECTORY
+        ))),
+    }
+}
+
+fn read_flow(section: &mut Section<'_>, port: Option<u16>) -> Result<FlowSpec, Fault> {
+    let keys =
+        ["name", "vni", "a", "learn_a", "local_a", "b", "learn_b", "local_b", "port", "rate"];
+    section.expect_only(&keys)?;
+    let name = section.value("name").ok_or_else(|| section.fault("name is missing"))?;
+    let text = name.text()?;
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(name.fault("must be a word or two"));
+    }
+    section.name = format!("{} {text:?}", section.name);
+    let port = match section.value("port") {
+        Some(value) => value.number(1..=u16::MAX)?,
+        None => port.ok_or_else(|| {
+            section.fault("needs a port, here or as the port of [relay] for all flows")
+        })?,
+    };
+    Ok(FlowSpec {
+        name: text.to_owned(),
+        kind: section.value("vni").map_or(Ok(Kind::Any), |value| kind(&value))?,
+        ends: [
+            read_end(section, ["a", "learn_a", "local_a"], port)?,
+            read_end(section, ["b", "learn_b", "local_b"], port)?,
+        ],
+        rate: section.value("rate").map(|value| rate(&value)).transpose()?,
+        lifetime: Lifetime::Configured,
+    })
+}
+
+fn kind(value: &Value<'_>) -> Result<Kind, Fault> {
+    if value.as_text() == Some("random") {
+        return Ok(Kind::Geneve { vni: None });
+    }
+    let number = value.as_number().and_then(|number| u32::try_from(number).ok());
+    match number.filter(|number| (1..1 << 24).contains(number)) {
+        Some(number) => Ok(Kind::Geneve { vni: Some(number) }),
+        None => Err(value.fault("must be a number from 1 to 16777215, or \"random\"")),
+    }
+}
+
+fn read_end(
+    section: &Section<'_>,
+    [fixed, learn, local]: [&str; 3],
+    port: u16,
+) -> Result<EndSpec, Fault> {
+    let remote = match (section.value(fixed), section.value(learn)) {
+        (Some(value), None) => {
+            Remote::Fixed(value.parsed("an address with a port, like 192.0.2.1:51820")?)
+        }
+        (None, Some(value)) => {
+            let networks = value.list()?;
+            if networks.is_empty() {
+                return Err(value.fault("must name a network"));
+            }
+            let network = |value: &Value<'_>| value.parsed("a network, like 192.0.2.0/24");
+            Remote::Learn(networks.iter().map(network).collect::<Result<_, _>>()?)
+        }
+        (Some(_), Some(value)) => {
+            return Err(value.fault(format!("cannot be given together with {fixed}")));
+        }
+        (None, None) => return Err(section.fault(format!("needs {fixed} or {learn}"))),
+    };
+    let ip = section.value(local).map(|value| value.parsed("an address, like 192.0.2.1"));
+    Ok(EndSpec { remote, local: Local { ip: ip.transpose()?, port }, sender: 0 })
+}
+
+/// Reads a rate like `100 Mbit/s`.
+fn rate(value: &Value<'_>) -> Result<FlowRate, Fault> {
+    let text = value.text()?;
+    let example = || value.fault(format!("{text:?} is not a rate like \"100 Mbit/s\""));
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).ok_or_else(example)?;
+    let (number, unit) = text.split_at(digits);
+    let unit: u64 = match unit.trim_start() {
+        "bit/s" => 1,
+        "kbit/s" => 1_000,
+        "Mbit/s" => 1_000_000,
+        "Gbit/s" => 1_000_000_000,
+        _ => return Err(example()),
+    };
+    let number: u64 = number.parse().map_err(|_| example())?;
+    FlowRate::bits_per_second(number.saturating_mul(unit))
+        .map_err(|error| value.fault(error.to_string()))
+}
+
+/// Checks that ports are enough and that packets on each can be told apart.
+fn check_ports(flows: &[(Section<'_>, FlowSpec)], stun_port: Option<u16>) -> Result<(), Fault> {
+    let mut services: BTreeMap<u16, u16> = BTreeMap::new();
+    if let Some(port) = stun_port {
+        services.insert(port, Services::STUN);
+    }
+    for (section, spec) in flows {
+        for (port, service) in spec_services(spec) {
+            let had = services.entry(port).or_default();
+            *had |= service;
+            if *had & Services::ANY != 0 && *had & !Services::ANY != 0 {
+                return Err(section.fault(format!(
+                    "flows without vni need a port of their own, and port {port} also has {}",
+                    if *had & Services::STUN != 0 { "STUN" } else { "flows with a vni" }
+                )));
+            }
+        }
+        if services.len() > Settings::PORTS {
+            let most = Settings::PORTS;
+            return Err(
+                section.fault(format!("at most {most} UDP ports can be served, STUN's included"))
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Returns which service a flow needs on which ports.
+fn spec_services(spec: &FlowSpec) -> impl Iterator<Item = (u16, u16)> {
+    let service = match spec.kind {
+        Kind::Geneve { .. } => Services::GENEVE,
+        Kind::Any => Services::ANY,
+    };
+    spec.ends.each_ref().map(|end| (end.local.port, service)).into_iter()
+}
+
+/// Checks that the flows can be admitted together.
+fn check_together(flows: &[(Section<'_>, FlowSpec)], slots: u32) -> Result<(), Fault> {
+    let mut trial = FlowTable::new(TableSettings { slots, idle_timeout: 0, seed: 0 });
+    for has_vni in [true, false] {
+        for (section, spec) in flows {
+            if matches!(spec.kind, Kind::Geneve { vni: Some(_) }) == has_vni {
+                trial.add(spec.clone(), 0).map_err(|error| section.fault(error.to_string()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl FileSettings {
+    /// Returns the UDP ports that are served, for the kernel and the userspace forwarder; `stun_port` is the one
+    /// STUN is answered on, if it is.
+    #[must_use]
+    pub fn ports(&self, stun_port: Option<u16>) -> [Port; Settings::PORTS] {
+        let mut services: BTreeMap<u16, u16> = BTreeMap::new();
+        services.extend(stun_port.map(|port| (port, Services::STUN)));
+        for (port, service) in self.flows.iter().flat_map(spec_services) {
+            *services.entry(port).or_default() |= service;
+        }
+        let mut ports = [Port::default(); Settings::PORTS];
+        for (place, (port, services)) in ports.iter_mut().zip(services) {
+            *place = Port { number: port.to_be(), services };
+        }
+        ports
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const WHOLE: &str = include_str!("../../../../docs/derpd.toml");
+
+fn fault(text: &str) -> String {
+    let Fault { line, place, reason } = read(text, Some(3478)).expect_err(text);
+    format!("{line}|{place}|{reason}")
+}
+
+fn flow(lines: &str) -> String {
+    format!("[relay]\nport = 40000\n[[flow]]\nname = \"x\"\n{lines}\n")
+}
+
+#[test]
+fn nothing_means_the_defaults() {
+    assert_eq!(read("", Some(3478)), Ok(FileSettings::default()));
+    assert_eq!(read("[relay]\n[stun]\n[dataplane]\n", None), Ok(FileSettings::default()));
+}
+
+#[test]
+fn the_example_of_the_manual_is_understood() {
+    let settings = read(WHOLE, Some(3478)).unwrap();
+    assert_eq!(settings.relay.port, Some(40000));
+    assert_eq!(settings.relay.slots, 16_384);
+    assert_eq!(settings.relay.idle_timeout, Duration::from_secs(300));
+    assert_eq!(settings.stun.rate, Rate::per_second(100, 200));
+    assert!(!settings.stun.shed);
+    assert_eq!(settings.pin, Pin::Directory("/sys/fs/bpf/derpd".into()));
+    let names: Vec<_> = settings.flows.iter().map(|flow| flow.name.as_str()).collect();
+    assert_eq!(names, ["office to cloud", "site to site"]);
+    let [office, site] = &settings.flows[..] else { panic!("two flows") };
+    assert_eq!(office.kind, Kind::Geneve { vni: Some(7) });
+    assert_eq!(office.ends[0].remote, Remote::Fixed("198.51.100.10:41641".parse().unwrap()));
+    assert_eq!(office.rate, Some(FlowRate::bits_per_second(100_000_000).unwrap()));
+    assert_eq!(site.kind, Kind::Any);
+    assert_eq!(site.ends[1].local.port, 51820);
+    let ports = settings.ports(Some(3478)).map(|port| (u16::from_be(port.number), port.services));
+    let expected =
+        [(3478, Services::STUN), (40000, Services::GENEVE), (51820, Services::ANY), (0, 0)];
+    assert_eq!(ports, expected);
+}
+
+#[test]
+fn stun_and_relay_may_share_a_port() {
+    let text = flow("vni = 1\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\nport = 3478");
+    let settings = read(&text, Some(3478)).unwrap();
+    let [port, ..] = settings.ports(Some(3478));
+    assert_eq!(
+        port,
+        Port { number: 3478_u16.to_be(), services: Services::STUN | Services::GENEVE }
+    );
+}
+
+#[test]
+fn faults_name_line_key_and_what_would_be_right() {
+    for (text, expected) in [
+        ("[relay]\nprot = 1", "2|[relay] prot|unknown key; did you mean port?"),
+        ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
+        ("zzz = 1", "1|zzz|unknown key (there are relay, stun, dataplane, flow)"),
+        ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
+        ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
+        ("[relay]\nslots = 1000", "2|[relay] slots|must be a power of two, like 1024"),
+        ("[relay]\nslots = 8", "2|[relay] slots|must be a number from 16 to 262144"),
+        (
+            "[relay]\nidle_timeout = \"5\"",
+            "2|[relay] idle_timeout|\"5\" is not a duration like 30s or 5m",
+        ),
+        ("[relay]\nidle_timeout = \"5s\"", "2|[relay] idle_timeout|must be from 10s to 24h"),
+        ("[relay]\nidle_timeout = 5", "2|[relay] idle_timeout|must be a text in quotes"),
+        ("relay = 5", "1|relay|must be a table"),
+        ("[stun]\nshed = 1", "2|[stun] shed|must be true or false"),
+        ("[stun]\nburst = 1", "2|[stun] burst|has no meaning without rate"),
+        ("[stun]\nrate = -1", "2|[stun] rate|must be a number from 0 to 1000000"),
+        (
+            "[dataplane]\npin = \"derpd\"",
+            "2|[dataplane] pin|must be a directory of a BPF file system like \"/sys/fs/bpf/derpd\", or false",
+        ),
+        ("[flow]\nname = \"x\"", "1|flow|must be tables that begin with [[flow]]"),
+        ("[[flow]]\nvni = 1", "1|[[flow]]|name is missing"),
+        ("[[flow]]\nname = \"\"", "2|[[flow]] name|must be a word or two"),
+        (
+            "[[flow]]\nname = \"x\"",
+            "1|[[flow]] \"x\"|needs a port, here or as the port of [relay] for all flows",
+        ),
+    ] {
+        assert_eq!(fault(text), expected, "{text}");
+    }
+    let end = "b = \"192.0.2.2:2\"";
+    for (lines, expected) in [
+        ("", "3|[[flow]] \"x\"|needs a or learn_a"),
+        ("vni = 0", "5|[[flow]] \"x\" vni|must be a number from 1 to 16777215, or \"random\""),
+        (
+            "vni = \"some\"",
+            "5|[[flow]] \"x\" vni|must be a number from 1 to 16777215, or \"random\"",
+        ),
+        (
+            "a = \"192.0.2.1\"",
+            "5|[[flow]] \"x\" a|\"192.0.2.1\" is not an address with a port, like 192.0.2.1:51820",
+        ),
+        (
+            "learn_a = [\"192.0.2.0/24\",\n\"192.0.2.0/33\"]",
+            "6|[[flow]] \"x\" learn_a|\"192.0.2.0/33\" is not a network, like 192.0.2.0/24",
+        ),
+        ("learn_a = []", "5|[[flow]] \"x\" learn_a|must name a network"),
+        ("learn_a = \"10.0.0.0/8\"", "5|[[flow]] \"x\" learn_a|must be a list in brackets"),
+        (
+            "a = \"192.0.2.1:1\"\nlearn_a = [\"::/0\"]",
+            "6|[[flow]] \"x\" learn_a|cannot be given together with a",
+        ),
+        (
+            "a = \"192.0.2.1:1\"\nlocal_a = \"eth0\"",
+            "6|[[flow]] \"x\" local_a|\"eth0\" is not an address, like 192.0.2.1",
+        ),
+        ("a = \"192.0.2.1:1\"\nb = \"192.0.2.1:1\"", "3|[[flow]] \"x\"|both ends are 192.0.2.1:1"),
+        (
+            &format!("a = \"192.0.2.1:1\"\n{end}\nrate = \"5 MB/s\""),
+            "7|[[flow]] \"x\" rate|\"5 MB/s\" is not a rate like \"100 Mbit/s\"",
+        ),
+        (
+            &format!("a = \"192.0.2.1:1\"\n{end}\nrate = \"5 bit/s\""),
+            "7|[[flow]] \"x\" rate|the rate must be between 2000 bit/s and 100000000000 bit/s",
+        ),
+        (
+            &format!("a = \"192.0.2.1:1\"\n{end}\nport = 3478"),
+            "3|[[flow]] \"x\"|flows without vni need a port of their own, and port 3478 also has STUN",
+        ),
+        (
+            &format!(
+                "a = \"192.0.2.1:1\"\n{end}\n[[flow]]\nname = \"x\"\nvni = 1\na = \"192.0.2.3:1\"\n{end}"
+            ),
+            "7|[[flow]] \"x\"|another flow has this name",
+        ),
+        (
+            &format!(
+                "a = \"192.0.2.1:1\"\n{end}\n[[flow]]\nname = \"y\"\nvni = 1\na = \"192.0.2.3:1\"\n{end}"
+            ),
+            "7|[[flow]] \"y\"|flows without vni need a port of their own, and port 40000 also has flows with a vni",
+        ),
+        (
+            &format!(
+                "a = \"192.0.2.1:1\"\n{end}\n[[flow]]\nname = \"y\"\na = \"192.0.2.3:1\"\n{end}"
+            ),
+            "7|[[flow]] \"y\"|packets from 192.0.2.2:2 to port 40000 belong to the flow \"x\"",
+        ),
+    ] {
+        assert_eq!(fault(&flow(lines)), expected, "{lines}");
+    }
+}
+
+#[test]
+fn vnis_that_exclude_each_other_are_told_apart_from_the_rest() {
+    let flow = |name: &str, vni: u32| {
+        format!(
+            "[[flow]]\nname = \"{name}\"\nvni = {vni}\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\n"
+        )
+    };
+    let random =
+        "[[flow]]\nname = \"r\"\nvni = \"random\"\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\n";
+    let start = "[relay]\nport = 40000\nslots = 16\n";
+    let fits = format!("{start}{random}{}", flow("x", 16));
+    assert_eq!(
+        read(&fits, None).unwrap().flows.len(),
+        2,
+        "the one with a VNI has the first choice"
+    );
+    let text = format!("{start}{}{}", flow("x", 1), flow("y", 17));
+    let Fault { line, reason, .. } = read(&text, None).unwrap_err();
+    assert_eq!(line, 9);
+    assert!(reason.contains("\"x\"") && reason.contains("17"), "{reason}");
+}
+
+#[test]
+fn there_are_only_so_many_ports() {
+    let mut text = String::new();
+    for number in 1..=4 {
+        text += &format!(
+            "[[flow]]\nname = \"{number}\"\nport = {number}\na = \"192.0.2.{number}:1\"\nb = \"192.0.3.{number}:2\"\n"
+        );
+    }
+    assert!(read(&text, None).is_ok());
+    assert!(read(&text, Some(3478)).unwrap_err().reason.starts_with("at most 4 UDP ports"));
+}
+
+#[test]
+fn rates_are_read() {
+    for (text, bits) in [
+        ("2000 bit/s", 2_000),
+        ("64kbit/s", 64_000),
+        ("100 Mbit/s", 100_000_000),
+        ("10  Gbit/s", 10_000_000_000),
+    ] {
+        let lines = format!("a = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\nrate = \"{text}\"");
+        let rate = read(&flow(&lines), None).unwrap().flows[0].rate;
+        assert_eq!(rate, Some(FlowRate::bits_per_second(bits).unwrap()), "{text}");
+    }
+    for text in [
+        "",
+        "Mbit/s",
+        "100",
+        "1.5 Mbit/s",
+        "100 mbit/s",
+        "99999999999999999999 bit/s",
+        "99999999999999 Gbit/s",
+    ] {
+        let lines = format!("a = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\nrate = \"{text}\"");
+        assert!(read(&flow(&lines), None).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn pins() {
+    let pin = |value: &str| read(&format!("[dataplane]\npin = {value}"), None).unwrap().pin;
+    assert_eq!(pin("false"), Pin::Off);
+    assert_eq!(pin("true"), Pin::Directory(Pin::DEFAULT_DIRECTORY.into()));
+    assert_eq!(pin("\"/run/x\""), Pin::Directory("/run/x".into()));
+}
+
+#[test]
+fn no_toml_at_all_is_one_sentence() {
+    for text in ["[relay", "a = ", "x = \"\n", "= 1", "[relay]\n[relay]", "\u{0}"] {
+        let fault = read(text, None).unwrap_err();
+        assert!(!fault.reason.contains('\n') && !fault.reason.is_empty(), "{fault:?}");
+    }
+}
+
+#[test]
+fn the_file_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("derpd.toml");
+    let missing = load_file(&path, None).unwrap_err();
+    assert!(matches!(missing, ConfigError::Read { flag: "-config", .. }));
+    std::fs::write(&path, "[relay]\nprot = 1").unwrap();
+    let error = load_file(&path, None).unwrap_err();
+    let expected = "line 2: [relay] prot: unknown key; did you mean port?";
+    assert_eq!(error.to_string(), format!("-config: {}: {expected}", path.display()));
+    assert_eq!(error.exit_status(), 1);
+    std::fs::write(&path, b"\xff").unwrap();
+    assert!(load_file(&path, None).unwrap_err().to_string().ends_with("is not UTF-8"));
+    std::fs::write(&path, "[stun]\nrate = 5").unwrap();
+    let rate = load_file(&path, None).unwrap().stun.rate;
+    assert_eq!(rate, Rate::per_second(5, 20));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_judged(text in "\\PC*") {
+        let _ = read(&text, None);
+    }
+
+    #[test]
+    fn a_damaged_example_is_judged(at in 0..WHOLE.len(), letter in "[\\PC\n]") {
+        let mut text = WHOLE.to_owned();
+        if text.is_char_boundary(at) {
+            text.insert_str(at, &letter);
+            let _ = read(&text, Some(3478));
+            text.truncate(at);
+            let _ = read(&text, Some(3478));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Looks at an interface and what belongs to it, in other network namespaces, too.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::fd::AsRawFd as _,
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    nsid::{NsidAttribute, NsidMessage},
+};
+
+use super::{
+    super::{
+        features::Features,
+        link::{Link, link, links},
+        netlink::Netlink,
+    },
+    trap::{Observed, OtherEnd},
+};
+
+/// Where `ip netns` keeps network namespaces that have names.
+const NAMED: &str = "/run/netns";
+/// Most of them that are looked at.
+const MOST_NAMED: usize = 4096;
+
+/// Looks at interfaces of the thread's network namespace.
+pub(super) struct Observer {
+    netlink: Netlink,
+    features: Features,
+}
+
+impl Observer {
+    /// Opens what it needs.
+    pub(super) fn open() -> io::Result<Self> {
+        Ok(Self { netlink: Netlink::route()?, features: Features::open()? })
+    }
+
+    /// Looks at one interface.
+    pub(super) fn observe(&mut self, index: u32) -> io::Result<Observed> {
+        let mut links = links(&mut self.netlink)?;
+        let link = links.remove(&index).ok_or(io::ErrorKind::NotFound)?;
+        let is_on_it = |other: &&Link| {
+            other.vlan.is_some() && other.lower == Some(index) && other.lower_namespace.is_none()
+        };
+        let vlans = links.values().filter(is_on_it).map(|vlan| vlan.name.clone()).collect();
+        Ok(Observed {
+            features: self.features_of(index),
+            other_end: self.other_end(&link),
+            master: link.master.and_then(|master| links.remove(&master)),
+            vlans,
+            link,
+        })
+    }
+
+    fn other_end(&mut self, end: &Link) -> Option<OtherEnd> {
+        let index = end.lower.filter(|_| end.kind == "veth")?;
+        let namespace = end.lower_namespace;
+        let link = link(&mut self.netlink, index, namespace)
+            .inspect_err(|error| tracing::debug!(%error, "the other end cannot be looked at"))
+            .ok()?;
+        let features = match namespace {
+            None => self.features_of(index),
+            Some(number) => self.features_elsewhere(number, index).unwrap_or_default(),
+        };
+        Some(OtherEnd { link, features, namespace })
+    }
+
+    fn features_of(&mut self, index: u32) -> BTreeSet<String> {
+        self.features
+            .active(index)
+            .inspect_err(|error| tracing::debug!(interface = index, %error, "no features"))
+            .unwrap_or_default()
+    }
+
+    /// Returns the features of an interface of another network namespace, if that has a name and this process
+    /// may enter it.
+    fn features_elsewhere(&mut self, number: i32, index: u32) -> Option<BTreeSet<String>> {
+        let namespace = self.named(number)?;
+        let ask = move || {
+            // This thread is for this alone.
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Features::open()?.active(index)
+        };
+        match thread::Builder::new().name("netns".to_owned()).spawn(ask).ok()?.join() {
+            Ok(Ok(features)) => Some(features),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "the other end's features cannot be asked for");
+                None
+            }
+            Err(_panic) => None,
+        }
+    }
+
+    /// Finds the named network namespace with a number.
+    fn named(&mut self, number: i32) -> Option<File> {
+        let entries = fs::read_dir(NAMED).ok()?.take(MOST_NAMED);
+        let files = entries.filter_map(|entry| File::open(entry.ok()?.path()).ok());
+        files.into_iter().find(|file| self.number(file).is_ok_and(|found| found == Some(number)))
+    }
+
+    /// Returns the number this network namespace has for another.
+    fn number(&mut self, namespace: &File) -> io::Result<Option<i32>> {
+        let descriptor = u32::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+        let mut request = NsidMessage::default();
+        request.attributes.push(NsidAttribute::Fd(descriptor));
+        let messages = self.netlink.ask(RouteNetlinkMessage::GetNsId(request), 0)?;
+        for message in messages {
+            let RouteNetlinkMessage::NewNsId(message) = message else { continue };
+            for attribute in message.attributes {
+                if let NsidAttribute::Id(number) = attribute {
+                    return Ok(Some(number));
+                }
+            }
+        }
+        Ok(None)
+    }
+}

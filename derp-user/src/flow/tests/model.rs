@@ -1,0 +1,253 @@
+//! Random inputs against a naive model, with a reader that looks after every single change.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use derp_common::flow::{Class, Side};
+use proptest::prelude::*;
+
+use super::support::*;
+use crate::flow::{FlowId, Kind, Outcome, Resolved};
+
+const SLOTS: u32 = 4;
+/// Where the ends may be: few places, so that they are often the same.
+const PLACES: [&str; 6] =
+    ["10.0.0.1:1", "10.0.0.1:2", "10.1.0.1:1", "198.51.100.1:9", "198.51.100.2:9", "203.0.113.2:9"];
+const NETWORKS: [&str; 3] = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"];
+
+#[derive(Clone, Debug)]
+enum Input {
+    Add { kind: u32, a: usize, b: usize },
+    Remove { which: usize },
+    Rebind { which: usize, side: bool, place: usize },
+    Packet { which: usize, place: usize },
+    Ways { interface: u32 },
+    Pass { milliseconds: u64 },
+    Expire,
+    Poll,
+    Settle,
+}
+
+fn inputs() -> impl Strategy<Value = Vec<Input>> {
+    let place = 0..PLACES.len();
+    let end = 0..PLACES.len() + NETWORKS.len();
+    let input = prop_oneof![
+        4 => (0u32..7, end.clone(), end).prop_map(|(kind, a, b)| Input::Add { kind, a, b }),
+        2 => (0usize..8).prop_map(|which| Input::Remove { which }),
+        4 => (0usize..8, any::<bool>(), place.clone())
+            .prop_map(|(which, side, place)| Input::Rebind { which, side, place }),
+        4 => (0usize..8, place).prop_map(|(which, place)| Input::Packet { which, place }),
+        2 => (0u32..3).prop_map(|interface| Input::Ways { interface }),
+        3 => (0u64..12).prop_map(|milliseconds| Input::Pass { milliseconds }),
+        1 => Just(Input::Expire),
+        6 => Just(Input::Poll),
+        1 => Just(Input::Settle),
+    ];
+    prop::collection::vec(input, 1..60)
+}
+
+/// A flow as the model sees it.
+#[derive(Clone, Debug)]
+struct Simple {
+    id: FlowId,
+    /// 0 for a flow of anything.
+    vni: u32,
+    places: [Option<&'static str>; 2],
+}
+
+/// A packet's VNI, where it comes from and where it may go.
+type Way = (u32, &'static str, &'static str);
+
+struct Model {
+    rig: Rig,
+    flows: Vec<Simple>,
+    /// Every way that was right since the tables last came to rest.
+    allowed: BTreeSet<Way>,
+    /// VNIs that were ever used.
+    vnis: BTreeSet<u32>,
+}
+
+fn end(number: usize) -> crate::flow::EndSpec {
+    let end = match number.checked_sub(PLACES.len()) {
+        None => fixed(PLACES[number]),
+        Some(network) => learn(&[NETWORKS[network]]),
+    };
+    at("203.0.113.1", end)
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { rig: Rig::new(SLOTS), flows: Vec::new(), allowed: BTreeSet::new(), vnis: [0].into() }
+    }
+
+    fn ways(&self) -> BTreeSet<Way> {
+        let both = |flow: &Simple| match flow.places {
+            [Some(a), Some(b)] => vec![(flow.vni, a, b), (flow.vni, b, a)],
+            _ => Vec::new(),
+        };
+        self.flows.iter().flat_map(both).collect()
+    }
+
+    fn route(&self, vni: u32, from: &str) -> Option<String> {
+        let class = if vni == 0 { Class::Any } else { Class::Geneve { vni } };
+        self.rig.route(class, from, US).ok().map(|(to, _)| to)
+    }
+
+    /// What every packet's way is now.
+    fn seen(&self) -> BTreeSet<(u32, &'static str, String)> {
+        let vnis = self.vnis.iter().copied();
+        let all = vnis.flat_map(|vni| PLACES.map(|from| (vni, from)));
+        all.filter_map(|(vni, from)| Some((vni, from, self.route(vni, from)?))).collect()
+    }
+
+    fn poll(&mut self) {
+        let changes = self.rig.table.poll(self.rig.now);
+        for change in changes {
+            self.rig.tables.change(&change, self.rig.now);
+            for (vni, from, to) in self.seen() {
+                let is_allowed =
+                    self.allowed.iter().any(|way| (way.0, way.1) == (vni, from) && way.2 == to);
+                assert!(is_allowed, "VNI {vni}: {from} to {to} after {change:?}");
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Some(deadline) = self.rig.table.next_deadline() {
+            self.rig.now = self.rig.now.max(deadline);
+            self.poll();
+        }
+        self.allowed = self.ways();
+        let expected: BTreeSet<_> =
+            self.allowed.iter().map(|(vni, from, to)| (*vni, *from, (*to).to_owned())).collect();
+        assert_eq!(self.seen(), expected);
+    }
+
+    /// Whether a flow without VNI already has this place.
+    fn is_taken(&self, place: Option<&str>) -> bool {
+        place.is_some()
+            && self.flows.iter().any(|flow| flow.vni == 0 && flow.places.contains(&place))
+    }
+
+    fn add(&mut self, kind: u32, a: usize, b: usize) {
+        let spec = match kind {
+            0 | 1 => flow(Kind::Any, end(a), end(b)),
+            2 | 3 => flow(ALLOCATE, end(a), end(b)),
+            number => flow(vni(number * 3), end(a), end(b)),
+        };
+        let places = [a, b].map(|number| PLACES.get(number).copied());
+        let wanted = match spec.kind {
+            Kind::Geneve { vni } => vni,
+            Kind::Any => None,
+        };
+        let is_in_the_way = |flow: &Simple| match wanted {
+            Some(vni) => flow.id.slot() == vni % SLOTS,
+            None => false,
+        };
+        let is_refused = self.flows.len() == SLOTS as usize
+            || (places[0].is_some() && places[0] == places[1])
+            || (spec.kind == Kind::Any && places.iter().any(|place| self.is_taken(*place)))
+            || self.flows.iter().any(is_in_the_way);
+        let result = self.rig.add(spec);
+        assert_eq!(result.is_err(), is_refused, "{result:?}");
+        if let Ok(id) = result {
+            let vni = self.rig.vni(id);
+            assert!(vni == 0 || self.flows.iter().all(|flow| flow.vni != vni));
+            self.vnis.insert(vni);
+            self.flows.push(Simple { id, vni, places });
+        }
+    }
+
+    fn rebind(&mut self, which: usize, side: Side, place: &'static str) {
+        let Some(flow) = self.flows.get(which).cloned() else { return };
+        let (now, other) = (flow.places[side as usize], flow.places[side.other() as usize]);
+        let remote = place.parse().unwrap();
+        let place = Some(place);
+        let is_refused =
+            now != place && (other == place || (flow.vni == 0 && self.is_taken(place)));
+        let result = self.rig.table.rebind(flow.id, side, remote, self.rig.now);
+        assert_eq!(result.is_err(), is_refused, "{result:?}");
+        if result.is_ok() {
+            self.flows[which].places[side as usize] = place;
+        }
+    }
+
+    /// What is learnt is not foretold; whether it may be is.
+    fn packet(&mut self, which: usize, place: &'static str) {
+        let vni = self.flows.get(which).map_or(0, |flow| flow.vni);
+        let class = if vni == 0 { Class::Any } else { Class::Geneve { vni } };
+        let outcome = self.rig.table.unknown(&datagram(place, US), class, self.rig.now);
+        let Outcome::Learnt { flow, side, .. } = outcome else { return };
+        let taken = vni == 0 && self.is_taken(Some(place));
+        let flow = self.flows.iter_mut().find(|simple| simple.id == flow).unwrap();
+        assert_eq!((flow.vni, flow.places[side as usize]), (vni, None));
+        assert!(!taken && !flow.places.contains(&Some(place)));
+        flow.places[side as usize] = Some(place);
+    }
+
+    fn expire(&mut self) {
+        for expired in self.rig.table.expire(self.rig.now) {
+            let flow = self.flows.iter_mut().find(|simple| simple.id == expired.flow).unwrap();
+            flow.places[expired.end.unwrap() as usize] = None;
+        }
+    }
+
+    fn input(&mut self, input: &Input) {
+        match *input {
+            Input::Add { kind, a, b } => self.add(kind, a, b),
+            Input::Remove { which } if which < self.flows.len() => {
+                let flow = self.flows.remove(which);
+                self.rig.remove(flow.id);
+            }
+            Input::Remove { .. } => {}
+            Input::Rebind { which, side, place } => {
+                self.rebind(which, if side { Side::A } else { Side::B }, PLACES[place]);
+            }
+            Input::Packet { which, place } => self.packet(which, PLACES[place]),
+            Input::Ways { interface } => {
+                for request in self.rig.table.way_requests() {
+                    let way = Resolved { interface, ..way(0) };
+                    self.rig.table.set_way(&request, (interface != 0).then_some(way));
+                }
+            }
+            Input::Pass { milliseconds } => self.rig.pass(milliseconds * 1_000_000),
+            Input::Expire => {
+                self.rig.pass(TIMEOUT / 2 + 1);
+                self.expire();
+            }
+            Input::Poll => self.poll(),
+            Input::Settle => self.settle(),
+        }
+        self.allowed.extend(self.ways());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_reader_ever_sees_a_wrong_way(inputs in inputs()) {
+        let mut model = Model::new();
+        for input in &inputs {
+            model.input(input);
+        }
+        model.settle();
+        let views: BTreeMap<_, _> =
+            model.rig.views(true).into_iter().map(|view| (view.slot, view)).collect();
+        prop_assert_eq!(views.len(), model.flows.len());
+
+        // A restart finds all of it again, or removes what it does not know.
+        let found = model.rig.tables.found();
+        let mut table = crate::flow::FlowTable::new(settings(SLOTS));
+        table.set_local_addresses(OURS.map(|ip| ip.parse().unwrap()));
+        prop_assert!(table.adopt(&[], &found, model.rig.now).is_empty());
+        model.rig.table = table;
+        while let Some(deadline) = model.rig.table.next_deadline() {
+            model.rig.now = model.rig.now.max(deadline);
+            for change in model.rig.table.poll(model.rig.now) {
+                model.rig.tables.change(&change, model.rig.now);
+            }
+        }
+        prop_assert!(model.seen().is_empty());
+        prop_assert!(model.rig.tables.found().sources.is_empty());
+    }
+}

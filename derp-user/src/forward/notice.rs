@@ -1,0 +1,164 @@
+//! What others are told of packets that are not forwarded.
+
+use derp_common::{
+    Rate, Reason,
+    flow::{Class, Datagram},
+};
+use tokio::sync::mpsc::Sender;
+
+use crate::udp::{SourceBuckets, Tally};
+
+/// A good capacity for the channels of [`Notices`]: a burst of new flows.
+pub const NOTICES: usize = 256;
+
+/// How often one source is reported.
+const PER_SOURCE: Rate = Rate::per_second(2, 4);
+/// How often strangers are reported, by one thread.
+const IN_ALL: Rate = Rate::per_second(1000, NOTICES as u32);
+
+/// A packet of a flow that is not, or not yet, its sender's.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Stranger {
+    /// From where, and to which address and port of this host.
+    pub datagram: Datagram,
+    /// What it was, with its VNI or index.
+    pub class: Class,
+    /// Why it was not forwarded.
+    pub reason: Reason,
+    /// Index of the interface it came in by; 0 when that is not known.
+    pub interface: u32,
+}
+
+/// A packet of the relay handshake, from a sender that the flow knows and within its allowance.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ControlPacket {
+    /// From where, and to which address and port of this host.
+    pub datagram: Datagram,
+    /// Index of the interface it came in by; 0 when that is not known.
+    pub interface: u32,
+    /// The flow's VNI.
+    pub vni: u32,
+    /// All of it, from the Geneve header on.
+    pub payload: Box<[u8]>,
+}
+
+/// Who is told. Nobody is waited for: what finds a channel full is counted as lost.
+#[derive(Clone, Debug, Default)]
+pub struct Notices {
+    /// Those who admit flows and learn their ends
+    /// ([`FlowTable::unknown`](crate::flow::FlowTable::unknown)). At most 2 packets a second of one source, 1000 in all.
+    pub strangers: Option<Sender<Stranger>>,
+    /// Those who answer the relay handshake.
+    pub control: Option<Sender<ControlPacket>>,
+}
+
+/// Reports the packets of one thread.
+pub(super) struct Reporter {
+    notices: Notices,
+    sources: SourceBuckets,
+    bucket: u64,
+}
+
+impl Reporter {
+    pub(super) fn new(notices: Notices) -> Self {
+        Self { notices, sources: SourceBuckets::new(), bucket: 0 }
+    }
+
+    /// Reports a stranger, if anybody wants to know and the limits allow.
+    pub(super) fn stranger(&mut self, stranger: Stranger, tally: &Tally, now: u64) {
+        let Some(strangers) = &self.notices.strangers else { return };
+        if !concerns_flows(stranger.reason) {
+            return;
+        }
+        if !self.sources.take(stranger.datagram.source.into(), PER_SOURCE, now) {
+            return;
+        }
+        match IN_ALL.take(self.bucket, now) {
+            Some(bucket) => self.bucket = bucket,
+            None => return tally.notice_lost(),
+        }
+        if strangers.try_send(stranger).is_err() {
+            tally.notice_lost();
+        }
+    }
+
+    /// Passes a control packet on. `packet` is only made when somebody wants it.
+    pub(super) fn control(&self, packet: impl FnOnce() -> ControlPacket, tally: &Tally) {
+        if let Some(control) = &self.notices.control
+            && control.try_send(packet()).is_err()
+        {
+            tally.notice_lost();
+        }
+    }
+}
+
+/// Tells whether a flow might be meant to have this sender, or be about to.
+fn concerns_flows(reason: Reason) -> bool {
+    let reasons = [
+        Reason::UnknownLeg,
+        Reason::UnknownSource,
+        Reason::OtherLocal,
+        Reason::Learning,
+        Reason::Unbound,
+    ];
+    reasons.contains(&reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use derp_common::Address;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::udp::Totals;
+
+    const NOW: u64 = 5_000_000_000;
+
+    fn stranger(host: u32, reason: Reason) -> Stranger {
+        let source = Address::from(IpAddr::V4(Ipv4Addr::from_bits(host)));
+        let datagram =
+            Datagram { source, destination: source, source_port: 1, destination_port: 2 };
+        Stranger { datagram, class: Class::Any, reason, interface: 1 }
+    }
+
+    fn lost(tally: &Tally) -> u64 {
+        let mut totals = Totals::default();
+        tally.add_to(&mut totals);
+        totals.notices_lost
+    }
+
+    #[test]
+    fn strangers_are_reported_within_limits() {
+        let (sender, mut receiver) = mpsc::channel(NOTICES);
+        let mut reporter = Reporter::new(Notices { strangers: Some(sender), control: None });
+        let tally = Tally::default();
+        for _ in 0..10 {
+            reporter.stranger(stranger(0x0a00_0001, Reason::UnknownSource), &tally, NOW);
+        }
+        reporter.stranger(stranger(0x0a00_0002, Reason::UnknownVni), &tally, NOW);
+        reporter.stranger(stranger(0x0a00_0002, Reason::UnknownLeg), &tally, NOW);
+        let hosts: Vec<_> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
+        assert_eq!(hosts.len(), 5, "four of one source, one of another, none of no flow");
+        assert_eq!(lost(&tally), 0, "a talkative source is no loss");
+
+        for host in 0..2000 {
+            reporter.stranger(stranger(0x0b00_0000 + host, Reason::UnknownLeg), &tally, NOW);
+        }
+        let reported = std::iter::from_fn(|| receiver.try_recv().ok()).count();
+        assert!((200..=NOTICES).contains(&reported), "{reported}");
+        assert_eq!(lost(&tally), 2000 - reported as u64);
+    }
+
+    #[test]
+    fn nobody_is_waited_for() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let reporter = Reporter::new(Notices { strangers: None, control: Some(sender) });
+        let tally = Tally::default();
+        let datagram = stranger(1, Reason::RelayControl).datagram;
+        let packet = || ControlPacket { datagram, interface: 1, vni: 1, payload: Box::default() };
+        (0..3).for_each(|_| reporter.control(packet, &tally));
+        assert_eq!(lost(&tally), 2);
+    }
+}

@@ -1,0 +1,83 @@
+//! `derpd detach`: removes what stays attached when derpd has ended.
+
+use std::{ffi::OsString, fmt, path::PathBuf};
+
+use clap::Parser;
+
+use super::{Invocation, ToolError, parse_arguments};
+use crate::dataplane::{
+    DEFAULT_DIRECTORY,
+    inspect::{self, Detached},
+};
+
+/// Removes the links and maps that derpd has pinned, which detaches its XDP program from every interface. From
+/// then on, userspace answers alone, or nobody if no derpd runs.
+///
+/// Where nothing is pinned it does nothing. A derpd that runs with the pins is in the way, unless --force is
+/// given.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "derpd detach",
+    bin_name = "derpd detach",
+    term_width = 100,
+    disable_version_flag = true
+)]
+pub struct Arguments {
+    /// Directory where links and maps are pinned, as given to -xdp-pin
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_DIRECTORY)]
+    pub pin: PathBuf,
+    /// Also while a derpd runs; it goes on in userspace
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Parses the arguments after `detach`.
+///
+/// # Errors
+///
+/// [`ToolError::Usage`].
+pub fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<Invocation<Arguments>, ToolError> {
+    parse_arguments("derpd detach", arguments)
+}
+
+/// Removes everything, and says what that was.
+///
+/// # Errors
+///
+/// When a derpd uses it, or it cannot be removed.
+pub fn run(arguments: &Arguments) -> Result<Outcome, ToolError> {
+    let detached = inspect::detach(&arguments.pin, arguments.force)?;
+    Ok(Outcome { place: arguments.pin.clone(), detached })
+}
+
+/// What was removed.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    place: PathBuf,
+    detached: Detached,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Detached { links, generations, directory } = &self.detached;
+        let place = self.place.display();
+        if links.is_empty() && *generations == 0 {
+            return writeln!(f, "nothing was pinned in {place}");
+        }
+        for link in links {
+            let (index, mode) = (link.index, link.mode);
+            match &link.interface {
+                Some(name) => writeln!(f, "detached from {name} (interface {index}, {mode})")?,
+                None => writeln!(f, "removed the link to interface {index}, which is gone")?,
+            }
+        }
+        writeln!(
+            f,
+            "removed {generations} set{} of maps",
+            if *generations == 1 { "" } else { "s" }
+        )?;
+        if *directory { writeln!(f, "removed {place}") } else { Ok(()) }
+    }
+}

@@ -1,0 +1,289 @@
+//! What the keeper knows, and the task that tells it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use derp_common::flow::{Control, LegStatistics, Side, Tables as _, table::statistics_index};
+use parking_lot::Mutex;
+use tokio::{
+    sync::mpsc::Receiver,
+    time::{Instant, sleep_until},
+};
+
+use super::{KeeperError, KeeperOptions};
+use crate::{
+    dataplane::{
+        self, FlowTableError, KernelTables,
+        route::{Answer, Pair, Ways},
+    },
+    flow::{
+        Change, FlowId, FlowTable, FlowView, Found, Outcome, Plane, SharedMirror, Sink as _,
+        StateView, TableSettings, Viewer, WayRequest,
+    },
+    forward::Stranger,
+    udp::now,
+};
+
+/// How often counts are read and silent ends are forgotten.
+const REVIEW: Duration = Duration::from_secs(1);
+/// Every so many reviews, this host's addresses are read.
+const ADDRESSES: u32 = 5;
+/// How many reports of strangers are dealt with at once.
+const STRANGERS: usize = 64;
+
+/// The flow table with its copies.
+pub(super) struct State {
+    table: FlowTable,
+    mirror: SharedMirror,
+    kernel: Option<KernelTables>,
+    /// The kernel's tables may hold what they should not: they are to be made anew.
+    kernel_is_stale: bool,
+    ways: Option<Ways>,
+    /// What was last asked for about each leg.
+    asked: HashMap<(FlowId, Side), WayRequest>,
+}
+
+impl State {
+    pub(super) fn start(
+        options: &KeeperOptions,
+        mirror: SharedMirror,
+        kernel: Option<KernelTables>,
+    ) -> Result<Self, KeeperError> {
+        let mut table = FlowTable::new(TableSettings {
+            slots: options.slots,
+            idle_timeout: options.idle_timeout,
+            seed: getrandom::u64().map_err(KeeperError::Random)?,
+        });
+        table.set_local_addresses(dataplane::local_addresses()?);
+        let found = kernel.as_ref().map(found).transpose()?.unwrap_or_default();
+        let results = table.adopt(&options.flows, &found, now());
+        for (spec, result) in options.flows.iter().zip(results) {
+            if let Err(source) = result {
+                return Err(KeeperError::Flow { name: spec.name.clone(), source });
+            }
+        }
+        let mut state = Self {
+            table,
+            mirror,
+            kernel,
+            kernel_is_stale: false,
+            ways: None,
+            asked: HashMap::new(),
+        };
+        // The kernel's copy may hold all this already; the forwarder's is empty.
+        state.fill_mirror();
+        state.settle();
+        Ok(state)
+    }
+
+    pub(super) fn follow(&mut self, ways: Ways) {
+        self.ways = Some(ways);
+        self.settle();
+    }
+
+    pub(super) fn views(&mut self) -> Vec<FlowView> {
+        self.observe();
+        let viewer = Viewer {
+            has_kernel: self.kernel.is_some(),
+            interface_name: &dataplane::interface_name,
+            now: now(),
+        };
+        self.table.views(&viewer)
+    }
+
+    pub(super) fn states(&self) -> Vec<StateView> {
+        self.table.states()
+    }
+
+    fn fill_mirror(&mut self) {
+        let snapshot = self.table.snapshot();
+        let Ok(()) = self.mirror.apply(&snapshot);
+    }
+
+    /// Passes on what follows from the last inputs.
+    fn settle(&mut self) {
+        if let Some(ways) = &self.ways {
+            for request in self.table.way_requests() {
+                let claim = (request.flow, request.side);
+                if request.remote.is_some() {
+                    self.asked.insert(claim, request);
+                } else {
+                    self.asked.remove(&claim);
+                }
+                if let Err(error) = ways.request(&request) {
+                    tracing::warn!("{error}");
+                }
+            }
+        }
+        loop {
+            let changes = self.table.poll(now());
+            if changes.is_empty() {
+                break;
+            }
+            self.apply(&changes);
+            self.table.applied(now());
+        }
+    }
+
+    fn apply(&mut self, changes: &[Change]) {
+        // Before the kernel: what it passes to userspace then finds at least as much as it knew itself.
+        let Ok(()) = self.mirror.apply(changes);
+        let Some(kernel) = self.kernel.as_mut().filter(|_| !self.kernel_is_stale) else { return };
+        if let Err(error) = kernel.apply(changes) {
+            tracing::error!("{error}: the kernel's flow tables are made anew");
+            self.kernel_is_stale = true;
+        }
+    }
+
+    /// Makes the kernel's tables anew, if that is due and works.
+    fn mend_kernel(&mut self) {
+        let Some(kernel) = self.kernel.as_mut().filter(|_| self.kernel_is_stale) else { return };
+        match rewrite(kernel, &self.table.snapshot()) {
+            Ok(()) => self.kernel_is_stale = false,
+            Err(error) => tracing::error!("{error}: it is tried again"),
+        }
+    }
+
+    fn learn(&mut self, stranger: &Stranger) {
+        let Stranger { datagram, class, .. } = stranger;
+        match self.table.unknown(datagram, *class, now()) {
+            Outcome::Learnt { flow, side, what } => {
+                tracing::info!(slot = flow.slot(), ?side, ?what, "learnt an end of a flow");
+            }
+            Outcome::Refused(refusal) => {
+                tracing::debug!(reason = refusal.label(), "a packet of no flow");
+            }
+            Outcome::Known { .. } => {}
+        }
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        let Some(request) = self.asked.get(&answer.claim) else { return };
+        if pair(request) != Some(answer.pair) {
+            return;
+        }
+        if let Err(reason) = &answer.way {
+            tracing::debug!(slot = answer.claim.0.slot(), %reason, "no way to an end of a flow");
+        }
+        self.table.set_way(request, answer.way.ok());
+    }
+
+    /// Tells the table what both data planes have counted.
+    fn observe(&mut self) {
+        let indexes: Vec<_> = self.table.statistics_indexes().collect();
+        let now = now();
+        {
+            let mirror = self.mirror.read();
+            for &index in &indexes {
+                if let Some(cells) = mirror.statistics(index) {
+                    self.table.observe(Plane::Userspace, index, &cells.read(), now);
+                }
+            }
+        }
+        let Some(kernel) = &self.kernel else { return };
+        let slots: BTreeSet<_> = indexes.iter().map(|index| index >> 1).collect();
+        match kernel.statistics(slots) {
+            Ok(read) => {
+                for (slot, sides) in read {
+                    self.observe_kernel(slot, &sides, now);
+                }
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    fn observe_kernel(&mut self, slot: u32, sides: &[LegStatistics; 2], now: u64) {
+        for (side, statistics) in Side::ALL.into_iter().zip(sides) {
+            self.table.observe(Plane::Kernel, statistics_index(slot, side), statistics, now);
+        }
+    }
+
+    fn review(&mut self, read_addresses: bool) {
+        if read_addresses {
+            match dataplane::local_addresses() {
+                Ok(addresses) => self.table.set_local_addresses(addresses),
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        self.observe();
+        for expired in self.table.expire(now()) {
+            match expired.end {
+                Some(side) => tracing::info!(flow = expired.name, ?side, "an end fell silent"),
+                None => tracing::info!(flow = expired.name, "a flow fell silent"),
+            }
+        }
+        self.mend_kernel();
+    }
+
+    /// How long there is nothing to do without a new input.
+    fn idle_for(&self) -> Option<Duration> {
+        let deadline = self.table.next_deadline()?;
+        Some(Duration::from_nanos(deadline.saturating_sub(now())))
+    }
+}
+
+/// What the kernel's tables hold.
+fn found(kernel: &KernelTables) -> Result<Found, FlowTableError> {
+    let mut found = Found { sources: kernel.stored_sources()?, ..Found::default() };
+    for flow in kernel.stored_flows()? {
+        found.add(flow.slot, flow.control, flow.legs, flow.senders);
+    }
+    Ok(found)
+}
+
+/// Makes the kernel's tables hold this and nothing else.
+fn rewrite(kernel: &mut KernelTables, snapshot: &[Change]) -> Result<(), FlowTableError> {
+    let mut changes = Vec::new();
+    for flow in kernel.stored_flows()? {
+        changes.push(Change::Control { slot: flow.slot, control: Control::OFF });
+    }
+    for (source, _) in kernel.stored_sources()? {
+        changes.push(Change::RemoveSource { source });
+    }
+    changes.extend_from_slice(snapshot);
+    kernel.apply(&changes)
+}
+
+fn pair(request: &WayRequest) -> Option<Pair> {
+    let local = request.local.map(|local| local.to_canonical());
+    request.remote.map(|remote| Pair { local, remote: remote.ip().to_canonical() })
+}
+
+/// Tells the state what happens.
+pub(super) async fn run(state: &Mutex<State>, mut strangers: Receiver<Stranger>) {
+    let ways = state.lock().ways.clone();
+    let mut next_review = Instant::now() + REVIEW;
+    let mut reviews = 0_u32;
+    let mut reported = Vec::with_capacity(STRANGERS);
+    loop {
+        let idle = state.lock().idle_for();
+        let deadline = idle.map_or(next_review, |idle| next_review.min(Instant::now() + idle));
+        tokio::select! {
+            _ = strangers.recv_many(&mut reported, STRANGERS), if !strangers.is_closed() => {}
+            () = answered(ways.as_ref()) => {}
+            () = sleep_until(deadline) => {}
+        }
+        let mut state = state.lock();
+        for stranger in reported.drain(..) {
+            state.learn(&stranger);
+        }
+        for answer in ways.as_ref().map(Ways::answers).unwrap_or_default() {
+            state.answer(answer);
+        }
+        if Instant::now() >= next_review {
+            reviews = reviews.wrapping_add(1);
+            state.review(reviews.is_multiple_of(ADDRESSES));
+            next_review = Instant::now() + REVIEW;
+        }
+        state.settle();
+    }
+}
+
+async fn answered(ways: Option<&Ways>) {
+    match ways {
+        Some(ways) => ways.answered().await,
+        None => std::future::pending().await,
+    }
+}

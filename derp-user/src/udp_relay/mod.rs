@@ -1,0 +1,96 @@
+//! The UDP relay as a whole: the flow table, both data planes that forward by it, and who keeps them in step.
+//!
+//! [`Keeper`] holds the one flow table. Whatever happens (a stranger's packet, a route that changes, an end that
+//! falls silent) goes to the table, and what follows from it goes into both copies of the tables, the
+//! kernel's and the forwarder's. [`Keeper::run`] is the task in which that happens; the admin page looks in from
+//! outside.
+
+mod keeper;
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc::Receiver;
+
+use self::keeper::State;
+use crate::{
+    dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
+    flow::{FlowSpec, FlowView, SharedMirror, StateView},
+    forward::Stranger,
+};
+
+/// What the relay is made with.
+#[derive(Clone, Debug)]
+pub struct KeeperOptions {
+    /// How many flows there can be; rounded up to a power of two.
+    pub slots: u32,
+    /// After how long silence an end is forgotten or a flow removed, in nanoseconds.
+    pub idle_timeout: u64,
+    /// The flows of the configuration.
+    pub flows: Vec<FlowSpec>,
+}
+
+/// Why the relay cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeeperError {
+    /// A flow of the configuration cannot be admitted.
+    #[error("the flow {name:?} cannot be admitted: {source}")]
+    Flow {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: crate::flow::AdmitError,
+    },
+    /// The kernel's tables cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] FlowTableError),
+    /// This host's addresses cannot be read.
+    #[error(transparent)]
+    Addresses(#[from] DataplaneError),
+    /// The system has no random numbers.
+    #[error("no random numbers: {0}")]
+    Random(#[source] getrandom::Error),
+}
+
+/// Keeps the flow table and its copies.
+#[derive(Clone)]
+pub struct Keeper(Arc<Mutex<State>>);
+
+impl Keeper {
+    /// Admits the flows of the configuration. Those that the kernel's tables hold already go on as they are; what
+    /// else those hold is removed. What the forwarder reads is in `mirror`.
+    ///
+    /// # Errors
+    ///
+    /// When a flow cannot be admitted, or the kernel's tables cannot be read or written.
+    pub fn start(
+        options: &KeeperOptions,
+        mirror: SharedMirror,
+        kernel: Option<KernelTables>,
+    ) -> Result<Self, KeeperError> {
+        Ok(Self(Arc::new(Mutex::new(State::start(options, mirror, kernel)?))))
+    }
+
+    /// Has the ways of the kernel's flows found.
+    pub fn follow(&self, ways: Ways) {
+        self.0.lock().follow(ways);
+    }
+
+    /// Returns the flows as they are now.
+    #[must_use]
+    pub fn views(&self) -> Vec<FlowView> {
+        self.0.lock().views()
+    }
+
+    /// Returns the state of every flow.
+    #[must_use]
+    pub fn states(&self) -> Vec<StateView> {
+        self.0.lock().states()
+    }
+
+    /// Goes on until dropped; on a Tokio runtime with time. `strangers` are those the forwarder reports.
+    pub async fn run(self, strangers: Receiver<Stranger>) {
+        keeper::run(&self.0, strangers).await;
+    }
+}
