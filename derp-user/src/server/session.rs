@@ -198,24 +198,29 @@ impl Session {
     }
 }
 
-/// Runs a registered session until it ends or moves to another worker.
-pub(super) async fn run(mut session: Session, worker: Rc<Worker>) {
-    let mut departure = Departure {
+/// Runs a registered session until it ends or moves to another worker. If this is dropped, even before
+/// it has begun, the session has ended.
+pub(super) fn run(mut session: Session, worker: Rc<Worker>) -> impl Future<Output = ()> {
+    let departure = Departure {
         connection: Arc::clone(&session.connection),
         worker: Rc::clone(&worker),
         moved: false,
     };
-    match serve(&mut session, &worker).await {
-        Exit::Ended(end) => {
-            if matches!(end, End::WriteTimeout) {
-                worker.counters().write_timeouts.increment();
+    async move {
+        // As a whole: the block would take just the flag along.
+        let mut departure = departure;
+        match serve(&mut session, &worker).await {
+            Exit::Ended(end) => {
+                if matches!(end, End::WriteTimeout) {
+                    worker.counters().write_timeouts.increment();
+                }
+                let Connection { remote, key, .. } = &*session.connection;
+                tracing::debug!("derp client {remote}{}: {end}", key.short());
             }
-            let Connection { remote, key, .. } = &*session.connection;
-            tracing::debug!("derp client {remote}{}: {end}", key.short());
-        }
-        // A worker that has stopped takes nobody in; then this server stops, and the session ends.
-        Exit::Moves(place) => {
-            departure.moved = worker.send(place, Message::Session(Box::new(session)));
+            // A worker that has stopped takes nobody in; then this server stops, and the session ends.
+            Exit::Moves(place) => {
+                departure.moved = worker.send(place, Message::Session(Box::new(session)));
+            }
         }
     }
 }

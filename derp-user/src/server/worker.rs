@@ -195,7 +195,8 @@ pub(super) fn run(
     });
     drop(tasks);
     inbox.close();
-    while let Ok(message) = inbox.try_recv() {
+    // Waits for those that are just being sent.
+    while let Some(message) = inbox.blocking_recv() {
         if let Message::Session(session) = message {
             session::abandon(*session, Rc::clone(&worker));
         }
