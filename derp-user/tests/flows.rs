@@ -28,6 +28,7 @@ use crate::{
         Daemon, End, Lab, PATIENCE, RELAY_A, RELAY_B, acquaint, converse, exchange, geneve, plain,
     },
     netns::run,
+    packets::{STUN_PORT, tailscale_request},
     pins::BpfFs,
 };
 
@@ -335,4 +336,43 @@ fn case_49_killing_and_restarting_the_daemon_interrupts_no_flow() {
         .expect("derpd detach");
     assert!(detach.status.success(), "{detach:?}");
     assert!(!bpf.pins().exists(), "the pins are gone");
+}
+
+#[test]
+fn stun_is_shed_and_taken_up_again_on_sighup() {
+    for mode in ["native", "off"] {
+        let Some(lab) = Lab::create("shedding") else { return };
+        let configuration =
+            |shed: bool| format!("{}\n[stun]\nshed = {shed}\n", GENEVE4.configuration());
+        let daemon = start(&lab, &configuration(false), mode);
+        let client = lab.socket(&lab.a, "10.78.1.2:5555");
+        client.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
+        let is_answered = || {
+            client.send_to(&tailscale_request(), ("10.78.1.1", STUN_PORT)).expect("send");
+            client.recv(&mut [0; 100]).is_ok()
+        };
+        let reload = |text: &str, answered: bool| {
+            std::fs::write(lab.directory().join("derpd.toml"), text).expect("write");
+            daemon.signal(Signal::SIGHUP);
+            let deadline = Instant::now() + PATIENCE;
+            while is_answered() != answered {
+                assert!(Instant::now() < deadline, "{mode}, {answered}: {}", daemon.log());
+            }
+        };
+        assert!(is_answered() || is_answered(), "{}", daemon.log());
+        reload(&configuration(true), false);
+        let shed = ["reason=\"stun_shed\"", "prog_end=\"stun_shed\""];
+        let counted = daemon.metric("derpd_udp_refused_packets_total", &[shed[0]])
+            + daemon.metric("xdp_stun_server_packets_total", &[shed[1]]);
+        assert!(counted > 0.0, "{mode}");
+        reload(&configuration(false), true);
+        // What is wrong changes nothing.
+        reload("[stun]\nshed = 7\n", true);
+        let deadline = Instant::now() + PATIENCE;
+        while !daemon.log().contains("reload failed, nothing has changed") {
+            assert!(Instant::now() < deadline, "{}", daemon.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        assert!(is_answered());
+    }
 }

@@ -124,6 +124,9 @@ pub enum DataplaneError {
     /// Changes of the host's addresses cannot be followed.
     #[error("cannot follow changes of this host's addresses over netlink: {0}")]
     Netlink(#[source] io::Error),
+    /// The program's reports cannot be waited for.
+    #[error("cannot wait for what the kernel program reports: {0}")]
+    Events(#[source] io::Error),
 }
 
 impl DataplaneError {
@@ -181,6 +184,7 @@ impl DataplaneError {
             | Self::Map { .. }
             | Self::Addresses(_)
             | Self::Netlink(_)
+            | Self::Events(_)
             | Self::Loses { .. } => false,
         }
     }

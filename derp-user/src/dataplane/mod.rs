@@ -5,6 +5,7 @@
 //! passes, or all there is where it cannot run, the userspace STUN server answers.
 
 mod error;
+mod events;
 mod features;
 mod flows;
 mod host;
@@ -24,6 +25,7 @@ mod xdp;
 
 pub use self::{
     error::DataplaneError,
+    events::{FlowEvent, FlowEvents},
     flows::{FlowMaps, FlowTableError, KernelTables, Place, StoredFlow},
     host::local_addresses,
     kernel::{Count, Kernel, Tables, interface_name},

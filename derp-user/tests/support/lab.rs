@@ -177,10 +177,15 @@ impl Daemon {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Ends the daemon with a signal and waits.
-    pub(crate) fn end(mut self, signal: Signal) {
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.process.id()).expect("a process id");
         kill(Pid::from_raw(id), signal).expect("the daemon runs");
+    }
+
+    /// Ends the daemon with a signal and waits.
+    pub(crate) fn end(mut self, signal: Signal) {
+        self.signal(signal);
         self.process.wait().expect("wait");
     }
 

@@ -26,7 +26,7 @@ use derp_user::{
         self, Config, ConfigError, Environment, FileSettings, Invocation, KeySource, MeshConfig,
         MeshKeySource, Options,
     },
-    dataplane::{self, Xdp},
+    dataplane,
     http::{self, DebugAccess, Site, serve_port80},
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
@@ -130,12 +130,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         Some(port) => Some(listen::bind(config.listen.with_port(port), "-http-port")?),
         None => None,
     };
-    let mut udp = Udp::prepare(&config, &file)?;
-    let attachments = udp.xdp.as_ref().map(Xdp::attachments).unwrap_or_default().to_vec();
-    let stays_attached = udp.xdp.as_ref().is_some_and(Xdp::stays_attached);
+    let udp = Udp::prepare(&config, &file)?;
+    let attachments =
+        udp.xdp.as_ref().map(|xdp| xdp.lock().attachments().to_vec()).unwrap_or_default();
+    let stays_attached = udp.xdp.as_ref().is_some_and(|xdp| xdp.lock().stays_attached());
     // Everything is bound and attached, and no other thread runs yet that would keep more.
     reduce_privilege(&udp);
-    let (xdp, keeper) = (udp.xdp.take(), udp.keeper());
+    let (xdp, keeper) = (udp.xdp.clone(), udp.keeper());
+    let udp_reloader = udp.reloader(&config, file);
     let stun_counters = udp.responder().map(|responder| responder.counters());
     let (stun_addresses, relay_addresses) =
         (udp.stun_addresses.clone(), udp.relay_addresses.clone());
@@ -148,6 +150,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let reloader = Reloader {
         admission: Arc::clone(&gate.admission),
         rates: gate.rates.clone().zip(config.rate_config.clone()),
+        udp: udp_reloader,
         statistics: Arc::clone(&statistics),
         count: Arc::default(),
     };

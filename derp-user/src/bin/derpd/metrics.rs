@@ -16,7 +16,7 @@ use derp_user::{
     udp_relay::Keeper,
 };
 
-use crate::reload::Counts;
+use crate::{reload::Counts, udp::SharedXdp};
 
 /// Where the numbers come from.
 pub(crate) struct Sources {
@@ -26,7 +26,7 @@ pub(crate) struct Sources {
     pub(crate) proxies: Arc<TrustedProxies>,
     pub(crate) reloads: Arc<Counts>,
     pub(crate) stun: Option<Arc<StunCounters>>,
-    pub(crate) xdp: Option<Xdp>,
+    pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
@@ -57,8 +57,8 @@ impl Sources {
                 totals: (self.udp)(),
                 flows: self.keeper.as_ref().map(Keeper::states),
             },
-            kernel: self.xdp.as_ref().map(kernel_counts).unwrap_or_default(),
-            interfaces: self.xdp.as_ref().map(interfaces).unwrap_or_default(),
+            kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
+            interfaces: self.xdp.as_ref().map(|xdp| interfaces(&xdp.lock())).unwrap_or_default(),
         }
     }
 }

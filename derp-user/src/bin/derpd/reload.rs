@@ -11,18 +11,22 @@ use std::{
 use anyhow::Result;
 use derp_user::{
     admit::Admission,
-    config,
+    config::{self, ConfigError},
     metrics::Reloads,
     proto::keys::NodePublic,
     relay::limit::RateLimit,
     server::{Rates, Statistics},
 };
 
+use crate::udp::UdpReloader;
+
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {
     pub(crate) admission: Arc<Admission>,
     /// The limits that clients follow and the file they are in.
     pub(crate) rates: Option<(Arc<Rates>, PathBuf)>,
+    /// The configuration file, if there is one.
+    pub(crate) udp: Option<UdpReloader>,
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) count: Arc<Counts>,
 }
@@ -75,8 +79,10 @@ impl Reloader {
             None => None,
         };
         let prepared = self.admission.prepare()?;
+        let udp = self.udp.as_ref().map(|udp| Ok::<_, ConfigError>((udp, udp.prepare()?)));
+        let udp = udp.transpose()?.map(|(udp, file)| udp.apply(file)).transpose()?;
         // Nothing below can fail.
-        let mut changes = Vec::new();
+        let mut changes = udp.unwrap_or_default();
         if let Some((rates, limit)) = rates {
             rates.set(limit);
             changes.push(rate_line(limit));

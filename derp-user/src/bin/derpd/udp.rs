@@ -1,14 +1,14 @@
 //! Everything served over UDP: STUN and relayed flows, in the kernel and in userspace.
 
-use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use derp_common::{Rate, Settings, Switches};
 use derp_user::{
-    config::{self, Config, FileSettings},
+    config::{self, Config, ConfigError, FileSettings},
     dataplane::{
-        FlowMaps, KernelTables, MapSizes, Mode, Pin, Prepared, Watcher, Xdp, XdpOptions,
-        route::Resolver,
+        DataplaneError, FlowEvent, FlowEvents, FlowMaps, KernelTables, MapSizes, Mode, Pin,
+        Prepared, Watcher, Xdp, XdpOptions, route::Resolver, self_test,
     },
     flow::{Mirror, SharedMirror},
     forward::{Forwarder, ForwarderOptions, NOTICES, Notices, Running, Stranger},
@@ -16,12 +16,18 @@ use derp_user::{
     udp::{Merging, SettingsCell, Totals},
     udp_relay::{Keeper, KeeperOptions},
 };
-use tokio::sync::mpsc::{Receiver, channel};
+use parking_lot::Mutex;
+use tokio::{
+    sync::mpsc::{Receiver, channel},
+    time::sleep,
+};
 
 /// How often control packets of one end may reach userspace: a handshake takes two.
 const CONTROL_RATE: Rate = Rate::per_second(10, 20);
 /// Slots of the kernel's tables when there are no flows.
 const NO_SLOTS: u32 = 16;
+/// How often the program's counters are looked at.
+const SUSPICION: Duration = Duration::from_secs(30);
 /// Most threads that forward in userspace.
 const MOST_THREADS: usize = 4;
 
@@ -34,8 +40,9 @@ pub(crate) struct Udp {
     mirror: SharedMirror,
     keeper: Option<Keeper>,
     watcher: Option<Watcher>,
+    events: Option<FlowEvents>,
     /// The kernel data plane, where there is one.
-    pub(crate) xdp: Option<Xdp>,
+    pub(crate) xdp: Option<SharedXdp>,
     /// Where STUN is answered.
     pub(crate) stun_addresses: Vec<SocketAddr>,
     /// Where flows are relayed.
@@ -83,7 +90,7 @@ impl Udp {
             sizes,
         };
         let planes = Planes::prepare(&options, file, settings)?;
-        let Planes { xdp, keeper, mirror, watcher } = planes;
+        let Planes { xdp, keeper, mirror, watcher, events } = planes;
         let settings = Arc::new(SettingsCell::new(settings));
         let stun = stun.map(|stun| stun.with_settings(Arc::clone(&settings)));
         Ok(Self {
@@ -94,7 +101,8 @@ impl Udp {
             mirror,
             keeper,
             watcher,
-            xdp,
+            events,
+            xdp: xdp.map(|xdp| Arc::new(Mutex::new(xdp))),
             stun_addresses,
             relay_addresses,
         })
@@ -103,6 +111,14 @@ impl Udp {
     /// Returns what answers STUN, and counts that.
     pub(crate) fn responder(&self) -> Option<Arc<Responder>> {
         (!self.stun_addresses.is_empty()).then(|| Arc::clone(&self.responder))
+    }
+
+    /// Returns what takes another configuration file into use.
+    pub(crate) fn reloader(&self, config: &Config, file: FileSettings) -> Option<UdpReloader> {
+        let path = config.file.clone()?;
+        let (settings, xdp) = (Arc::clone(&self.settings), self.xdp.clone());
+        let stun_port = config.stun_port;
+        Some(UdpReloader { path, stun_port, file: Mutex::new(file), settings, xdp })
     }
 
     /// Returns who keeps the flows, if there are any.
@@ -128,7 +144,8 @@ impl Udp {
             totals
         });
         let keeper = self.keeper.map(|keeper| (keeper, reported));
-        let tasks = Tasks { stun: self.stun, keeper, watcher: self.watcher };
+        let Self { stun, watcher, events, xdp, .. } = self;
+        let tasks = Tasks { stun, keeper, watcher, events, xdp };
         Ok(Started { forwarder, totals, tasks })
     }
 }
@@ -148,6 +165,8 @@ pub(crate) struct Tasks {
     stun: Option<StunServer>,
     keeper: Option<(Keeper, Receiver<Stranger>)>,
     watcher: Option<Watcher>,
+    events: Option<FlowEvents>,
+    xdp: Option<SharedXdp>,
 }
 
 impl Tasks {
@@ -170,7 +189,86 @@ impl Tasks {
                 tracing::error!("{error}: the kernel knows the addresses and routes of now only");
             }
         };
-        tokio::join!(stun, keeper, watcher);
+        let events = async {
+            if let Some(events) = self.events
+                && let Err(error) = log_events(events).await
+            {
+                tracing::error!("{error}");
+            }
+        };
+        let suspicion = async {
+            if let Some(xdp) = self.xdp {
+                suspect(&xdp).await;
+            }
+        };
+        tokio::join!(stun, keeper, watcher, events, suspicion);
+    }
+}
+
+/// Logs who sends what is not theirs; the program counts that, but not by whom.
+async fn log_events(mut events: FlowEvents) -> Result<(), DataplaneError> {
+    loop {
+        let FlowEvent { source, local_port, reason, slot, vni } = events.next().await?;
+        let reason = reason.label();
+        tracing::debug!(%source, local_port, reason, slot, vni, "a packet of no flow");
+    }
+}
+
+/// Says once if the program's counters suggest that the packets it sees are not as they should be.
+async fn suspect(xdp: &SharedXdp) {
+    loop {
+        sleep(SUSPICION).await;
+        let counts = xdp.lock().counters();
+        if let Some(suspicion) = counts.ok().as_deref().and_then(self_test::suspicion) {
+            return tracing::warn!("{suspicion}");
+        }
+    }
+}
+
+/// The kernel data plane, which metrics and reloading share.
+pub(crate) type SharedXdp = Arc<Mutex<Xdp>>;
+
+/// Takes what the configuration file says of STUN into use, while everything runs.
+pub(crate) struct UdpReloader {
+    path: PathBuf,
+    stun_port: Option<u16>,
+    /// What is in force, but for what only a start brings into force.
+    file: Mutex<FileSettings>,
+    settings: Arc<SettingsCell>,
+    xdp: Option<SharedXdp>,
+}
+
+impl UdpReloader {
+    /// Reads the file.
+    pub(crate) fn prepare(&self) -> Result<FileSettings, ConfigError> {
+        config::load_file(&self.path, self.stun_port)
+    }
+
+    /// Puts what it says into force, in the kernel first, and returns what has changed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be told; nothing has changed then.
+    pub(crate) fn apply(&self, new: FileSettings) -> Result<Vec<String>, DataplaneError> {
+        let mut changes = Vec::new();
+        let mut file = self.file.lock();
+        if new.stun != file.stun {
+            let mut settings = self.settings.load();
+            settings.switches = switches(&new);
+            settings.stun_rate = new.stun.rate;
+            if let Some(xdp) = &self.xdp {
+                xdp.lock().kernel_mut().configure(settings)?;
+            }
+            self.settings.store(settings);
+            changes.push(format!("STUN: {}", new.stun));
+        }
+        if (&new.relay, &new.pin, &new.flows) != (&file.relay, &file.pin, &file.flows) {
+            let path = self.path.display();
+            changes
+                .push(format!("{path}: [relay], [dataplane] and flows change at the next start"));
+        }
+        file.stun = new.stun;
+        Ok(changes)
     }
 }
 
@@ -180,6 +278,7 @@ struct Planes {
     keeper: Option<Keeper>,
     mirror: SharedMirror,
     watcher: Option<Watcher>,
+    events: Option<FlowEvents>,
 }
 
 impl Planes {
@@ -199,7 +298,7 @@ impl Planes {
             [] => None,
             _ => Some(Keeper::start(&keeper_options(file), mirror.clone(), None)?),
         };
-        Ok(Self { xdp: None, keeper, mirror, watcher: None })
+        Ok(Self { xdp: None, keeper, mirror, watcher: None, events: None })
     }
 
     /// Returns `None` where the options let userspace serve alone after all.
@@ -225,7 +324,8 @@ impl Planes {
             watcher.follow_routes(resolver);
             keeper.follow(ways);
         }
-        Ok(Some(Self { xdp: Some(xdp), keeper, mirror, watcher }))
+        let events = keeper.is_some().then(|| FlowEvents::take(xdp.kernel_mut())).transpose()?;
+        Ok(Some(Self { xdp: Some(xdp), keeper, mirror, watcher, events }))
     }
 }
 
@@ -250,13 +350,17 @@ fn relay_ports(file: &FileSettings) -> Vec<u16> {
 
 fn settings(file: &FileSettings, stun_port: Option<u16>) -> Settings {
     Settings {
-        switches: if file.stun.shed { Switches::SHED_STUN } else { 0 },
+        switches: switches(file),
         ports: file.ports(stun_port),
         slot_mask: slots(file) - 1,
         stun_rate: file.stun.rate,
         control_rate: CONTROL_RATE,
         ..Settings::new(0)
     }
+}
+
+fn switches(file: &FileSettings) -> u32 {
+    if file.stun.shed { Switches::SHED_STUN } else { 0 }
 }
 
 /// Generic XDP sees packets after the kernel has merged them for sockets that ask for it, and could not

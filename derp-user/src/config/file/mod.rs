@@ -4,6 +4,7 @@ mod reader;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -53,6 +54,21 @@ pub struct StunSettings {
     pub rate: Rate,
     /// Whether no request is answered, to shed load.
     pub shed: bool,
+}
+
+impl fmt::Display for StunSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.shed {
+            return f.write_str("no request is answered (shed)");
+        }
+        match self.rate {
+            Rate { interval: 0, .. } => f.write_str("no limit per source"),
+            Rate { interval, burst } => {
+                let (rate, burst) = (1_000_000_000 / interval, burst / interval);
+                write!(f, "{rate} answers per second and source, {burst} at once")
+            }
+        }
+    }
 }
 
 /// Where the kernel data plane is kept over restarts.
