@@ -139,6 +139,23 @@ pub struct Leg {
     pub burst_microseconds: u32,
 }
 
+impl Leg {
+    /// A leg that is not bound, and whose way out is not known.
+    pub const UNBOUND: Self = Self {
+        remote: Address([0; 4]),
+        local: Address([0; 4]),
+        remote_port: 0,
+        local_port: 0,
+        interface: 0,
+        source_mac: [0; 3],
+        destination_mac: [0; 3],
+        mtu: 0,
+        vlan: 0,
+        nanoseconds_per_kibibyte: 0,
+        burst_microseconds: 0,
+    };
+}
+
 /// Whose control packets may reach userspace: the first eight bytes of the disco public key of each end,
 /// as they lie in the packet; 0 where there is none.
 pub type Senders = [u64; 2];

@@ -145,7 +145,7 @@ pub struct Options {
     #[arg(id = "workers", long, value_name = "NUMBER", value_parser = ValueParser::new(parse_workers), help_heading = LIMITS)]
     pub workers: Option<NonZeroUsize>,
 
-    /// Interface on which the kernel answers STUN; may be given several times
+    /// Interface on which the kernel answers STUN and forwards flows; may be given several times
     #[arg(id = "xdp-interface", long, value_name = "NAME", action = clap::ArgAction::Append, help_heading = KERNEL)]
     pub xdp_interface: Vec<String>,
     /// How: `native` (in the driver) or `generic`, which fail where they are impossible; `auto` takes the best that

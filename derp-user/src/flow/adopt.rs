@@ -15,7 +15,6 @@ use derp_common::{
 
 use super::{
     AdmitError, EndSpec, FlowId, FlowSpec, FlowTable, Kind, Remote, Resolved,
-    mirror::NO_LEG,
     place::{Place, Settled},
     state::{canonical, mac_bytes, socket_address},
 };
@@ -45,7 +44,7 @@ impl Found {
         fill(&mut self.controls, slot, Control::OFF, control);
         fill(&mut self.senders, slot, Senders::default(), senders);
         for (side, leg) in Side::ALL.into_iter().zip(legs) {
-            fill(&mut self.legs, leg_index(slot, control.copy(), side), NO_LEG, leg);
+            fill(&mut self.legs, leg_index(slot, control.copy(), side), Leg::UNBOUND, leg);
         }
     }
 
@@ -61,10 +60,10 @@ impl Found {
     fn legs(&self, slot: u32) -> [Leg; 2] {
         let control = self.control(slot);
         if !control.forwards() && !control.learns() {
-            return [NO_LEG; 2];
+            return [Leg::UNBOUND; 2];
         }
         let at = |side| leg_index(slot, control.copy(), side) as usize;
-        Side::ALL.map(|side| self.legs.get(at(side)).copied().unwrap_or(NO_LEG))
+        Side::ALL.map(|side| self.legs.get(at(side)).copied().unwrap_or(Leg::UNBOUND))
     }
 
     /// Tells whether a slot may hold this flow as it was before.

@@ -2,31 +2,13 @@
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
-use derp_common::{
-    Address,
-    flow::{
-        Control, Leg, LegCells, Side, Source, Tables,
-        table::{Senders, leg_index, statistics_index},
-    },
+use derp_common::flow::{
+    Control, Leg, LegCells, Side, Source, Tables,
+    table::{Senders, leg_index, statistics_index},
 };
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::{Change, Sink};
-
-/// A leg that is not bound.
-pub(super) const NO_LEG: Leg = Leg {
-    remote: Address([0; 4]),
-    local: Address([0; 4]),
-    remote_port: 0,
-    local_port: 0,
-    interface: 0,
-    source_mac: [0; 3],
-    destination_mac: [0; 3],
-    mtu: 0,
-    vlan: 0,
-    nanoseconds_per_kibibyte: 0,
-    burst_microseconds: 0,
-};
 
 /// The userspace copy of the flow tables. Memory grows with the highest slot that was ever used:
 /// 408 bytes a slot, and the sources.
@@ -95,7 +77,7 @@ impl Mirror {
         let slots = (slot as usize + 1).next_power_of_two().min(self.slots as usize);
         self.controls.resize(slots, Control::OFF);
         self.senders.resize(slots, [0; 2]);
-        self.legs.resize(slots * leg_index(1, 0, Side::A) as usize, NO_LEG);
+        self.legs.resize(slots * leg_index(1, 0, Side::A) as usize, Leg::UNBOUND);
         let statistics = slots * statistics_index(1, Side::A) as usize;
         self.statistics.resize_with(statistics, LegCells::default);
     }

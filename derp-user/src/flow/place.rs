@@ -7,7 +7,7 @@ use derp_common::flow::{
     table::{GRACE, Senders, leg_index, source_value, statistics_index},
 };
 
-use super::{Change, FlowId, mirror::NO_LEG, state::Flow};
+use super::{Change, FlowId, state::Flow};
 
 /// A slot as the tables have it.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl Default for Place {
             owner: None,
             control: Control::OFF,
             copy: 0,
-            legs: [NO_LEG; 2],
+            legs: [Leg::UNBOUND; 2],
             senders: [0; 2],
             sources: [None; 2],
             settled: Settled::Always,

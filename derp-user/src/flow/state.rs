@@ -7,7 +7,7 @@ use derp_common::{
     flow::{Control, Leg, LegStatistics, Side, Source, table::Senders},
 };
 
-use super::{EndSpec, FlowId, FlowSpec, Kind, Remote, Resolved, mirror::NO_LEG};
+use super::{EndSpec, FlowId, FlowSpec, Kind, Remote, Resolved};
 
 /// The two implementations that forward.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -111,7 +111,7 @@ impl End {
     }
 
     fn leg(&self, spec: &EndSpec, flow: &FlowSpec) -> Leg {
-        let Some(remote) = self.remote else { return NO_LEG };
+        let Some(remote) = self.remote else { return Leg::UNBOUND };
         let way = self.usable_way();
         let local = spec.local.ip.map(|ip| ip.to_canonical()).or(self.local());
         let unspecified = match remote {
@@ -123,7 +123,7 @@ impl End {
             local: local.unwrap_or(unspecified).into(),
             remote_port: remote.port().to_be(),
             local_port: spec.local.port.to_be(),
-            ..NO_LEG
+            ..Leg::UNBOUND
         };
         if let Some(rate) = flow.rate {
             leg.nanoseconds_per_kibibyte = rate.nanoseconds_per_kibibyte();

@@ -26,10 +26,9 @@ use crate::{
     udp::now,
 };
 
-/// How often counts are read and silent ends are forgotten.
-const REVIEW: Duration = Duration::from_secs(1);
-/// Every so many reviews, this host's addresses are read.
-const ADDRESSES: u32 = 5;
+/// How often counts and this host's addresses are read and silent ends are forgotten. Counts cost two system calls
+/// a flow.
+const REVIEW: Duration = Duration::from_secs(5);
 /// How many reports of strangers are dealt with at once.
 const STRANGERS: usize = 64;
 
@@ -161,7 +160,7 @@ impl State {
 
     fn answer(&mut self, answer: Answer) {
         let Some(request) = self.asked.get(&answer.claim) else { return };
-        if pair(request) != Some(answer.pair) {
+        if Pair::of(request) != Some(answer.pair) {
             return;
         }
         if let Err(reason) = &answer.way {
@@ -200,12 +199,10 @@ impl State {
         }
     }
 
-    fn review(&mut self, read_addresses: bool) {
-        if read_addresses {
-            match dataplane::local_addresses() {
-                Ok(addresses) => self.table.set_local_addresses(addresses),
-                Err(error) => tracing::warn!("{error}"),
-            }
+    fn review(&mut self) {
+        match dataplane::local_addresses() {
+            Ok(addresses) => self.table.set_local_addresses(addresses),
+            Err(error) => tracing::warn!("{error}"),
         }
         self.observe();
         for expired in self.table.expire(now()) {
@@ -246,16 +243,10 @@ fn rewrite(kernel: &mut KernelTables, snapshot: &[Change]) -> Result<(), FlowTab
     kernel.apply(&changes)
 }
 
-fn pair(request: &WayRequest) -> Option<Pair> {
-    let local = request.local.map(|local| local.to_canonical());
-    request.remote.map(|remote| Pair { local, remote: remote.ip().to_canonical() })
-}
-
 /// Tells the state what happens.
 pub(super) async fn run(state: &Mutex<State>, mut strangers: Receiver<Stranger>) {
     let ways = state.lock().ways.clone();
     let mut next_review = Instant::now() + REVIEW;
-    let mut reviews = 0_u32;
     let mut reported = Vec::with_capacity(STRANGERS);
     loop {
         let idle = state.lock().idle_for();
@@ -273,8 +264,7 @@ pub(super) async fn run(state: &Mutex<State>, mut strangers: Receiver<Stranger>)
             state.answer(answer);
         }
         if Instant::now() >= next_review {
-            reviews = reviews.wrapping_add(1);
-            state.review(reviews.is_multiple_of(ADDRESSES));
+            state.review();
             next_review = Instant::now() + REVIEW;
         }
         state.settle();

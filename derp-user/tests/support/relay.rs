@@ -121,13 +121,7 @@ fn leg(remote: SocketAddr, local: SocketAddr) -> Leg {
         local: Address::from(local.ip()),
         remote_port: remote.port().to_be(),
         local_port: local.port().to_be(),
-        interface: 0,
-        source_mac: [0; 3],
-        destination_mac: [0; 3],
-        mtu: 0,
-        vlan: 0,
-        nanoseconds_per_kibibyte: 0,
-        burst_microseconds: 0,
+        ..Leg::UNBOUND
     }
 }
 

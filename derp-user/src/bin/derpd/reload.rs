@@ -11,7 +11,7 @@ use std::{
 use anyhow::Result;
 use derp_user::{
     admit::Admission,
-    config::{self, ConfigError},
+    config,
     metrics::Reloads,
     proto::keys::NodePublic,
     relay::limit::RateLimit,
@@ -79,10 +79,12 @@ impl Reloader {
             None => None,
         };
         let prepared = self.admission.prepare()?;
-        let udp = self.udp.as_ref().map(|udp| Ok::<_, ConfigError>((udp, udp.prepare()?)));
-        let udp = udp.transpose()?.map(|(udp, file)| udp.apply(file)).transpose()?;
+        let mut changes = match &self.udp {
+            // The kernel can refuse, so this is taken into use first.
+            Some(udp) => udp.apply(udp.prepare()?)?,
+            None => Vec::new(),
+        };
         // Nothing below can fail.
-        let mut changes = udp.unwrap_or_default();
         if let Some((rates, limit)) = rates {
             rates.set(limit);
             changes.push(rate_line(limit));

@@ -330,10 +330,10 @@ impl Planes {
 }
 
 fn keeper_options(file: &FileSettings) -> KeeperOptions {
-    let idle_timeout = file.relay.idle_timeout.min(Duration::from_secs(1 << 32)).as_nanos();
+    let idle_timeout = u64::try_from(file.relay.idle_timeout.as_nanos());
     KeeperOptions {
         slots: slots(file),
-        idle_timeout: u64::try_from(idle_timeout).unwrap_or(u64::MAX),
+        idle_timeout: idle_timeout.unwrap_or(u64::MAX),
         flows: file.flows.clone(),
     }
 }

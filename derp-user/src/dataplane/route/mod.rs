@@ -26,6 +26,7 @@ pub use self::{
     resolver::{Answer, Resolver, TooManyWays, Ways},
     way::Unresolved,
 };
+use crate::flow::WayRequest;
 
 /// The ends of a way.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -34,4 +35,13 @@ pub struct Pair {
     pub local: Option<IpAddr>,
     /// Where they are to go.
     pub remote: IpAddr,
+}
+
+impl Pair {
+    /// Returns the ends of the way that is asked for; `None` where no longer any is.
+    #[must_use]
+    pub fn of(request: &WayRequest) -> Option<Self> {
+        let local = request.local.map(|local| local.to_canonical());
+        request.remote.map(|remote| Self { local, remote: remote.ip().to_canonical() })
+    }
 }

@@ -140,11 +140,7 @@ impl Ways {
     ///
     /// As [`Ways::want`].
     pub fn request(&self, request: &WayRequest) -> Result<(), TooManyWays> {
-        let pair = request.remote.map(|remote| Pair {
-            local: request.local.map(|local| local.to_canonical()),
-            remote: remote.ip().to_canonical(),
-        });
-        self.want((request.flow, request.side), pair)
+        self.want((request.flow, request.side), Pair::of(request))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use derp_common::{
     Settings,
     flow::{
-        Class, Control, Datagram, Side, Tables, admit,
+        Class, Control, Datagram, Leg, Side, Tables, admit,
         table::{GRACE, leg_index},
     },
     reason::Reason,
@@ -13,7 +13,7 @@ use derp_common::{
 
 use crate::flow::{
     AdmitError, Change, EndSpec, FlowId, FlowSpec, FlowTable, FlowView, Found, Kind, Lifetime,
-    Local, Mirror, Remote, Resolved, TableSettings, Viewer, mirror::NO_LEG,
+    Local, Mirror, Remote, Resolved, TableSettings, Viewer,
 };
 
 pub(super) const SECOND: u64 = 1_000_000_000;
@@ -95,7 +95,7 @@ impl Checked {
         for slot in 0..self.slots {
             let control = self.control(slot);
             let leg = |side| self.mirror.leg(leg_index(slot, control.copy(), side));
-            let legs = Side::ALL.map(|side| leg(side).copied().unwrap_or(NO_LEG));
+            let legs = Side::ALL.map(|side| leg(side).copied().unwrap_or(Leg::UNBOUND));
             let senders = self.mirror.senders(slot).unwrap_or_default();
             found.add(slot, control, legs, senders);
         }

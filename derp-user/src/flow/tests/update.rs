@@ -1,6 +1,6 @@
 //! When changes are made.
 
-use derp_common::flow::{Class, Side, Tables, table::GRACE};
+use derp_common::flow::{Class, Leg, Side, Tables, table::GRACE};
 
 use super::support::*;
 use crate::flow::{Change, Kind, Mirror, SharedMirror, Sink};
@@ -134,7 +134,7 @@ fn a_snapshot_makes_an_equal_copy() {
 #[test]
 fn changes_outside_the_tables_are_ignored() {
     let mut mirror = Mirror::new(2);
-    let leg = crate::flow::mirror::NO_LEG;
+    let leg = Leg::UNBOUND;
     let control = derp_common::flow::Control::forward(1, 0);
     for number in [8, u32::MAX] {
         mirror.change(&Change::Leg { index: number, leg });
