@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -118,7 +118,18 @@ impl Lab {
     pub(crate) fn socket(&self, namespace: &str, address: &str) -> UdpSocket {
         let address: SocketAddr = address.parse().expect("an address");
         run_in(namespace, move || {
-            let socket = UdpSocket::bind(address).expect("a client's socket");
+            let deadline = Instant::now() + PATIENCE;
+            // A program that another test starts holds a socket closed here until it executes.
+            let socket = loop {
+                match UdpSocket::bind(address) {
+                    Err(error)
+                        if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline =>
+                    {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    bound => break bound.expect("a client's socket"),
+                }
+            };
             socket.set_read_timeout(Some(PATIENCE)).expect("timeout");
             setsockopt(&socket, RcvBufForce, &(8 << 20)).expect("receive buffer");
             socket
