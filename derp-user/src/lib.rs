@@ -9,6 +9,7 @@ pub mod flow;
 pub mod forward;
 pub mod http;
 pub mod metrics;
+pub mod peer_relay;
 pub mod privilege;
 pub mod proto;
 pub mod proxy_protocol;

@@ -50,6 +50,13 @@ impl FlowTable {
         }
     }
 
+    /// Returns when an end was last heard of through either data plane, as far as [`FlowTable::observe`] has told,
+    /// but no earlier than it was bound; `None` when there is no such flow.
+    #[must_use]
+    pub fn last_seen(&self, id: FlowId, side: Side) -> Option<u64> {
+        self.flow(id).map(|flow| flow.end(side).last_seen)
+    }
+
     /// Forgets ends that were learnt and removes flows, if they have been silent for the idle timeout.
     ///
     /// To be called when [`FlowTable::observe`] has told what both data planes know *now*, which is how a flow that

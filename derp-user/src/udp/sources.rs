@@ -38,13 +38,17 @@ impl SourceBuckets {
 
     /// Takes one unit from the bucket of a source at time `now`; tells whether there was one.
     pub fn take(&mut self, source: IpAddr, rate: Rate, now: u64) -> bool {
+        self.take_named(key(source), rate, now)
+    }
+
+    /// Like [`SourceBuckets::take`], for a source that is told from others by a number.
+    pub fn take_named(&mut self, source: u64, rate: Rate, now: u64) -> bool {
         if rate == Rate::UNLIMITED {
             return true;
         }
         if self.places.is_empty() {
             self.places = vec![[Place::default(); WAYS]; SETS];
         }
-        let source = key(source);
         let hash = self.seed.hash_one(source);
         let index = usize::try_from(hash).unwrap_or(0) % SETS;
         let Some(set) = self.places.get_mut(index) else { return false };

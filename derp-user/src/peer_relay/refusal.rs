@@ -1,0 +1,134 @@
+//! Why the relay does not answer.
+
+/// Why a request or a message of the handshake came to nothing. The sender is never told.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Refusal {
+    /// It is no disco message, or not of the length or protocol that it must have.
+    Malformed,
+    /// The box was not sealed with the keys it should be.
+    Seal,
+    /// It is a message that is not for a relay, or not sent this way.
+    OtherMessage,
+    /// No endpoint has its VNI.
+    UnknownVni,
+    /// Its sender is neither client of the endpoint.
+    UnknownSender,
+    /// What is sealed names another VNI or another client than the endpoint's.
+    Mismatch,
+    /// Its generation is 0, or that of a handshake that is over or was never begun.
+    Generation,
+    /// The answer is not to a challenge that was sent to this address lately.
+    Challenge,
+    /// The address cannot be used for this end of the endpoint.
+    Address,
+    /// The node may not use this relay.
+    NotPermitted,
+    /// The disco key is not the one that the node is known to have.
+    OtherKey,
+    /// The request does not list the key of its sender.
+    NotListed,
+    /// The request is for a key that no client can have, or twice for the same one.
+    UnusableClients,
+    /// Where this relay can be reached is not known.
+    NoAddress,
+    /// The sender, or everybody together, asks too often.
+    OverRate,
+    /// The node has as many endpoints as one may have.
+    NodeFull,
+    /// There are as many endpoints as there may be.
+    Full,
+}
+
+impl Refusal {
+    /// Every refusal, in order.
+    pub const ALL: [Self; 17] = [
+        Self::Malformed,
+        Self::Seal,
+        Self::OtherMessage,
+        Self::UnknownVni,
+        Self::UnknownSender,
+        Self::Mismatch,
+        Self::Generation,
+        Self::Challenge,
+        Self::Address,
+        Self::NotPermitted,
+        Self::OtherKey,
+        Self::NotListed,
+        Self::UnusableClients,
+        Self::NoAddress,
+        Self::OverRate,
+        Self::NodeFull,
+        Self::Full,
+    ];
+
+    /// Returns the metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Seal => "seal",
+            Self::OtherMessage => "other_message",
+            Self::UnknownVni => "unknown_vni",
+            Self::UnknownSender => "unknown_sender",
+            Self::Mismatch => "mismatch",
+            Self::Generation => "generation",
+            Self::Challenge => "challenge",
+            Self::Address => "address",
+            Self::NotPermitted => "not_permitted",
+            Self::OtherKey => "other_key",
+            Self::NotListed => "not_listed",
+            Self::UnusableClients => "unusable_clients",
+            Self::NoAddress => "no_address",
+            Self::OverRate => "over_rate",
+            Self::NodeFull => "node_full",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// How often what has happened, since the start.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Counts {
+    /// Requests answered with a new endpoint.
+    pub allocated: u64,
+    /// Requests answered with an endpoint that was there.
+    pub repeated: u64,
+    /// Challenges sent.
+    pub challenged: u64,
+    /// Ends bound, also where they were already.
+    pub bound: u64,
+    /// Endpoints that have ended.
+    pub ended: u64,
+    refused: [u64; Refusal::ALL.len()],
+}
+
+impl Counts {
+    /// Returns how often this was a reason for not answering.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.refused.get(refusal as usize).copied().unwrap_or(0)
+    }
+
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        if let Some(count) = self.refused.get_mut(refusal as usize) {
+            *count += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_its_own_counter_and_label() {
+        let mut labels = std::collections::BTreeSet::new();
+        let mut counts = Counts::default();
+        for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
+            assert_eq!(refusal as usize, index);
+            assert!(labels.insert(refusal.label()));
+            counts.refuse(refusal);
+            assert_eq!(counts.refused(refusal), 1);
+        }
+    }
+}
