@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 
 use super::{
     VerboseDrops,
+    local::LocalInbox,
     transport::{Outgoing, Phase, Transport, TransportError},
 };
 use crate::{
@@ -56,7 +57,7 @@ pub(super) struct WriteScratch {
     outgoing: Outgoing,
 }
 
-/// A logged-in client, or the link to a mesh peer, where this server is the client.
+/// A logged-in client, or the link to a mesh peer, where this server is the client; or a client in this process.
 pub(super) struct Connection {
     /// Its name in the relay.
     pub(super) id: ConnectionId,
@@ -67,7 +68,10 @@ pub(super) struct Connection {
     /// It leads to a mesh peer, which wants ForwardPacket frames where clients want RecvPacket.
     pub(super) is_link: bool,
     /// Non-blocking. Whether it can be read or written is for the owner to wait for.
-    stream: TcpStream,
+    /// `None` for a client in this process, which has no owner either.
+    stream: Option<TcpStream>,
+    /// Where that client's packets go.
+    local: Option<LocalInbox>,
     outbound: Mutex<Outbound>,
     /// The socket is full. Written under the lock of `outbound`.
     blocked: AtomicBool,
@@ -107,13 +111,35 @@ impl Connection {
         transport: Transport,
         unsent: Vec<u8>,
     ) -> Self {
+        Self { stream: Some(stream), ..Self::without_socket(id, key, remote, transport, unsent) }
+    }
+
+    /// A client in this process.
+    pub(super) fn local(
+        id: ConnectionId,
+        key: NodePublic,
+        remote: SocketAddr,
+        inbox: LocalInbox,
+    ) -> Self {
+        let transport = Transport::plain();
+        Self { local: Some(inbox), ..Self::without_socket(id, key, remote, transport, Vec::new()) }
+    }
+
+    fn without_socket(
+        id: ConnectionId,
+        key: NodePublic,
+        remote: SocketAddr,
+        transport: Transport,
+        unsent: Vec<u8>,
+    ) -> Self {
         let blocked = !unsent.is_empty();
         Self {
             id,
             key,
             remote,
             is_link: false,
-            stream,
+            stream: None,
+            local: None,
             outbound: Mutex::new(Outbound {
                 transport,
                 unsent,
@@ -154,8 +180,9 @@ impl Connection {
     /// Reads what the socket has, at most `buffer` full; `None` if it has nothing now. Zero bytes
     /// are the end of the stream.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut stream = self.stream()?;
         loop {
-            match (&self.stream).read(buffer) {
+            match stream.read(buffer) {
                 Ok(count) => return Ok(Some(count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -199,8 +226,18 @@ impl Connection {
         counters: &WorkerCounters,
         queue_depth: usize,
     ) {
-        let mut outbound = self.outbound.lock();
         let frames = || runs.iter().flat_map(|run| Frames::of(&plain[run.clone()]));
+        if let Some(inbox) = &self.local {
+            for frame in frames() {
+                if inbox.take(frame) {
+                    self.count_sent(counters, 0, std::iter::once(frame));
+                } else {
+                    self.lose(counters, DropReason::QueueTail, frame);
+                }
+            }
+            return;
+        }
+        let mut outbound = self.outbound.lock();
         if outbound.ended {
             return frames().for_each(|frame| {
                 self.lose(counters, DropReason::GoneDisconnected, frame);
@@ -237,6 +274,9 @@ impl Connection {
 
     /// Leaves frames of the server's own for the owner to send.
     pub(super) fn post(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.local.is_some() {
+            return;
+        }
         let mut outbound = self.outbound.lock();
         if outbound.ended {
             return;
@@ -329,7 +369,7 @@ impl Connection {
         outbound.urgent = Vec::new();
         drop(outbound);
         // Fails only if the peer has already gone, which is as good.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.stream().and_then(|stream| stream.shutdown(Shutdown::Both));
     }
 
     /// Asks the owner to end the session.
@@ -361,6 +401,10 @@ impl Connection {
     /// Notes whether other connections share the key.
     pub(super) fn set_duplicate(&self, duplicate: bool) {
         self.duplicate.store(duplicate, Ordering::Release);
+    }
+
+    fn stream(&self) -> io::Result<&TcpStream> {
+        self.stream.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     fn call_owner(&self) {
@@ -464,9 +508,10 @@ impl Connection {
 
     /// Writes until everything went or the socket is full; how many bytes went.
     fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut stream = self.stream()?;
         let mut written = 0;
         while written < bytes.len() {
-            match (&self.stream).write(&bytes[written..]) {
+            match stream.write(&bytes[written..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -480,7 +525,8 @@ impl Connection {
 
 impl AsRawFd for Connection {
     fn as_raw_fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        // No client in this process is ever watched; if one were, the system would refuse this.
+        self.stream.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod bench_support;
 mod connection;
 mod hub;
 mod link;
+mod local;
 mod mesh;
 mod placement;
 mod processor_time;
@@ -38,6 +39,7 @@ pub use throttle::Rates;
 use tokio::sync::{mpsc, watch};
 pub use verbose_drops::VerboseDrops;
 
+pub use self::local::{LocalClient, LocalPacket};
 pub use self::mesh::{
     LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshSettings, Resolver,
     system_look_up,
@@ -106,6 +108,8 @@ pub struct Statistics {
     counters: Arc<[WorkerCounters]>,
     /// What is counted beside the workers, by the [`Mesh`].
     mesh_counters: Arc<WorkerCounters>,
+    /// What is counted by the [`LocalClient`].
+    local_counters: Arc<WorkerCounters>,
     hub: Arc<Hub>,
     active_workers: Arc<AtomicUsize>,
 }
@@ -116,14 +120,15 @@ impl Statistics {
         Self {
             counters: (0..workers.get()).map(|_| WorkerCounters::default()).collect(),
             mesh_counters: Arc::default(),
+            local_counters: Arc::default(),
             hub: Arc::new(Hub::new(own_key)),
             active_workers: Arc::default(),
         }
     }
 
-    /// What the workers and the mesh have counted.
+    /// What the workers, the mesh and the local client have counted.
     pub fn totals(&self) -> Totals {
-        Totals::sum(self.counters.iter().chain([&*self.mesh_counters]))
+        Totals::sum(self.counters.iter().chain([&*self.mesh_counters, &*self.local_counters]))
     }
 
     /// What is connected now.

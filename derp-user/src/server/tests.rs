@@ -15,7 +15,7 @@ const WORKERS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server without TLS all of whose workers are in use, until a test says otherwise.
-fn start() -> (Server, Statistics, SocketAddr) {
+pub(super) fn start() -> (Server, Statistics, SocketAddr) {
     start_at("127.0.0.1:0", NodePrivate::from_random([5; 32]), None)
 }
 
