@@ -87,6 +87,24 @@ fn burst() {
     go_test("TestBurst");
 }
 
+/// derpd is the peer relay: asked by DERP, bound and used by UDP.
+#[test]
+fn peer_relay() {
+    if !server::is_derpd() {
+        return skip("interop, TestPeerRelay", "derper is no peer relay");
+    }
+    let directory = Arc::new(TempDir::new().expect("a temporary directory"));
+    let keys = directory.path().join("relay.keys");
+    let text = format!(
+        "[peer_relay]\nport = 40000\nkey_file = {:?}\nallow = \"any\"\n\
+         addresses = [\"192.0.2.1:40000\"]\n",
+        keys.display().to_string()
+    );
+    let file = server::write_file(directory.path(), "derpd.toml", &text);
+    let server = Server::start_in(directory, &[&format!("-config={file}")]);
+    go_test_of("TestPeerRelay", &server, &[("RELAY_PEER_KEYS", &keys.display().to_string())]);
+}
+
 /// The prober checks that certificate and SNI fit a name, so the relay is `localhost` here.
 #[test]
 fn prober_finds_tls_stun_and_relaying_good() {
@@ -130,7 +148,18 @@ fn go_test(name: &str) {
         Ok(tests) => tests,
         Err(reason) => return skip(&format!("interop, {name}"), &reason),
     };
-    let server = Server::start();
+    run_go_test(&tests, name, &Server::start(), &[]);
+}
+
+/// The same, against this relay, with some more variables.
+fn go_test_of(name: &str, server: &Server, variables: &[(&str, &str)]) {
+    match go_binary(&TESTS, "relay.test", &["test", "-c"], ".") {
+        Ok(tests) => run_go_test(&tests, name, server, variables),
+        Err(reason) => skip(&format!("interop, {name}"), &reason),
+    }
+}
+
+fn run_go_test(tests: &Path, name: &str, server: &Server, variables: &[(&str, &str)]) {
     let output = Command::new(tests)
         .args(["-test.v", "-test.timeout=5m", &format!("-test.run=^{name}$")])
         .env("RELAY_TLS", server.tls_address().to_string())
@@ -138,6 +167,7 @@ fn go_test(name: &str) {
         .env("RELAY_STUN", server.stun_address().to_string())
         .env("RELAY_CERTIFICATE", server.certificate_file())
         .env("SSL_CERT_FILE", server.certificate_file())
+        .envs(variables.iter().copied())
         .output()
         .expect("the test program was just built");
     let report = String::from_utf8_lossy(&output.stdout);

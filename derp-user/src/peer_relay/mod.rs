@@ -42,7 +42,7 @@ pub use self::{
     limits::Limits,
     random::SEED_LENGTH,
     refusal::{Counts, Refusal},
-    request::{Permission, Response},
+    request::{Allowed, Permission, Response},
     server::{BIND_LIFETIME, PeerRelay, PeerRelayOptions, STEADY_STATE_LIFETIME},
     view::{EndpointState, EndpointView},
 };

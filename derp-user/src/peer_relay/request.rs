@@ -1,6 +1,9 @@
 //! Requests for endpoints, which come by DERP.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     PeerRelay, Refusal,
@@ -25,6 +28,27 @@ pub enum Permission {
     AnyKey,
     /// It may, with this disco key.
     Key(DiscoPublic),
+}
+
+/// Who may ask for endpoints.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Allowed {
+    /// Whoever may use this DERP server, and in a mesh the others.
+    Any,
+    /// These nodes.
+    Nodes(BTreeSet<NodePublic>),
+}
+
+impl Allowed {
+    /// Returns what a node may do.
+    #[must_use]
+    pub fn permission(&self, node: &NodePublic) -> Permission {
+        match self {
+            Self::Any => Permission::AnyKey,
+            Self::Nodes(nodes) if nodes.contains(node) => Permission::AnyKey,
+            Self::Nodes(_) => Permission::Denied,
+        }
+    }
 }
 
 /// What is to be sent to a node by DERP.
@@ -67,9 +91,11 @@ impl PeerRelay {
         let is_short = packet.len() <= MAX_REQUEST;
         let envelope = Envelope::parse(packet).filter(|_| is_short).ok_or(Refusal::Malformed)?;
         let sender = envelope.sender;
+        if from.is_zero() {
+            return Err(Refusal::NotPermitted);
+        }
         match permission {
             Permission::Denied => return Err(Refusal::NotPermitted),
-            Permission::AnyKey if from.is_zero() => return Err(Refusal::NotPermitted),
             Permission::Key(key) if key != sender => return Err(Refusal::OtherKey),
             Permission::AnyKey | Permission::Key(_) => {}
         }

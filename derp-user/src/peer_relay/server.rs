@@ -25,7 +25,7 @@ pub const BIND_LIFETIME: u64 = 30_000_000_000;
 pub const STEADY_STATE_LIFETIME: u64 = 300_000_000_000;
 
 /// What a relay is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PeerRelayOptions {
     /// The disco key that clients know the relay's node by.
     pub identity: DiscoPrivate,

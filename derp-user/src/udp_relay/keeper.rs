@@ -8,7 +8,7 @@ use std::{
 use derp_common::flow::{Control, LegStatistics, Side, Tables as _, table::statistics_index};
 use parking_lot::Mutex;
 use tokio::{
-    sync::mpsc::Receiver,
+    sync::{Notify, mpsc::Receiver},
     time::{Instant, sleep_until},
 };
 
@@ -96,6 +96,13 @@ impl State {
         self.table.states()
     }
 
+    /// Changes the table and passes on what follows.
+    pub(super) fn update<R>(&mut self, change: impl FnOnce(&mut FlowTable) -> R) -> R {
+        let result = change(&mut self.table);
+        self.settle();
+        result
+    }
+
     fn fill_mirror(&mut self) {
         let snapshot = self.table.snapshot();
         let Ok(()) = self.mirror.apply(&snapshot);
@@ -170,7 +177,7 @@ impl State {
     }
 
     /// Tells the table what both data planes have counted.
-    fn observe(&mut self) {
+    pub(super) fn observe(&mut self) {
         let indexes: Vec<_> = self.table.statistics_indexes().collect();
         let now = now();
         {
@@ -244,7 +251,7 @@ fn rewrite(kernel: &mut KernelTables, snapshot: &[Change]) -> Result<(), FlowTab
 }
 
 /// Tells the state what happens.
-pub(super) async fn run(state: &Mutex<State>, mut strangers: Receiver<Stranger>) {
+pub(super) async fn run(state: &Mutex<State>, changed: &Notify, mut strangers: Receiver<Stranger>) {
     let ways = state.lock().ways.clone();
     let mut next_review = Instant::now() + REVIEW;
     let mut reported = Vec::with_capacity(STRANGERS);
@@ -254,6 +261,8 @@ pub(super) async fn run(state: &Mutex<State>, mut strangers: Receiver<Stranger>)
         tokio::select! {
             _ = strangers.recv_many(&mut reported, STRANGERS), if !strangers.is_closed() => {}
             () = answered(ways.as_ref()) => {}
+            // There may be something to do earlier than was known.
+            () = changed.notified() => {}
             () = sleep_until(deadline) => {}
         }
         let mut state = state.lock();

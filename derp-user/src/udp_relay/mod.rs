@@ -6,16 +6,18 @@
 //! outside.
 
 mod keeper;
+mod peer;
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::{Notify, mpsc::Receiver};
 
 use self::keeper::State;
+pub use self::peer::PeerRelayService;
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowSpec, FlowView, SharedMirror, StateView},
+    flow::{FlowSpec, FlowTable, FlowView, SharedMirror, StateView},
     forward::Stranger,
 };
 
@@ -55,7 +57,11 @@ pub enum KeeperError {
 
 /// Keeps the flow table and its copies.
 #[derive(Clone)]
-pub struct Keeper(Arc<Mutex<State>>);
+pub struct Keeper {
+    state: Arc<Mutex<State>>,
+    /// The table was changed from outside its task.
+    changed: Arc<Notify>,
+}
 
 impl Keeper {
     /// Admits the flows of the configuration. Those that the kernel's tables hold already go on as they are; what
@@ -69,28 +75,47 @@ impl Keeper {
         mirror: SharedMirror,
         kernel: Option<KernelTables>,
     ) -> Result<Self, KeeperError> {
-        Ok(Self(Arc::new(Mutex::new(State::start(options, mirror, kernel)?))))
+        let state = State::start(options, mirror, kernel)?;
+        Ok(Self { state: Arc::new(Mutex::new(state)), changed: Arc::default() })
     }
 
     /// Has the ways of the kernel's flows found.
     pub fn follow(&self, ways: Ways) {
-        self.0.lock().follow(ways);
+        self.state.lock().follow(ways);
     }
 
     /// Returns the flows as they are now.
     #[must_use]
     pub fn views(&self) -> Vec<FlowView> {
-        self.0.lock().views()
+        self.state.lock().views()
     }
 
     /// Returns the state of every flow.
     #[must_use]
     pub fn states(&self) -> Vec<StateView> {
-        self.0.lock().states()
+        self.state.lock().states()
+    }
+
+    /// Changes the flow table, and both copies with it.
+    pub(crate) fn update<R>(&self, change: impl FnOnce(&mut FlowTable) -> R) -> R {
+        let result = self.state.lock().update(change);
+        self.changed.notify_one();
+        result
+    }
+
+    /// The same, after the table has been told what both data planes have counted until now.
+    pub(crate) fn update_observed<R>(&self, change: impl FnOnce(&mut FlowTable) -> R) -> R {
+        let result = {
+            let mut state = self.state.lock();
+            state.observe();
+            state.update(change)
+        };
+        self.changed.notify_one();
+        result
     }
 
     /// Goes on until dropped; on a Tokio runtime with time. `strangers` are those the forwarder reports.
     pub async fn run(self, strangers: Receiver<Stranger>) {
-        keeper::run(&self.0, strangers).await;
+        keeper::run(&self.state, &self.changed, strangers).await;
     }
 }

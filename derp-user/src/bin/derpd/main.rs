@@ -33,7 +33,7 @@ use derp_user::{
     proxy_protocol::TrustedProxies,
     server::{self, Mesh, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops},
     tls,
-    udp_relay::Keeper,
+    udp_relay::{Keeper, PeerRelayService},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -141,12 +141,13 @@ fn run(options: Options) -> anyhow::Result<()> {
     let stun_counters = udp.responder().map(|responder| responder.counters());
     let (stun_addresses, relay_addresses) =
         (udp.stun_addresses.clone(), udp.relay_addresses.clone());
-    let Started { forwarder, totals, tasks } = udp.start()?;
+    let Started { forwarder, totals, tasks, peer_relay } = udp.start()?;
 
     let port80_address = port80.as_ref().and_then(|listener| listener.local_addr().ok());
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
+    let peer_relay = peer_relay.map(|parts| parts.join(&statistics)).transpose()?;
     let reloader = Reloader {
         admission: Arc::clone(&gate.admission),
         rates: gate.rates.clone().zip(config.rate_config.clone()),
@@ -188,7 +189,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         admission: &gate.admission,
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
-    runtime.block_on(control(signals, port80, reloader, tasks))?;
+    runtime.block_on(control(signals, port80, reloader, tasks, peer_relay))?;
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -404,6 +405,7 @@ async fn control(
     port80: Option<(TcpListener, Arc<Site>, Arc<TrustedProxies>)>,
     reloader: Reloader,
     tasks: Tasks,
+    peer_relay: Option<PeerRelayService>,
 ) -> anyhow::Result<()> {
     let port80 = match port80 {
         Some((listener, site, proxies)) => {
@@ -424,7 +426,12 @@ async fn control(
                 reloader.reload();
             }
         };
-        tokio::join!(port80, tasks.run(), admission, reload);
+        let peer_relay = async {
+            if let Some(peer_relay) = peer_relay {
+                peer_relay.run().await;
+            }
+        };
+        tokio::join!(port80, tasks.run(), admission, reload, peer_relay);
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -5,16 +5,20 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Du
 use anyhow::Context as _;
 use derp_common::{Rate, Settings, Switches};
 use derp_user::{
-    config::{self, Config, ConfigError, FileSettings},
+    config::{self, Config, ConfigError, FileSettings, PeerRelaySettings, RelayKeys},
     dataplane::{
         DataplaneError, FlowEvent, FlowEvents, FlowMaps, KernelTables, MapSizes, Mode, Pin,
         Prepared, Watcher, Xdp, XdpOptions, route::Resolver, self_test,
     },
     flow::{Mirror, SharedMirror},
-    forward::{Forwarder, ForwarderOptions, NOTICES, Notices, Running, Stranger},
+    forward::{
+        ControlPacket, Forwarder, ForwarderOptions, NOTICES, Notices, Outlet, Running, Stranger,
+    },
+    peer_relay::{PeerRelay, PeerRelayOptions, Ports, SEED_LENGTH},
+    server::{DEFAULT_QUEUE_DEPTH, LocalClient, Statistics},
     stun::{Responder, StunServer},
     udp::{Merging, SettingsCell, Totals},
-    udp_relay::{Keeper, KeeperOptions},
+    udp_relay::{Keeper, KeeperOptions, PeerRelayService},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -41,6 +45,7 @@ pub(crate) struct Udp {
     keeper: Option<Keeper>,
     watcher: Option<Watcher>,
     events: Option<FlowEvents>,
+    peer_relay: Option<(PeerRelaySettings, RelayKeys)>,
     /// The kernel data plane, where there is one.
     pub(crate) xdp: Option<SharedXdp>,
     /// Where STUN is answered.
@@ -53,6 +58,12 @@ impl Udp {
     /// Binds the ports, attaches the kernel program and admits the flows of the configuration.
     pub(crate) fn prepare(config: &Config, file: &FileSettings) -> anyhow::Result<Self> {
         let host = config.listen.ip;
+        let peer_relay = file.peer_relay.clone();
+        let with_keys = |it: PeerRelaySettings| {
+            let keys = config::load_relay_keys(&it.key_file)?;
+            Ok::<_, ConfigError>((it, keys))
+        };
+        let peer_relay = peer_relay.map(with_keys).transpose()?;
         let relay_ports = relay_ports(file);
         let shares_stun = config.stun_port.is_some_and(|port| relay_ports.contains(&port));
         let stun = match config.stun_port.filter(|_| !shares_stun) {
@@ -102,6 +113,7 @@ impl Udp {
             keeper,
             watcher,
             events,
+            peer_relay,
             xdp: xdp.map(|xdp| Arc::new(Mutex::new(xdp))),
             stun_addresses,
             relay_addresses,
@@ -129,7 +141,10 @@ impl Udp {
     /// Starts the threads that forward.
     pub(crate) fn start(self) -> anyhow::Result<Started> {
         let (strangers, reported) = channel(NOTICES);
-        let notices = Notices { strangers: Some(strangers), control: None };
+        let (control, handshakes) = channel(NOTICES);
+        let control = self.peer_relay.is_some().then_some(control);
+        let notices = Notices { strangers: Some(strangers), control };
+        let outlet = self.forwarder.as_ref().map(Forwarder::outlet);
         let forwarder = match self.forwarder {
             Some(forwarder) => {
                 Some(forwarder.start(&self.mirror, &self.settings, &self.responder, &notices)?)
@@ -143,10 +158,21 @@ impl Udp {
             totals.add(&stun_totals.as_ref().map(|read| read()).unwrap_or_default());
             totals
         });
+        let peer_relay = match (self.peer_relay, &self.keeper, outlet) {
+            (Some((settings, keys)), Some(keeper), Some(outlet)) => Some(PeerRelayParts {
+                settings,
+                keys,
+                keeper: keeper.clone(),
+                control: handshakes,
+                outlet,
+                relay_addresses: self.relay_addresses,
+            }),
+            _ => None,
+        };
         let keeper = self.keeper.map(|keeper| (keeper, reported));
         let Self { stun, watcher, events, xdp, .. } = self;
         let tasks = Tasks { stun, keeper, watcher, events, xdp };
-        Ok(Started { forwarder, totals, tasks })
+        Ok(Started { forwarder, totals, tasks, peer_relay })
     }
 }
 
@@ -158,6 +184,44 @@ pub(crate) struct Started {
     pub(crate) totals: Box<dyn Fn() -> Totals + Send + Sync>,
     /// What is to run on the control runtime.
     pub(crate) tasks: Tasks,
+    /// The peer relay, which has yet to join the DERP server.
+    pub(crate) peer_relay: Option<PeerRelayParts>,
+}
+
+/// A peer relay that is not at work yet.
+pub(crate) struct PeerRelayParts {
+    settings: PeerRelaySettings,
+    keys: RelayKeys,
+    keeper: Keeper,
+    control: Receiver<ControlPacket>,
+    outlet: Outlet,
+    relay_addresses: Vec<SocketAddr>,
+}
+
+impl PeerRelayParts {
+    /// Joins the DERP server that has these statistics.
+    pub(crate) fn join(self, statistics: &Statistics) -> anyhow::Result<PeerRelayService> {
+        let Self { settings, keys, keeper, control, outlet, relay_addresses } = self;
+        let is_ours = |address: &&SocketAddr| address.port() == settings.port;
+        let ours: Vec<_> = relay_addresses.iter().filter(is_ours).copied().collect();
+        let has = |is_ipv4| ours.iter().any(|address| address.is_ipv4() == is_ipv4);
+        let port = |is_ipv4| if has(is_ipv4) { settings.port } else { 0 };
+        let ports = Ports { ipv4: port(true), ipv6: port(false) };
+        let mut seed = [0; SEED_LENGTH];
+        getrandom::fill(&mut seed).map_err(ConfigError::Random)?;
+        let node = keys.node.public();
+        tracing::info!("peer relay on UDP port {}: {node}, {}", settings.port, keys.disco.public());
+        let address = ours.first().copied().unwrap_or(([0, 0, 0, 0], settings.port).into());
+        let relay = PeerRelay::new(PeerRelayOptions {
+            identity: keys.disco,
+            seed,
+            port: settings.port,
+            limits: settings.limits,
+        });
+        let client = LocalClient::join(statistics, node, address, NOTICES, DEFAULT_QUEUE_DEPTH);
+        let (allow, addresses) = (settings.allow, settings.addresses);
+        Ok(PeerRelayService { relay, keeper, client, control, outlet, allow, addresses, ports })
+    }
 }
 
 /// What of the UDP services runs on the control runtime.
@@ -262,10 +326,14 @@ impl UdpReloader {
             self.settings.store(settings);
             changes.push(format!("STUN: {}", new.stun));
         }
-        if (&new.relay, &new.pin, &new.flows) != (&file.relay, &file.pin, &file.flows) {
-            let path = self.path.display();
-            changes
-                .push(format!("{path}: [relay], [dataplane] and flows change at the next start"));
+        let rest = |file: &FileSettings| {
+            (file.relay, file.pin.clone(), file.peer_relay.clone(), file.flows.clone())
+        };
+        if rest(&new) != rest(&file) {
+            changes.push(format!(
+                "{}: [relay], [dataplane], [peer_relay] and flows change at the next start",
+                self.path.display()
+            ));
         }
         file.stun = new.stun;
         Ok(changes)
@@ -294,9 +362,10 @@ impl Planes {
             return Ok(planes);
         }
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
-        let keeper = match file.flows[..] {
-            [] => None,
-            _ => Some(Keeper::start(&keeper_options(file), mirror.clone(), None)?),
+        let keeper = if file.relays() {
+            Some(Keeper::start(&keeper_options(file), mirror.clone(), None)?)
+        } else {
+            None
         };
         Ok(Self { xdp: None, keeper, mirror, watcher: None, events: None })
     }
@@ -317,7 +386,7 @@ impl Planes {
             return Ok(None);
         };
         let mut watcher = xdp.take_watcher();
-        let keeper = (!file.flows.is_empty()).then_some(keeper);
+        let keeper = file.relays().then_some(keeper);
         if let (Some(watcher), Some(keeper)) = (&mut watcher, &keeper) {
             let legs = usize::try_from(slots(file)).unwrap_or(usize::MAX).saturating_mul(2);
             let (resolver, ways) = Resolver::new(legs).context("cannot ask for routes")?;
@@ -339,7 +408,7 @@ fn keeper_options(file: &FileSettings) -> KeeperOptions {
 }
 
 fn slots(file: &FileSettings) -> u32 {
-    if file.flows.is_empty() { NO_SLOTS } else { file.relay.slots }
+    if file.relays() { file.relay.slots } else { NO_SLOTS }
 }
 
 /// The ports flows are relayed on.

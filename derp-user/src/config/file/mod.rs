@@ -1,5 +1,6 @@
 //! The configuration file of `-config`: what derper has no flags for.
 
+mod peer_relay;
 mod reader;
 
 use std::{
@@ -15,6 +16,7 @@ use derp_common::{
     maps::DEFAULT_SLOTS,
     settings::{Port, Services},
 };
+pub use peer_relay::PeerRelaySettings;
 use reader::{Fault, Section, Value};
 
 use super::{ConfigError, GoDuration};
@@ -32,6 +34,8 @@ pub struct FileSettings {
     pub stun: StunSettings,
     /// Where the kernel data plane is kept over restarts.
     pub pin: Pin,
+    /// The peer relay, if there is to be one.
+    pub peer_relay: Option<PeerRelaySettings>,
     /// The flows to be admitted, in the order of the file.
     pub flows: Vec<FlowSpec>,
 }
@@ -98,6 +102,7 @@ impl Default for FileSettings {
             },
             stun: StunSettings { rate: Rate::UNLIMITED, shed: false },
             pin: Pin::Unset,
+            peer_relay: None,
             flows: Vec::new(),
         }
     }
@@ -134,7 +139,7 @@ pub fn load_file(path: &Path, stun_port: Option<u16>) -> Result<FileSettings, Co
 fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     let document = reader::parse(text)?;
     let document = Section::of_document(text, &document);
-    document.expect_only(&["relay", "stun", "dataplane", "flow"])?;
+    document.expect_only(&["relay", "stun", "dataplane", "peer_relay", "flow"])?;
     let mut settings = FileSettings::default();
     if let Some(section) = document.section("relay")? {
         read_relay(&section, &mut settings.relay)?;
@@ -147,6 +152,10 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
         settings.pin =
             section.value("pin").map(|value| pin(&value)).transpose()?.unwrap_or_default();
     }
+    let peer_relay = document.section("peer_relay")?;
+    if let Some(section) = &peer_relay {
+        settings.peer_relay = peer_relay::read(section, settings.relay.port)?;
+    }
     let sections = document.sections("flow")?;
     let mut names = BTreeSet::new();
     let mut flows = Vec::new();
@@ -157,7 +166,9 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
         }
         flows.push((section, spec));
     }
-    check_ports(&flows, stun_port)?;
+    let of_peer_relay = peer_relay.as_ref().zip(settings.peer_relay.as_ref());
+    let of_peer_relay = of_peer_relay.map(|(section, it)| (section, (it.port, Services::GENEVE)));
+    check_ports(of_peer_relay, &flows, stun_port)?;
     check_together(&flows, settings.relay.slots)?;
     settings.flows = flows.into_iter().map(|(_, spec)| spec).collect();
     Ok(settings)
@@ -298,21 +309,25 @@ fn rate(value: &Value<'_>) -> Result<FlowRate, Fault> {
 }
 
 /// Checks that ports are enough and that packets on each can be told apart.
-fn check_ports(flows: &[(Section<'_>, FlowSpec)], stun_port: Option<u16>) -> Result<(), Fault> {
+fn check_ports(
+    peer_relay: Option<(&Section<'_>, (u16, u16))>,
+    flows: &[(Section<'_>, FlowSpec)],
+    stun_port: Option<u16>,
+) -> Result<(), Fault> {
     let mut services: BTreeMap<u16, u16> = BTreeMap::new();
     if let Some(port) = stun_port {
         services.insert(port, Services::STUN);
     }
-    for (section, spec) in flows {
-        for (port, service) in spec_services(spec) {
-            let had = services.entry(port).or_default();
-            *had |= service;
-            if *had & Services::ANY != 0 && *had & !Services::ANY != 0 {
-                return Err(section.fault(format!(
-                    "flows without vni need a port of their own, and port {port} also has {}",
-                    if *had & Services::STUN != 0 { "STUN" } else { "flows with a vni" }
-                )));
-            }
+    let of_flow = |(section, spec)| spec_services(spec).map(move |service| (section, service));
+    let of_flows = flows.iter().map(|(section, spec)| (section, spec)).flat_map(of_flow);
+    for (section, (port, service)) in peer_relay.into_iter().chain(of_flows) {
+        let had = services.entry(port).or_default();
+        *had |= service;
+        if *had & Services::ANY != 0 && *had & !Services::ANY != 0 {
+            return Err(section.fault(format!(
+                "flows without vni need a port of their own, and port {port} also has {}",
+                if *had & Services::STUN != 0 { "STUN" } else { "flows with a vni" }
+            )));
         }
         if services.len() > Settings::PORTS {
             let most = Settings::PORTS;
@@ -347,13 +362,20 @@ fn check_together(flows: &[(Section<'_>, FlowSpec)], slots: u32) -> Result<(), F
 }
 
 impl FileSettings {
+    /// Tells whether anything is relayed by UDP.
+    #[must_use]
+    pub const fn relays(&self) -> bool {
+        !self.flows.is_empty() || self.peer_relay.is_some()
+    }
+
     /// Returns the UDP ports that are served, for the kernel and the userspace forwarder; `stun_port` is the one
     /// STUN is answered on, if it is.
     #[must_use]
     pub fn ports(&self, stun_port: Option<u16>) -> [Port; Settings::PORTS] {
         let mut services: BTreeMap<u16, u16> = BTreeMap::new();
         services.extend(stun_port.map(|port| (port, Services::STUN)));
-        for (port, service) in self.flows.iter().flat_map(spec_services) {
+        let peer_relay = self.peer_relay.iter().map(|it| (it.port, Services::GENEVE));
+        for (port, service) in self.flows.iter().flat_map(spec_services).chain(peer_relay) {
             *services.entry(port).or_default() |= service;
         }
         let mut ports = [Port::default(); Settings::PORTS];

@@ -1,6 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    peer_relay::{Allowed, Limits, Permission},
+    proto::keys::NodePublic,
+};
 
 const WHOLE: &str = include_str!("../../../../docs/derpd.toml");
 
@@ -43,6 +47,71 @@ fn the_example_of_the_manual_is_understood() {
 }
 
 #[test]
+fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
+    let settings = read(WHOLE, Some(3478)).unwrap();
+    let peer_relay = settings.peer_relay.unwrap();
+    assert_eq!(peer_relay.port, 40000);
+    assert_eq!(peer_relay.addresses, ["203.0.113.1:40000".parse().unwrap()]);
+    let Limits { endpoints, endpoints_per_node, .. } = peer_relay.limits;
+    assert_eq!((endpoints, endpoints_per_node), (16_384, 256));
+    let node = NodePublic::from_bytes([0x11; 32]);
+    assert_eq!(peer_relay.allow.permission(&node), Permission::AnyKey);
+    let other = NodePublic::from_bytes([0x12; 32]);
+    assert_eq!(peer_relay.allow.permission(&other), Permission::Denied);
+    assert_eq!(Allowed::Any.permission(&other), Permission::AnyKey);
+
+    let text = "[peer_relay]\nport = 5\nkey_file = \"/k\"\nallow = \"any\"\n";
+    let on = read(text, Some(3478)).unwrap();
+    assert!(on.relays());
+    assert_eq!(u16::from_be(on.ports(None)[0].number), 5);
+    assert_eq!(on.ports(None)[0].services, Services::GENEVE);
+    let off = read(&format!("{text}enabled = false\n"), Some(3478)).unwrap();
+    assert_eq!(off, FileSettings::default());
+}
+
+#[test]
+fn faults_of_the_peer_relay_are_named() {
+    let with = |lines: &str| fault(&format!("[peer_relay]\n{lines}"));
+    let whole = "port = 5\nkey_file = \"/k\"\nallow = \"any\"\n";
+    for (lines, expected) in [
+        ("port = 5\nallow = []", "1|[peer_relay]|key_file is missing"),
+        ("port = 5\nkey_file = \"/k\"", "1|[peer_relay]|allow is missing"),
+        (
+            "key_file = \"/k\"\nallow = []",
+            "1|[peer_relay]|needs a port, here or as the port of [relay] for all flows",
+        ),
+        (
+            "port = 5\nallow = []\nkey_file = \"k\"",
+            "4|[peer_relay] key_file|must be an absolute path",
+        ),
+        (
+            "port = 5\nkey_file = \"/k\"\nallow = \"all\"",
+            "4|[peer_relay] allow|must be a list of node keys, or \"any\"",
+        ),
+        (
+            "port = 5\nkey_file = \"/k\"\nallow = [\"x\"]",
+            "4|[peer_relay] allow|\"x\" is not a node key, like nodekey: and 64 digits",
+        ),
+        (
+            &format!("{whole}addresses = [\"1.2.3.4\"]"),
+            "5|[peer_relay] addresses|\"1.2.3.4\" is not an address with a port, like 203.0.113.1:40000",
+        ),
+        (
+            &format!("{whole}adresses = []"),
+            "5|[peer_relay] adresses|unknown key; did you mean addresses?",
+        ),
+        (
+            &format!(
+                "{whole}[[flow]]\nname = \"x\"\nport = 5\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\""
+            ),
+            "5|[[flow]] \"x\"|flows without vni need a port of their own, and port 5 also has flows with a vni",
+        ),
+    ] {
+        assert_eq!(with(lines), expected, "{lines}");
+    }
+}
+
+#[test]
 fn stun_and_relay_may_share_a_port() {
     let text = flow("vni = 1\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\nport = 3478");
     let settings = read(&text, Some(3478)).unwrap();
@@ -58,7 +127,7 @@ fn faults_name_line_key_and_what_would_be_right() {
     for (text, expected) in [
         ("[relay]\nprot = 1", "2|[relay] prot|unknown key; did you mean port?"),
         ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
-        ("zzz = 1", "1|zzz|unknown key (there are relay, stun, dataplane, flow)"),
+        ("zzz = 1", "1|zzz|unknown key (there are relay, stun, dataplane, peer_relay, flow)"),
         ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nslots = 1000", "2|[relay] slots|must be a power of two, like 1024"),
