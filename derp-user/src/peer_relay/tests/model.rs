@@ -261,7 +261,7 @@ impl Model {
         assert_eq!(self.world.table.len(), live.len());
         for had in &self.had {
             let [a, b] = &had.ends;
-            for place in 0..PLACES.len() {
+            for (place, (from, local)) in PLACES.into_iter().enumerate() {
                 let is_at = |end: &HadEnd| end.at.is_some_and(|at| source(at) == source(place));
                 let to = match (a.at, b.at) {
                     (Some(_), Some(b)) if is_at(a) && !had.ended => Some(b),
@@ -269,7 +269,6 @@ impl Model {
                     _ => None,
                 };
                 let expected = to.map(|to| (source(to), address(PLACES[to].1)));
-                let (from, local) = PLACES[place];
                 let routed = self.world.route(had.record.vni, from, local).ok();
                 assert_eq!(routed, expected, "from {from}");
             }
