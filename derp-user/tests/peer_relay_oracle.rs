@@ -216,7 +216,7 @@ impl Both {
 
     /// Sends a packet to the reference and returns what comes back to this socket, having waited until the
     /// reference has dealt with it: it answers the beacon's bind message, from the same socket, after it.
-    fn to_reference(&mut self, socket: usize, payload: &[u8]) -> Option<Vec<u8>> {
+    fn ask_reference(&mut self, socket: usize, payload: &[u8]) -> Option<Vec<u8>> {
         self.generation += 1;
         let beacon = Self::bind(&self.beacon_key, &self.beacon, self.generation);
         let sealed = packet(&self.beacon_key, &self.beacon.server, &Message::Bind(beacon));
@@ -238,9 +238,9 @@ impl Both {
 
     /// Sends to both; returns the challenges that came back, the reference's and ours.
     fn control(&mut self, socket: usize, says: [Vec<u8>; 2]) -> [Option<Vec<u8>>; 2] {
-        let [to_reference, to_ours] = says;
+        let [theirs, ours] = says;
         let from = self.address(socket);
-        let answers = [self.to_reference(socket, &to_reference), self.ours.control(from, &to_ours)];
+        let answers = [self.ask_reference(socket, &theirs), self.ours.control(from, &ours)];
         let lengths = answers.each_ref().map(|answer| answer.as_ref().map(Vec::len));
         assert_eq!(lengths[0], lengths[1], "one answers, the other does not");
         let vnis = self.endpoints.each_ref().map(|endpoint| endpoint.vni);
@@ -262,7 +262,7 @@ impl Both {
     fn data(&mut self, socket: usize) -> Option<SocketAddr> {
         let [reference, ours] = self.endpoints.each_ref().map(|endpoint| endpoint.vni);
         let payload = [geneve(reference, false), b"sealed".to_vec()].concat();
-        assert_eq!(self.to_reference(socket, &payload), None, "never back to its sender");
+        assert_eq!(self.ask_reference(socket, &payload), None, "never back to its sender");
         let ours = [geneve(ours, false), b"sealed".to_vec()].concat();
         let destination = self.ours.route(self.address(socket), &ours);
         for receiver in 0..self.sockets.len() {
