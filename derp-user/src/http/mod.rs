@@ -11,6 +11,7 @@ mod path;
 mod reply;
 mod serve;
 mod upgrade;
+mod websocket;
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -23,7 +24,8 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 pub use serve::{Outcome, serve_connection, serve_port80};
-pub use upgrade::{Upgrade, upgrade_refusal};
+pub use upgrade::{Entry, Upgrade};
+pub use websocket::Handshake;
 
 use crate::flow::FlowView;
 
@@ -106,11 +108,16 @@ impl Site {
         }
     }
 
-    /// Whether this request, on the main listener, begins a DERP connection.
-    fn takes_over(&self, request: &Parts) -> bool {
-        self.settings.derp_enabled
-            && request.uri.path() == "/derp"
-            && Upgrade::of(&request.headers) == Upgrade::Derp
+    /// How this request, on the main listener, begins a DERP connection, if it does.
+    fn entry(&self, request: &Parts) -> Option<Entry> {
+        if !self.settings.derp_enabled || request.uri.path() != "/derp" {
+            return None;
+        }
+        match Upgrade::of(&request.headers) {
+            Upgrade::Derp => Some(Entry::Derp),
+            Upgrade::WebSocket => Handshake::of(request).ok().map(Entry::WebSocket),
+            Upgrade::Absent | Upgrade::Other(_) => None,
+        }
     }
 
     fn respond_main(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -125,7 +132,7 @@ impl Site {
             "/derp" if !self.settings.derp_enabled => {
                 reply::text(StatusCode::NOT_FOUND, "derp server disabled")
             }
-            "/derp" => upgrade_refusal(Upgrade::of(&request.headers), origin.remote),
+            "/derp" => upgrade::refusal(request, origin.remote),
             "/derp/probe" | "/derp/latency-check" => probe(&request.method),
             "/generate_204" => generate_204(request),
             "/bootstrap-dns" => bootstrap_dns(),

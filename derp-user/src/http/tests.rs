@@ -91,7 +91,7 @@ fn derp_can_be_switched_off() {
     let off = || Settings { derp_enabled: false, ..settings() };
     let (status, _, body) = ask(off(), "GET /derp", &[("Upgrade", "DERP")], main_from(STRANGER));
     assert_eq!((status, body.as_str()), (404, "derp server disabled\n"));
-    assert!(!Site::new(off()).takes_over(&request("GET /derp", &[("Upgrade", "DERP")])));
+    assert_eq!(Site::new(off()).entry(&request("GET /derp", &[("Upgrade", "DERP")])), None);
     let (_, _, page) = ask(off(), "GET /", &[], main_from(STRANGER));
     assert!(page.contains("disabled"));
 }
@@ -350,7 +350,7 @@ async fn derp_after_another_request_is_handed_over() {
         client.write_all(upgrade).await.unwrap();
     })
     .await;
-    let Outcome::Derp { unread, request, mut io } = outcome else { panic!("not handed over") };
+    let Outcome::Derp { unread, request, mut io, .. } = outcome else { panic!("not handed over") };
     let mut unread = unread.to_vec();
     io.read_to_end(&mut unread).await.unwrap();
     assert_eq!(unread, b"\x02abc");

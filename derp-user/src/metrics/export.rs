@@ -190,6 +190,11 @@ impl Report {
             ),
             ("derp_sent_pong", "Pong frames written.", totals.sent_pong),
             ("derp_unknown_frames", "Frames of unknown type, ignored.", totals.unknown_frames),
+            (
+                "derp_websocket_accepts",
+                "DERP connections begun over WebSocket, before login.",
+                totals.websocket_accepts,
+            ),
         ] {
             families.counter(name, help, value);
         }
@@ -587,6 +592,7 @@ mod tests {
             "derp_total_dup_client_conns",
             "derp_unknown_frames",
             "derp_watchers",
+            "derp_websocket_accepts",
             "derpd_active_workers",
             "derpd_admission_cache_hits_total",
             "derpd_admissions_total",
