@@ -29,3 +29,4 @@ mod peer_gone;
 mod proxied;
 mod queues;
 mod stun;
+mod websocket;
