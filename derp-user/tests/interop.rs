@@ -87,6 +87,11 @@ fn burst() {
     go_test("TestBurst");
 }
 
+#[test]
+fn websocket_client_and_a_plain_one() {
+    go_test("TestWebSocketClient");
+}
+
 /// The prober checks that certificate and SNI fit a name, so the relay is `localhost` here.
 #[test]
 fn prober_finds_tls_stun_and_relaying_good() {
@@ -126,7 +131,8 @@ fn prober_finds_tls_stun_and_relaying_good() {
 
 /// Runs one test of the Go module against a relay of its own.
 fn go_test(name: &str) {
-    let tests = match go_binary(&TESTS, "relay.test", &["test", "-c"], ".") {
+    let build = ["test", "-c", "-tags=ts_debug_websockets"];
+    let tests = match go_binary(&TESTS, "relay.test", &build, ".") {
         Ok(tests) => tests,
         Err(reason) => return skip(&format!("interop, {name}"), &reason),
     };

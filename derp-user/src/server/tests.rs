@@ -1,14 +1,24 @@
 //! A server of several workers, seen by real clients in this process.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
+use hyper::http::{HeaderValue, header};
 use tokio::time::timeout;
+use tungstenite::{WebSocket, client::IntoClientRequest as _};
 
 use super::*;
 use crate::{
     client::{Connector, Receiver, Trust, new_key},
     http::{DebugAccess, Home, Settings as SiteSettings},
-    proto::client::read::Message,
+    proto::{
+        client::{
+            login::{self, LoginRequest},
+            read::Message,
+            write,
+        },
+        frame::HEADER_LENGTH,
+        login::{ClientInfo, NONCE_LENGTH},
+    },
 };
 
 const WORKERS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
@@ -139,4 +149,61 @@ async fn a_server_that_stops_has_no_connections_left() {
     tokio::task::spawn_blocking(|| server.stop()).await.unwrap().unwrap();
     assert_eq!(statistics.gauges().current_connections, 0);
     assert_eq!(statistics.check(), Ok(()));
+}
+
+/// Opens a WebSocket and logs in, one message for each frame.
+fn log_in_by_websocket(address: SocketAddr, key: &NodePrivate) -> WebSocket<TcpStream> {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut request = format!("ws://{address}/derp").into_client_request().unwrap();
+    let protocol = HeaderValue::from_static("derp");
+    request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    let (mut socket, _) = tungstenite::client(request, stream).unwrap();
+    let greeting = socket.read().unwrap().into_data();
+    let (server_key, _) = login::server_key(&greeting).unwrap().unwrap();
+    let request =
+        LoginRequest::new(key, &server_key, &ClientInfo::default(), [3; NONCE_LENGTH]).unwrap();
+    socket.send(request.frame().to_vec().into()).unwrap();
+    let answer = socket.read().unwrap().into_data();
+    assert!(request.server_info(&answer).unwrap().is_some());
+    socket
+}
+
+/// Without TLS; the sessions move between workers.
+#[tokio::test]
+async fn clients_by_websocket_exchange_packets_with_others() {
+    let (server, statistics, address) = start();
+    let (private, key) = (new_key().unwrap(), new_key().unwrap());
+    let own = private.public();
+    let (mut sender, mut receiver) = connector(address).connect(&private).await.unwrap().split();
+    let mut browser = log_in_by_websocket(address, &key);
+    let large = vec![7; 60_000];
+    for active in [3, 1, 2, 3, 1] {
+        statistics.active_workers.store(active, Ordering::Relaxed);
+        let mut frames = Vec::new();
+        write::send_packet(&mut frames, &own, &large).unwrap();
+        browser.send(frames.into()).unwrap();
+        assert_eq!(packet(&mut receiver).await, large);
+
+        sender.send(&key.public(), &large).await.unwrap();
+        let mut frame = Vec::new();
+        while frame.len() < HEADER_LENGTH + 32 + large.len() {
+            frame.extend(browser.read().unwrap().into_data());
+        }
+        let Some(Message::Packet { source, packet }) = Message::parse(&frame) else {
+            panic!("no packet")
+        };
+        assert_eq!((source, packet), (own, &large[..]));
+    }
+    let totals = statistics.totals();
+    assert_eq!((totals.accepts, totals.websocket_accepts), (2, 1));
+    assert_eq!(statistics.gauges().current_connections, 2);
+    browser.close(None).unwrap();
+    assert!(matches!(browser.read(), Ok(tungstenite::Message::Close(None))));
+    let deadline = Instant::now() + PATIENCE;
+    while statistics.gauges().current_connections > 1 {
+        assert!(Instant::now() < deadline, "it ends with its WebSocket");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.stop().unwrap();
 }

@@ -58,7 +58,8 @@ fn compile_interop_tests() -> Result<()> {
         // Each of the tests says so itself.
         return Ok(());
     }
-    go::command().current_dir(module).args(["test", "-count=1", "-run=^$", "./..."]).run()
+    let arguments = ["test", go::TAGS, "-count=1", "-run=^$", "./..."];
+    go::command().current_dir(module).args(arguments).run()
 }
 
 /// Likewise the client made of another project's crates, a workspace of its own.
