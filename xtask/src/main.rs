@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod browser;
 mod check;
 mod derp_map;
 mod e2e;

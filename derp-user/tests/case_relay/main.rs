@@ -16,6 +16,7 @@ mod server;
 
 // In the order the harness runs them: the ones that wait for minutes overlap all others.
 mod admission;
+mod browser;
 mod clocks;
 mod duplicates;
 mod frames;

@@ -29,10 +29,10 @@ fn build(name: &str, command: &[&str], package: &str) -> Result<PathBuf, String>
         return Err(format!("needs Go 1.{GO_MINOR}, found {}", version.trim()));
     }
     // Needs the sources of every module, but compiles nothing: a failure here is the network's.
-    let tags = command.iter().filter(|flag| flag.starts_with("-tags="));
-    let list: Vec<_> =
-        ["list", "-deps", "-test"].iter().chain(tags).chain([&package]).copied().collect();
-    run_go(&list).map_err(|error| format!("the Go modules cannot be had: {error}"))?;
+    let tags = command.iter().copied().filter(|flag| flag.starts_with("-tags="));
+    let list = ["list", "-deps", "-test"].into_iter().chain(tags).chain([package]);
+    run_go(&list.collect::<Vec<_>>())
+        .map_err(|error| format!("the Go modules cannot be had: {error}"))?;
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let output = path.display().to_string();
     run_go(&[command, &["-o", &output, package]].concat())
