@@ -6,11 +6,13 @@ use std::time::Instant;
 use crypto_box::{PublicKey, SecretKey};
 
 use crate::{
+    fake::{Fake, Reply},
     peer::{
         KEEP_ALIVE, MAGIC, MAX_PACKET, PING, PONG, Peer, RECV_PACKET, SERVER_INFO, SERVER_KEY,
         Wire, client_info, frame, header, open_server_info, random_bytes, random_secret,
         send_packet,
     },
+    proxied::{self, TEXT as PROXY_HEADER, TRUST},
     server::{PATIENCE, Response, Server, is_derpd},
 };
 
@@ -64,8 +66,12 @@ struct Browser {
 impl Browser {
     /// Connects with a request like [`REQUEST`]; the answer's head, too.
     fn open(server: &Server, request: &str) -> (Self, Response) {
-        let mut wire = Wire::connect(server);
-        wire.write(request.as_bytes());
+        Self::open_on(Wire::connect(server), request.as_bytes())
+    }
+
+    /// The same, on a connection that there is already.
+    fn open_on(mut wire: Wire, request: &[u8]) -> (Self, Response) {
+        wire.write(request);
         let head = Response::parse(wire.response_head().as_bytes());
         (Self { wire, stream: Vec::new(), longest: 0 }, head)
     }
@@ -315,6 +321,42 @@ fn a_client_that_closes_gets_its_code_back() {
         browser.expect_close(code);
         server.wait_for_metric("derp_current_connections", 0.0);
     }
+}
+
+#[test]
+fn request_login_and_first_frame_may_come_at_once() {
+    let server = Server::start();
+    let wire = Wire::connect(&server);
+    let (secret, key) = (random_secret(), wire.announced_key());
+    let frames = [
+        client_info(&secret, &key, INFO),
+        send_packet(&secret.public_key(), b"early"),
+        send_packet(&secret.public_key(), b"bird"),
+    ]
+    .concat();
+    let (first, rest) = frames.split_at(frames.len() - 20);
+    let burst = [REQUEST.as_bytes(), &masked(WHOLE, first), &masked(WHOLE, rest)].concat();
+    let (mut browser, head) = Browser::open_on(wire, &burst);
+    assert_eq!((head.status, browser.server_key()), (101, key));
+    browser.derp(SERVER_INFO);
+    assert_eq!(browser.derp(RECV_PACKET)[32..], *b"early");
+    assert_eq!(browser.derp(RECV_PACKET)[32..], *b"bird");
+}
+
+/// Neither admission nor PROXY protocol knows of WebSocket.
+#[test]
+fn a_refused_browser_is_named_by_its_own_address() {
+    if !is_derpd() {
+        return;
+    }
+    let fake = Fake::on_tcp(Reply::new(200, r#"{"Allow":false}"#));
+    let server = Server::start_with(&[TRUST, &format!("-verify-client-url={}", fake.url("/"))]);
+    let wire = proxied::tls(&server, PROXY_HEADER).expect("the header is taken off before TLS");
+    let (mut browser, _) = Browser::open_on(wire, REQUEST.as_bytes());
+    let key = browser.server_key();
+    browser.send(WHOLE, &client_info(&random_secret(), &key, INFO));
+    browser.expect_close(1000);
+    server.wait_for_log("derp: 203.0.113.9:4660: client nodekey:");
 }
 
 /// derper says 1000 to a frame without mask; RFC 6455 section 5.1 says 1002.
