@@ -12,6 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    task::spawn_local,
     time::timeout,
 };
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -63,20 +64,21 @@ pub(super) enum ArrivalError {
     Random(getrandom::Error),
 }
 
-/// Serves one accepted connection until it ends.
+/// Serves one accepted connection until it ends, or is a session, which has a task of its own: so it does
+/// not carry the memory of its arrival for the rest of its life.
 pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>) {
     let proxies = &worker.settings().proxies;
     if proxies.exist() {
         let peer = stranger.remote;
-        let origin = Box::pin(proxies.origin(&mut stranger.stream, peer)).await;
+        let origin = proxies.origin(&mut stranger.stream, peer).await;
         let Some(origin) = origin else { return };
         stranger.remote = origin;
     }
     let remote = stranger.remote;
-    // Boxed, so that a session does not carry the memory of its arrival for the rest of its life.
-    let arrival = Box::pin(arrive(&worker, stranger)).await;
-    match arrival {
-        Ok(Some(session)) => session::run(session, worker).await,
+    match arrive(&worker, stranger).await {
+        Ok(Some(session)) => {
+            spawn_local(session::run(session, worker));
+        }
         Ok(None) => {}
         Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),
         Err(error @ ArrivalError::Refused(..)) => {
