@@ -19,8 +19,9 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{
     connection::Connection,
+    life,
     link::{Link, Parts},
-    session::{self, Session},
+    session::Session,
     throttle::Throttle,
     transport::{TransportError, close_frame},
     upgrade::{self, Options},
@@ -77,7 +78,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>)
     let remote = stranger.remote;
     match arrive(&worker, stranger).await {
         Ok(Some(session)) => {
-            spawn_local(session::run(session, worker));
+            spawn_local(life::run(session, worker));
         }
         Ok(None) => {}
         Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),

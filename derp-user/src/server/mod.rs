@@ -6,6 +6,7 @@ mod arrival;
 pub mod bench_support;
 mod connection;
 mod hub;
+mod life;
 mod link;
 mod mesh;
 mod placement;
@@ -16,6 +17,7 @@ mod throttle;
 mod transport;
 mod upgrade;
 mod verbose_drops;
+mod wait;
 mod worker;
 
 #[cfg(test)]
