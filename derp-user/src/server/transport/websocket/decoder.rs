@@ -1,6 +1,6 @@
 //! The frames of a WebSocket client, taken apart in place (RFC 6455 section 5). Without I/O.
 
-use std::io::Cursor;
+use std::{io::Cursor, mem};
 
 use tungstenite::protocol::frame::{
     FrameHeader,
@@ -80,9 +80,9 @@ impl Decoder {
         Self { incomplete: early, left: 0, mask: [0; 4], message: None }
     }
 
-    /// What the next [`Self::decode`] must begin with, to be taken out.
-    pub(super) fn incomplete(&mut self) -> &mut Vec<u8> {
-        &mut self.incomplete
+    /// What the next [`Self::decode`] must begin with.
+    pub(super) fn take_incomplete(&mut self) -> Vec<u8> {
+        mem::take(&mut self.incomplete)
     }
 
     /// Replaces the frames in `bytes` from `start` on by the data in them, and appends to `answers` what

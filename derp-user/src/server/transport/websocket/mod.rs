@@ -62,7 +62,7 @@ impl WebSocket {
         outgoing: &mut Outgoing,
     ) -> Result<(usize, Phase), TransportError> {
         let start = plain.len();
-        plain.append(self.decoder.incomplete());
+        plain.append(&mut self.decoder.take_incomplete());
         let result = self.below.receive(received, plain, outgoing);
         let mut answers = Vec::new();
         // Also after a failure: `plain` must hold DERP bytes and nothing else.
