@@ -36,13 +36,13 @@ pub struct Options {
     #[arg(id = "a", long = "a", value_name = "ADDRESS", default_value = ":443", help_heading = LISTENING)]
     pub a: String,
     /// Port of the plain HTTP listener beside TLS, for captive portal checks and redirects; -1 for none
-    #[arg(id = "http-port", long, value_name = "PORT", default_value = "80", value_parser = clap::value_parser!(i32).range(-1..=65535), allow_hyphen_values = true, help_heading = LISTENING)]
+    #[arg(id = "http-port", long, value_name = "PORT", default_value = "80", value_parser = ValueParser::new(parse_http_port), allow_hyphen_values = true, help_heading = LISTENING)]
     pub http_port: i32,
     /// Answer STUN
     #[arg(id = "stun", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
     pub stun: bool,
     /// UDP port of STUN
-    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", help_heading = LISTENING)]
+    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", value_parser = ValueParser::new(parse_port), help_heading = LISTENING)]
     pub stun_port: u16,
     /// Relay packets; if not, `/derp` answers that the server is disabled
     #[arg(id = "derp", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
@@ -127,7 +127,7 @@ pub struct Options {
     #[arg(id = "accept-connection-limit", long, value_name = "NUMBER", default_value = "+Inf", value_parser = ValueParser::new(parse_rate), help_heading = LIMITS)]
     pub accept_connection_limit: f64,
     /// New TLS connections at once, over the limit per second
-    #[arg(id = "accept-connection-burst", long, value_name = "NUMBER", default_value = "9223372036854775807", hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..), help_heading = LIMITS)]
+    #[arg(id = "accept-connection-burst", long, value_name = "NUMBER", default_value = "9223372036854775807", hide_default_value = true, value_parser = ValueParser::new(parse_burst), help_heading = LIMITS)]
     pub accept_connection_burst: u64,
     /// Idle time before TCP keepalive probes; negative for none
     #[arg(id = "tcp-keepalive-time", long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true, help_heading = LIMITS)]
@@ -217,6 +217,24 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
         Ok(rate) if rate >= 0.0 => Ok(rate),
         Ok(_) | Err(_) => Err("must be a number of connections per second, or +Inf"),
     }
+}
+
+fn parse_port(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "must be a port from 0 to 65535")
+}
+
+fn parse_http_port(text: &str) -> Result<i32, &'static str> {
+    match text {
+        "-1" => Ok(-1),
+        _ => text
+            .parse::<u16>()
+            .map(i32::from)
+            .map_err(|_| "must be a port from 0 to 65535, or -1 for none"),
+    }
+}
+
+fn parse_burst(text: &str) -> Result<u64, &'static str> {
+    text.parse().ok().filter(|&burst| burst > 0).ok_or("must be a number of connections from 1")
 }
 
 fn parse_workers(text: &str) -> Result<NonZeroUsize, String> {

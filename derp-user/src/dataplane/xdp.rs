@@ -90,7 +90,7 @@ impl Xdp {
             }
             Mode::Auto if options.interfaces.is_empty() => {
                 pinned::leave(options.pin.directory(), false);
-                tracing::info!("STUN is answered in userspace: no --xdp-interface is given");
+                tracing::info!("STUN is answered in userspace: no -xdp-interface is given");
                 return Ok(None);
             }
             Mode::Native | Mode::Generic if options.interfaces.is_empty() => {
