@@ -128,7 +128,7 @@ async fn arrive(
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
     let logged_in = login::open_client_info(&worker.settings().private_key, payload)?;
     let settings = worker.settings();
-    let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
+    let trusted = settings.mesh_secret.is_shown_by(logged_in.info.mesh_key.as_ref());
     let applicant = Applicant { key: logged_in.key, address: remote.ip(), trusted };
     if let Err(refusal) = settings.admission.decide(&applicant).await {
         // As well as the socket takes it: the client is told nothing else.

@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     client::{Connector, Receiver, Trust, new_key},
     http::{DebugAccess, Home, Settings as SiteSettings},
-    proto::client::read::Message,
+    proto::{client::read::Message, keys::MeshKey},
 };
 
 const WORKERS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
@@ -32,7 +32,8 @@ pub(super) fn start_at(
         hostname: String::new(),
         machine: String::new(),
         version: "test",
-        has_mesh_key: false,
+        has_mesh_key: Box::new(|| false),
+        mesh: Box::new(MeshView::default),
         admission: Box::new(String::new),
         access: DebugAccess::default(),
         started: Instant::now(),
@@ -42,7 +43,7 @@ pub(super) fn start_at(
     });
     let settings = Settings {
         private_key,
-        mesh_key,
+        mesh_secret: Arc::new(MeshSecret::new(mesh_key)),
         tls: None,
         min_workers: WORKERS,
         queue_depth: DEFAULT_QUEUE_DEPTH,

@@ -52,6 +52,11 @@ impl Authority {
         (parameters.signed_by(&key, &self.issuer).expect("a certificate"), key)
     }
 
+    /// The authority's certificate.
+    pub(crate) fn pem(&self) -> &str {
+        &self.certificate
+    }
+
     /// The authority's certificate in a file.
     pub(crate) fn write(&self, directory: &TempDir) -> PathBuf {
         write_file(directory.path(), AUTHORITY_FILE, &self.certificate).into()
