@@ -178,11 +178,11 @@ impl Server {
     }
 
     pub(crate) fn tls_address(&self) -> SocketAddr {
-        (self.place.address, self.place.tls_port).into()
+        self.place.tls_address()
     }
 
     pub(crate) fn http_address(&self) -> SocketAddr {
-        (self.place.address, self.place.http_port).into()
+        self.place.http_address()
     }
 
     /// Id of the relay's process.
@@ -191,7 +191,7 @@ impl Server {
     }
 
     pub(crate) fn stun_address(&self) -> SocketAddr {
-        (self.place.address, self.place.stun_port).into()
+        self.place.stun_address()
     }
 
     /// The address the certificate is made out to.
@@ -388,6 +388,14 @@ impl Place {
 
     pub(crate) fn tls_address(&self) -> SocketAddr {
         (self.address, self.tls_port).into()
+    }
+
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        (self.address, self.http_port).into()
+    }
+
+    pub(crate) fn stun_address(&self) -> SocketAddr {
+        (self.address, self.stun_port).into()
     }
 
     /// The address that the name `localhost` stands for, with ports by chance.
