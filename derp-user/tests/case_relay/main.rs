@@ -17,6 +17,7 @@ mod server;
 // In the order the harness runs them: the ones that wait for minutes overlap all others.
 mod admission;
 mod clocks;
+mod differences;
 mod duplicates;
 mod frames;
 mod handshake;

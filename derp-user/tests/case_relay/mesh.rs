@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    differences::{is_derpd, kind},
     peer::{
         CLOSE_PEER, Event, PEER_GONE, PEER_PRESENT, Peer, WATCH_CONNS, Wire, client_info,
         disco_packet, frame, random_bytes, random_secret, to_hex,
@@ -14,7 +15,7 @@ use crate::{
         Authority, FakePeer, MESH_INFO, MESH_KEY, Site, forward_packet, mesh_client,
         start_with_peers,
     },
-    server::{Kind, PATIENCE, Place, Server, binary, is_derpd, kind, wait_until, write_file},
+    server::{Kind, PATIENCE, Place, Server, binary, wait_until, write_file},
 };
 
 const INFO: &str = r#"{"version":2}"#;
@@ -354,8 +355,7 @@ fn case_49_a_broken_link_takes_its_clients_along_and_is_made_again() {
 /// A sender whose packets go to a peer that reads nothing, or is not there, goes on.
 #[test]
 fn a_peer_that_hangs_does_not_hold_up_senders() {
-    if kind() == Kind::Derper {
-        // Its senders wait for the link, for up to ten seconds.
+    if !is_derpd() {
         return;
     }
     let (server, [peer]) = start_with_peers();

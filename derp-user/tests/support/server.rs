@@ -56,11 +56,6 @@ fn kind_of(binary: &Path) -> Kind {
     }
 }
 
-/// Whether the binary under test has what only derpd has.
-pub(crate) fn is_derpd() -> bool {
-    kind() == Kind::Derpd
-}
-
 /// Flags by which connections of one test belong to different workers.
 fn work_shared_between_two(kind: Kind) -> &'static [&'static str] {
     match kind {
