@@ -114,7 +114,7 @@ pub(crate) struct MeshFiles {
 impl MeshFiles {
     /// Reads them; `None` if there are none.
     fn prepare(&self) -> Result<Option<(Option<MeshKey>, Option<PreparedMesh>)>> {
-        if !matches!(self.config.mesh_key, MeshKeySource::File(_)) {
+        if self.config.mesh_key == MeshKeySource::None {
             return Ok(None);
         }
         let key = config::load_mesh_key(&self.config.mesh_key)?;
