@@ -15,6 +15,7 @@ use derp_user::{
     admit::Admission,
     client::{Client, ClientError, Connector, Receiver, Target, Trust, new_key},
     http::{DebugAccess, Home, Settings as SiteSettings, Site},
+    metrics::MeshView,
     proto::{
         client::read::Message,
         keys::{NodePrivate, NodePublic},
@@ -60,7 +61,8 @@ impl Relay {
             hostname: "127.0.0.1".to_owned(),
             machine: String::new(),
             version: "test",
-            has_mesh_key: false,
+            has_mesh_key: Box::new(|| false),
+            mesh: Box::new(MeshView::default),
             admission: Box::new(String::new),
             access: DebugAccess::new(None, None, None, false).expect("nothing to refuse"),
             started: Instant::now(),
@@ -71,7 +73,7 @@ impl Relay {
         let workers = NonZeroUsize::new(2).expect("not zero");
         let settings = Settings {
             private_key,
-            mesh_key: None,
+            mesh_secret: Arc::default(),
             tls,
             min_workers: workers,
             queue_depth: DEFAULT_QUEUE_DEPTH,

@@ -1,16 +1,9 @@
-//! Tailscale's own Go clients and prober against a running relay.
+//! Tailscale's own Go clients against a running relay.
 //!
 //! The Go module in `interop/` holds the tests; each test here starts a relay for one of them.
 //! Without Go 1.26 or the modules they are skipped.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::{Arc, OnceLock},
-};
-
-use tempfile::TempDir;
+use std::{process::Command, sync::OnceLock};
 
 #[path = "support/go.rs"]
 mod go;
@@ -19,7 +12,7 @@ mod go;
 mod server;
 
 use go::{Built, go_binary};
-use server::{Place, Server, is_derpd, skip};
+use server::{Kind, Server, kind, skip};
 
 // Named to be started first: it waits for a minute.
 #[test]
@@ -90,47 +83,10 @@ fn burst() {
 /// derper takes, and the Go client takes from derper, no message of more than 32 KiB.
 #[test]
 fn websocket_client_and_a_plain_one() {
-    if !is_derpd() {
+    if kind() == Kind::Derper {
         return skip("interop, TestWebSocketClient", "derper does not relay its large packets");
     }
     go_test("TestWebSocketClient");
-}
-
-/// The prober checks that certificate and SNI fit a name, so the relay is `localhost` here.
-#[test]
-fn prober_finds_tls_stun_and_relaying_good() {
-    let package = "tailscale.com/cmd/derpprobe";
-    let prober = match go_binary(&PROBER, "derpprobe", &["build"], package) {
-        Ok(prober) => prober,
-        Err(reason) => return skip("interop with the prober", &reason),
-    };
-    let directory = Arc::new(TempDir::new().expect("a temporary directory"));
-    let certificate = write_certificate(directory.path(), "localhost");
-    let server =
-        Server::start_at(Place::localhost, Arc::clone(&directory), &["-hostname=localhost"]);
-    let map = serde_json::json!({"Regions": {"900": {
-        "RegionID": 900, "RegionCode": "test", "RegionName": "Relay under test",
-        "Nodes": [{
-            "Name": "900a", "RegionID": 900, "HostName": "localhost", "IPv4": "127.0.0.1",
-            "DERPPort": server.tls_address().port(), "STUNPort": server.stun_address().port(),
-        }],
-    }}});
-    let map = server::write_file(directory.path(), "map.json", &map.to_string());
-    let output = Command::new(prober)
-        .args(["-once", "-spread=false", "-bw-interval=15s", "-derp-map"])
-        .arg(format!("file://{map}"))
-        .env("SSL_CERT_FILE", certificate)
-        .output()
-        .expect("the prober was just built");
-    let report = String::from_utf8_lossy(&output.stderr);
-    println!("{report}");
-    assert!(output.status.success());
-    for class in ["900a/tls", "900a/udp", "900a/900a/mesh", "900a/900a/bw"] {
-        let good = report
-            .lines()
-            .any(|line| line.contains("good: ") && line.contains(&format!("derp/test/{class}")));
-        assert!(good, "{class} is not among the good ones");
-    }
 }
 
 /// Runs one test of the Go module against a relay of its own.
@@ -157,16 +113,3 @@ fn go_test(name: &str) {
 }
 
 static TESTS: Built = OnceLock::new();
-static PROBER: Built = OnceLock::new();
-
-/// Puts a certificate for a name where the relay looks for it.
-fn write_certificate(directory: &Path, name: &str) -> PathBuf {
-    let directory = directory.join("certs");
-    fs::create_dir(&directory).expect("an empty directory");
-    let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a pair");
-    let certificate = directory.join(format!("{name}.crt"));
-    fs::write(&certificate, made.cert.pem()).expect("writable");
-    fs::write(directory.join(format!("{name}.key")), made.signing_key.serialize_pem())
-        .expect("writable");
-    certificate
-}

@@ -9,6 +9,7 @@ mod e2e;
 mod ebpf;
 mod go;
 mod instructions;
+mod interop;
 mod namespaces;
 mod process;
 mod proxies;
@@ -41,6 +42,8 @@ enum Task {
     Bench(bench::Options),
     /// Copy a file between two real Tailscale clients through the relay, in network namespaces
     E2e(e2e::Options),
+    /// Run the protocol cases against derpd and against Tailscale's derper, and compare
+    Interop(interop::Options),
     /// Count the instructions of the packet path and compare them with the committed ones
     Instructions(instructions::Options),
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => test::command(&arguments),
         Task::Bench(options) => bench::command(&options),
         Task::E2e(options) => e2e::command(&options),
+        Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
         Task::Check => check::command(),
     };

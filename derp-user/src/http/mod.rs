@@ -7,6 +7,7 @@ mod access;
 mod debug;
 mod flows;
 mod home;
+mod mesh;
 mod path;
 mod reply;
 mod serve;
@@ -27,7 +28,7 @@ pub use serve::{Outcome, serve_connection, serve_port80};
 pub use upgrade::{Entry, Upgrade};
 pub use websocket::Handshake;
 
-use crate::flow::FlowView;
+use crate::{flow::FlowView, metrics::MeshView};
 
 /// A whole response; every page here fits in memory.
 pub type Reply = Response<Full<Bytes>>;
@@ -66,7 +67,7 @@ pub struct Settings {
     /// Version of the program, for the debug index.
     pub version: &'static str,
     /// Whether a mesh key is set, for the debug index.
-    pub has_mesh_key: bool,
+    pub has_mesh_key: Box<dyn Fn() -> bool + Send + Sync>,
     /// Says in words who may use the relay, for the debug index.
     pub admission: Box<dyn Fn() -> String + Send + Sync>,
     /// Who may see `/debug/`.
@@ -77,6 +78,8 @@ pub struct Settings {
     pub varz: Box<dyn Fn() -> String + Send + Sync>,
     /// Returns the UDP flows.
     pub flows: Box<dyn Fn() -> Vec<FlowView> + Send + Sync>,
+    /// Returns what the links to the other servers of the region are doing.
+    pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }

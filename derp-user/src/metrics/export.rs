@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::TextEncoder;
 
 use super::{
-    DropReason, Gauges, PacketKind, Totals, UdpFigures,
+    DropReason, Gauges, MeshView, PacketKind, Totals, UdpFigures,
     counters::FRAMES_PER_WRITE_BOUNDS,
     families::{Families, Sample},
     process::ProcessFigures,
@@ -80,6 +80,8 @@ pub struct Report {
     pub proxy_faults: Option<u64>,
     /// What came of SIGHUP.
     pub reloads: Reloads,
+    /// The links to the other servers of the region.
+    pub mesh: MeshView,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
     /// What is served over UDP in userspace.
@@ -309,6 +311,7 @@ impl Report {
         }
         let help = "Links to mesh peers that stand.";
         families.gauge("derpd_mesh_links", help, gauges.mesh_links as f64);
+        self.mesh.add_to(families);
     }
 
     fn admission(&self, families: &mut Families) {
@@ -475,10 +478,14 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, net::SocketAddr};
 
     use super::*;
-    use crate::{admit::Verdict, flow::StateView, metrics::WorkerCounters};
+    use crate::{
+        admit::Verdict,
+        flow::StateView,
+        metrics::{AddressView, LinkState, PeerView, WorkerCounters},
+    };
 
     fn udp_totals() -> crate::udp::Totals {
         let tally = crate::udp::Tally::default();
@@ -513,6 +520,26 @@ mod tests {
             rates: Some(Some(RateLimit { bytes_per_second: 1000, burst: 65568, announced: false })),
             proxy_faults: Some(6),
             reloads: Reloads { good: 7, bad: 8 },
+            mesh: MeshView {
+                peers: vec![PeerView {
+                    name: "b.example".to_owned(),
+                    dials: "b.example:443".to_owned(),
+                    look_up_fault: None,
+                    addresses: vec![AddressView {
+                        address: SocketAddr::from(([192, 0, 2, 1], 443)),
+                        state: LinkState::Up,
+                        seconds: 5,
+                        server_key: None,
+                        connects: 1,
+                        failures: 0,
+                        last_failure: None,
+                        clients: 7,
+                        forwarded_packets: 3,
+                        forwarded_bytes: 300,
+                        dropped_packets: 0,
+                    }],
+                }],
+            },
             stun: Some(StunTotals {
                 requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
                 families: [("ipv4", 7), ("ipv6", 0)],
@@ -600,6 +627,11 @@ mod tests {
             "derpd_allowed_keys",
             "derpd_mesh_connects_total",
             "derpd_mesh_failures_total",
+            "derpd_mesh_link_clients",
+            "derpd_mesh_link_connects_total",
+            "derpd_mesh_link_forwarded_bytes_total",
+            "derpd_mesh_link_forwarded_packets_total",
+            "derpd_mesh_link_up",
             "derpd_mesh_links",
             "derpd_mesh_packets_dropped_total",
             "derpd_open_relay",
@@ -660,6 +692,7 @@ mod tests {
             "derp_rate_limit_per_client_burst_bytes 65568",
             "derpd_proxy_protocol_errors_total 6",
             "derpd_reloads_total{result=\"failed\"} 8",
+            "derpd_mesh_link_clients{peer=\"b.example\",address=\"192.0.2.1:443\"} 7",
             "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
             "derpd_xdp_interface{interface=\"eth0\",mode=\"native\"} 1",
             "process_start_unix_time 1700000000",

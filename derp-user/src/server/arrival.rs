@@ -202,7 +202,7 @@ async fn log_in(
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
     let settings = worker.settings();
     let logged_in = login::open_client_info(&settings.private_key, payload)?;
-    let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
+    let trusted = settings.mesh_secret.is_shown_by(logged_in.info.mesh_key.as_ref());
     let applicant = Applicant { key: logged_in.key, address: remote.ip(), trusted };
     match settings.admission.decide(&applicant).await {
         Ok(_) => Ok((logged_in, trusted, early)),

@@ -199,7 +199,7 @@ impl Hub {
                         None => routes.remove(&key),
                     };
                     match before.and_then(Weak::upgrade) {
-                        Some(link) if link.is_link => {
+                        Some(link) if link.is_link() => {
                             self.forwarding_epoch.fetch_add(1, Ordering::AcqRel);
                         }
                         Some(client) => client.set_routed(false),

@@ -17,6 +17,7 @@ use std::{
 use super::{
     connection::Connection,
     hub::Hub,
+    mesh::ForwardTally,
     throttle::Throttle,
     transport::{Phase, TransportError},
     worker::{Scratch, Worker},
@@ -104,7 +105,7 @@ impl Route {
             return None;
         }
         self.receiver.upgrade().filter(|receiver| {
-            if receiver.is_link {
+            if receiver.is_link() {
                 self.epoch == hub.forwarding_epoch()
             } else {
                 receiver.is_routed()
@@ -351,7 +352,7 @@ impl Quantum<'_> {
         match receiver {
             // What came from one mesh peer never goes to another.
             Some(receiver)
-                if !(receiver.is_link && unknown == DropReason::UnknownDestinationOnForward) =>
+                if !(receiver.is_link() && unknown == DropReason::UnknownDestinationOnForward) =>
             {
                 self.runs.push(Run { source, destination, receiver, range });
             }
@@ -364,7 +365,7 @@ impl Quantum<'_> {
         let hub = self.worker.hub();
         let epoch = hub.forwarding_epoch();
         let receiver = hub.active_connection(&destination)?;
-        if !receiver.is_link {
+        if !receiver.is_link() {
             let introduced = &mut self.session.introduced;
             if introduced.len() >= MAX_INTRODUCED {
                 introduced.clear();
@@ -414,8 +415,8 @@ impl Scratch {
             let Some(Run { receiver, .. }) = group.first() else { continue };
             let depth = worker.settings().queue_depth;
             ranges.clear();
-            if receiver.is_link {
-                forward(group, plain, forwarded, worker.counters());
+            if let Some(tally) = receiver.forwards() {
+                forward(group, plain, forwarded, tally, worker.counters());
                 ranges.push(0..forwarded.len());
                 receiver.deliver(forwarded, ranges, write, worker.counters(), depth);
             } else {
@@ -428,12 +429,22 @@ impl Scratch {
 }
 
 /// Fills `forwarded` with the ForwardPacket frames of some runs.
-fn forward(runs: &[Run], plain: &[u8], forwarded: &mut Vec<u8>, counters: &WorkerCounters) {
+fn forward(
+    runs: &[Run],
+    plain: &[u8],
+    forwarded: &mut Vec<u8>,
+    tally: &ForwardTally,
+    counters: &WorkerCounters,
+) {
     forwarded.clear();
+    let (mut packets, mut bytes) = (0, 0);
     for run in runs {
         for frame in Frames::of(&plain[run.range.clone()]) {
             frame::recv_to_forward(forwarded, frame, &run.destination);
-            counters.packets_forwarded_out.increment();
+            packets += 1;
+            bytes += packet_of(frame).1.len() as u64;
         }
     }
+    counters.packets_forwarded_out.add(packets);
+    tally.handed_over(packets, bytes);
 }

@@ -17,6 +17,7 @@ use crate::{
             write,
         },
         frame::HEADER_LENGTH,
+        keys::MeshKey,
         login::{ClientInfo, NONCE_LENGTH},
     },
 };
@@ -42,7 +43,8 @@ pub(super) fn start_at(
         hostname: String::new(),
         machine: String::new(),
         version: "test",
-        has_mesh_key: false,
+        has_mesh_key: Box::new(|| false),
+        mesh: Box::new(MeshView::default),
         admission: Box::new(String::new),
         access: DebugAccess::default(),
         started: Instant::now(),
@@ -52,7 +54,7 @@ pub(super) fn start_at(
     });
     let settings = Settings {
         private_key,
-        mesh_key,
+        mesh_secret: Arc::new(MeshSecret::new(mesh_key)),
         tls: None,
         min_workers: WORKERS,
         queue_depth: DEFAULT_QUEUE_DEPTH,

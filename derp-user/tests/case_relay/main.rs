@@ -18,6 +18,7 @@ mod server;
 mod admission;
 mod browser;
 mod clocks;
+mod differences;
 mod duplicates;
 mod frames;
 mod handshake;

@@ -13,9 +13,10 @@ use rustls_pki_types::ServerName;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    differences::{is_derpd, kind},
     fake::{Fake, Reply},
     peer::{PEER_PRESENT, Peer, WATCH_CONNS, Wire, frame, random_secret},
-    server::{PATIENCE, Response, Server, is_derpd, skip, wait_until, write_file},
+    server::{Kind, PATIENCE, Response, Server, skip, wait_until, write_file},
 };
 
 const INFO: &str = r#"{"version":2}"#;
@@ -133,7 +134,7 @@ fn a_trusted_proxy_must_send_a_header() {
 #[test]
 fn a_header_from_anybody_else_is_refused() {
     let both = [&[TRUST][..], &[]];
-    for flags in both.iter().skip(usize::from(!is_derpd())) {
+    for flags in both.iter().skip(usize::from(kind() == Kind::Derper)) {
         let server = Server::start_with(flags);
         for header in [TEXT, BINARY] {
             let mut stream = TcpStream::connect(server.tls_address()).expect("the port is open");

@@ -6,6 +6,7 @@ use std::time::Instant;
 use crypto_box::{PublicKey, SecretKey};
 
 use crate::{
+    differences::{is_derpd, kind},
     fake::{Fake, Reply},
     peer::{
         KEEP_ALIVE, MAGIC, MAX_PACKET, PING, PONG, Peer, RECV_PACKET, SERVER_INFO, SERVER_KEY,
@@ -13,7 +14,7 @@ use crate::{
         send_packet,
     },
     proxied::{self, TEXT as PROXY_HEADER, TRUST},
-    server::{PATIENCE, Response, Server, is_derpd},
+    server::{Kind, PATIENCE, Response, Server},
 };
 
 const INFO: &str = r#"{"version":2}"#;
@@ -275,10 +276,11 @@ fn the_largest_packets_pass_both_ways() {
     let packet: Vec<u8> = (0..MAX_PACKET).map(|number| number as u8).collect();
     peer.send(&secret.public_key(), &packet);
     assert_eq!(browser.derp(RECV_PACKET)[32..], packet);
-    assert_eq!(browser.longest <= 32 << 10, is_derpd());
+    let is_derpd = kind() == Kind::Derpd;
+    assert_eq!(browser.longest <= 32 << 10, is_derpd);
     browser.send(WHOLE, &send_packet(&peer.key(), &packet[..32_000]));
     assert_eq!(peer.receive().1, packet[..32_000]);
-    if is_derpd() {
+    if is_derpd {
         browser.send(WHOLE, &send_packet(&peer.key(), &packet));
         assert_eq!(peer.receive().1, packet);
     }
@@ -288,14 +290,15 @@ fn the_largest_packets_pass_both_ways() {
 fn a_message_that_is_too_long_closes() {
     let server = Server::start();
     let mut browser = Browser::connect(&server, &random_secret());
-    let longest = if is_derpd() { 1 << 20 } else { 32 << 10 };
+    let is_derpd = kind() == Kind::Derpd;
+    let longest = if is_derpd { 1 << 20 } else { 32 << 10 };
     // Frames of an unknown type, which are read and dropped.
     let filler = |length: usize| frame(0x77, &vec![0; length - 5]);
     browser.send(WHOLE, &filler(longest));
     browser.round_trip();
     // derpd closes at the header, derper when it has read as much.
     let longer = masked(WHOLE, &filler(longest + 100));
-    browser.wire.write(if is_derpd() { &longer[..1000] } else { &longer });
+    browser.wire.write(if is_derpd { &longer[..1000] } else { &longer });
     browser.expect_close(1009);
 }
 
@@ -364,7 +367,7 @@ fn a_refused_browser_is_named_by_its_own_address() {
 fn frames_against_the_protocol_close() {
     let server = Server::start();
     let mut bystander = Browser::connect(&server, &random_secret());
-    let unmasked = if is_derpd() { 1002 } else { 1000 };
+    let unmasked = if kind() == Kind::Derpd { 1002 } else { 1000 };
     for (bytes, code) in [
         (vec![WHOLE, 1, b'x'], unmasked),
         (masked(WHOLE | 0x40, b"compressed"), 1002),

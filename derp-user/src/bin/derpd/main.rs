@@ -31,7 +31,9 @@ use derp_user::{
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
-    server::{self, Mesh, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops},
+    server::{
+        self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
+    },
     tls,
     udp_relay::Keeper,
 };
@@ -39,7 +41,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     metrics::Sources,
-    reload::{Reloader, rate_line},
+    reload::{MeshFiles, Reloader, rate_line},
     udp::{Started, Tasks, Udp},
 };
 
@@ -99,7 +101,7 @@ fn version() -> String {
 
 fn run(options: Options) -> anyhow::Result<()> {
     let started = Instant::now();
-    let config = resolve(options)?;
+    let config = Arc::new(resolve(options)?);
     tracing_subscriber::fmt()
         .with_env_filter(&config.log)
         .with_writer(std::io::stderr)
@@ -147,10 +149,17 @@ fn run(options: Options) -> anyhow::Result<()> {
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
-    let reloader = Reloader {
+    let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
+    let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
+    let mut reloader = Reloader {
         admission: Arc::clone(&gate.admission),
         rates: gate.rates.clone().zip(config.rate_config.clone()),
         udp: udp_reloader,
+        mesh: MeshFiles {
+            config: Arc::clone(&config),
+            secret: Arc::clone(&mesh_secret),
+            links: None,
+        },
         statistics: Arc::clone(&statistics),
         count: Arc::default(),
     };
@@ -167,15 +176,16 @@ fn run(options: Options) -> anyhow::Result<()> {
         tls: tls.is_some(),
         started: (SystemTime::now(), started),
     };
-    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, keeper));
-    let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
-    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site), &gate);
+    let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper));
+    let settings =
+        server_settings(&config, private_key, mesh_secret, tls, Arc::clone(&site), &gate);
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
     let mesh = mesh_settings
         .map(|settings| Mesh::start(settings, &statistics))
         .transpose()
         .context("-mesh-with")?;
+    reloader.mesh.links = mesh.as_ref().map(Mesh::reloader);
 
     banner::log(&banner::Facts {
         config: &config,
@@ -312,13 +322,14 @@ fn reduce_privilege(udp: &Udp) {
 
 fn site(
     config: &Config,
-    has_mesh_key: bool,
+    mesh_secret: Arc<MeshSecret>,
     access: DebugAccess,
     sources: Sources,
     keeper: Option<Keeper>,
 ) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
+    let mesh_statistics = Arc::clone(&statistics);
     let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
@@ -326,7 +337,8 @@ fn site(
         hostname: config.hostname.clone(),
         machine: machine.trim().to_owned(),
         version: VERSION,
-        has_mesh_key,
+        has_mesh_key: Box::new(move || mesh_secret.current().is_some()),
+        mesh: Box::new(move || mesh_statistics.mesh()),
         admission: Box::new(move || admission.to_string()),
         access,
         started: sources.started.1,
@@ -339,14 +351,14 @@ fn site(
 fn server_settings(
     config: &Config,
     private_key: NodePrivate,
-    mesh_key: Option<MeshKey>,
+    mesh_secret: Arc<MeshSecret>,
     tls: Option<Arc<rustls::ServerConfig>>,
     site: Arc<Site>,
     gate: &Gate,
 ) -> Settings {
     Settings {
         private_key,
-        mesh_key,
+        mesh_secret,
         min_workers: config.min_workers,
         queue_depth: config.queue_depth,
         write_timeout: config.tcp.write_timeout,

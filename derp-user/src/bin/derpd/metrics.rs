@@ -49,6 +49,7 @@ impl Sources {
             rates: self.rates.as_ref().map(|rates| rates.limit()),
             proxy_faults: self.proxies.exist().then(|| self.proxies.faults()),
             reloads: self.reloads.read(),
+            mesh: self.statistics.mesh(),
             stun: self.stun.as_ref().map(|counters| StunTotals {
                 requests: counters.requests(),
                 families: counters.families(),
