@@ -28,6 +28,8 @@ const POLLS: RetryPolicy = RetryPolicy::new()
 const ADDRESS_PROFILE: &str = "shortlived";
 /// What the server says if it does not know the account (RFC 8555 section 6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
+/// What it says if it has been asked too often.
+const RATE_LIMITED: &str = "urn:ietf:params:acme:error:rateLimited";
 
 /// The ways in which a name is checked, in the order in which they are tried.
 const METHODS: [Method; 2] = [Method::Tls, Method::Http];
@@ -172,8 +174,9 @@ impl<'a> Authority<'a> {
             (None, Name::Address(_) | Name::Dns(_)) => {}
         }
         let mut order = match account.new_order(&request).await {
-            // It makes no suggestions, and so does not want to know what is replaced.
-            Err(Error::Unsupported(_)) => {
+            // That it replaces a certificate is a courtesy, which the server may not want or believe.
+            Err(error) if replaced.is_some() && !is_about_rate(&error) => {
+                tracing::debug!("ACME: certificate of {name}: as a replacement: {error}");
                 return Box::pin(self.try_method(account, name, method, None)).await;
             }
             result => result.map_err(fault("new order"))?,
@@ -276,6 +279,14 @@ enum Failure {
 impl<E: Into<AcmeError>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Other(error.into())
+    }
+}
+
+/// Whether the server wants to be left alone.
+fn is_about_rate(error: &Error) -> bool {
+    match error {
+        Error::Api(problem) => problem.r#type.as_deref() == Some(RATE_LIMITED),
+        _ => false,
     }
 }
 

@@ -19,6 +19,11 @@ pub struct Binding {
 pub struct BindingKey(Zeroizing<Vec<u8>>);
 
 impl BindingKey {
+    /// Whether nothing was given.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

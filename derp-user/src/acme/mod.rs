@@ -176,9 +176,7 @@ impl Acme {
             return;
         }
         tracing::info!("ACME: certificate of {name}: ordering one from {}", self.settings.host());
-        // A refusal may be about what is replaced.
-        let replaced = leaf.filter(|_| !plan.has_failed());
-        let ordered = timeout(ORDER_TIMEOUT, authority.order(name, replaced.as_ref()))
+        let ordered = timeout(ORDER_TIMEOUT, authority.order(name, leaf.as_ref()))
             .await
             .unwrap_or_else(|_| Err(AcmeError::TooLong(ORDER_TIMEOUT.as_secs())));
         let now = SystemTime::now();

@@ -94,11 +94,6 @@ impl Plan {
         self.lifetime.map(|_| self.look_at)
     }
 
-    /// Whether the last attempt failed.
-    pub(super) fn has_failed(&self) -> bool {
-        self.failures() > 0
-    }
-
     fn failures(&self) -> u32 {
         self.pause.map_or(0, |pause| pause.failures)
     }
@@ -270,9 +265,8 @@ mod tests {
             let mut plan = Plan::issued(valid_for(life), start(), 0.5);
             plan.suggested(start(), Some((past, HOUR)));
             assert_eq!(plan.attempt_at(start()), start() + pause);
-            assert!(!plan.has_failed());
             plan.failed(start() + pause, None, 0.0);
-            assert!(plan.has_failed());
+            assert_eq!(plan.attempt_at(start() + pause), start() + pause + FIRST_PAUSE);
         }
         // By this machine's clock it has expired already.
         let now = start() + 100 * DAY;

@@ -35,6 +35,7 @@ pub(super) fn start_at(
         has_mesh_key: false,
         admission: Box::new(String::new),
         access: DebugAccess::default(),
+        acme_challenge: None,
         started: Instant::now(),
         varz: Box::new(String::new),
         flows: Box::new(Vec::new),

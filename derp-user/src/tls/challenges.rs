@@ -123,8 +123,10 @@ fn certificate(name: &Name, digest: &[u8]) -> Result<CertifiedKey, TlsError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| generate(&error))?;
     let chain = vec![params.self_signed(&key).map_err(|error| generate(&error))?.into()];
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let provider = rustls::crypto::aws_lc_rs::default_provider();
-    CertifiedKey::from_der(chain, key, &provider).map_err(TlsError::Configuration)
+    // Not CertifiedKey::from_der: rustls does not know the extension, which is critical.
+    let key =
+        rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&key).map_err(TlsError::Configuration)?;
+    Ok(CertifiedKey::new(chain, key))
 }
 
 #[cfg(test)]

@@ -95,6 +95,8 @@ fn config(certificates: Arc<Certificates>) -> Result<ServerConfig, TlsError> {
     }
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
+    // The server goes on with the keys alone once a connection is established.
+    config.enable_secret_extraction = true;
     Ok(config)
 }
 

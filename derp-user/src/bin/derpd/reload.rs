@@ -18,11 +18,13 @@ use derp_user::{
     server::{Rates, Statistics},
 };
 
-use crate::udp::UdpReloader;
+use crate::{certificates::Source, udp::UdpReloader};
 
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {
     pub(crate) admission: Arc<Admission>,
+    /// The certificates of the TLS listener, if it is one.
+    pub(crate) certificates: Option<Arc<Source>>,
     /// The limits that clients follow and the file they are in.
     pub(crate) rates: Option<(Arc<Rates>, PathBuf)>,
     /// The configuration file, if there is one.
@@ -79,6 +81,10 @@ impl Reloader {
             None => None,
         };
         let prepared = self.admission.prepare()?;
+        let fresh = match &self.certificates {
+            Some(source) => Some((source, source.prepare()?)),
+            None => None,
+        };
         let mut changes = match &self.udp {
             // The kernel can refuse, so this is taken into use first.
             Some(udp) => udp.apply(udp.prepare()?)?,
@@ -90,6 +96,7 @@ impl Reloader {
             changes.push(rate_line(limit));
             changes.push("derper: rate config reloaded successfully".to_owned());
         }
+        changes.extend(fresh.and_then(|(source, fresh)| source.apply(fresh)));
         changes.extend(self.admission.apply(prepared, &|keys| self.disconnect(keys)));
         Ok(changes)
     }
