@@ -134,4 +134,4 @@ pub(crate) fn self_signed_pem(address: IpAddr) -> (String, String) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -194,7 +194,7 @@ fn handshake(
 /// An authority that checks a name: it knows the extension that rustls does not, and so cannot leave the
 /// certificate to it.
 #[derive(Debug)]
-struct Validator(AcceptAny);
+pub(crate) struct Validator(pub(crate) AcceptAny);
 
 impl ServerCertVerifier for Validator {
     fn verify_server_cert(

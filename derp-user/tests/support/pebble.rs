@@ -178,7 +178,8 @@ impl Pebble {
         let mut stream = tls(address, name, &authority).expect("Pebble's own certificate is good");
         let length = body.len();
         let head = format!(
-            "{request} HTTP/1.1\r\nHost: pebble\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+            "{request} HTTP/1.1\r\nHost: pebble\r\nUser-Agent: test\r\nConnection: close\r\n\
+             Content-Length: {length}\r\n\r\n"
         );
         stream.write_all(format!("{head}{body}").as_bytes()).expect("a small request");
         let mut answer = Vec::new();
