@@ -28,6 +28,7 @@ pub(super) fn settings(
     options: &Options,
     environment: &Environment<'_>,
 ) -> Result<TlsSettings, ConfigError> {
+    let acme = acme(options)?;
     let certificate_directory = match options.certdir.as_deref() {
         Some("") => None,
         Some(directory) => Some(PathBuf::from(directory)),
@@ -35,7 +36,7 @@ pub(super) fn settings(
     };
     Ok(TlsSettings {
         certificate_directory: certificate_directory.ok_or(ConfigError::NoCertificateDirectory)?,
-        acme: acme(options)?,
+        acme,
         http_port: u16::try_from(options.http_port).ok(),
     })
 }
