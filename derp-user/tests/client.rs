@@ -53,7 +53,9 @@ impl Relay {
             let start = hint.find("sha256-raw:").expect("a pin");
             pin = hint[start..].split('"').next().unwrap_or_default().to_owned();
             let meta = tls::meta_certificate(&key, now).expect("a meta certificate");
-            Arc::new(tls::server_config(certificate, meta).expect("a TLS configuration"))
+            let manual = tls::ManualCertificate::load(directory.path(), "127.0.0.1", meta, now)
+                .expect("the certificate");
+            tls::Acceptor::new(Arc::clone(manual.certificates())).expect("a TLS configuration")
         });
         let site = Site::new(SiteSettings {
             home: Home::default(),
@@ -65,6 +67,7 @@ impl Relay {
             mesh: Box::new(MeshView::default),
             admission: Box::new(String::new),
             access: DebugAccess::new(None, None, None, false).expect("nothing to refuse"),
+            acme_challenge: None,
             started: Instant::now(),
             varz: Box::new(String::new),
             flows: Box::new(Vec::new),

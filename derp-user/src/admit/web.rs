@@ -196,7 +196,7 @@ pub(super) fn is_web_address(uri: &Uri) -> bool {
 }
 
 /// An error with its causes: hyper's own words alone say little.
-pub(super) fn in_words(error: &dyn std::error::Error) -> String {
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

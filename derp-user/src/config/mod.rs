@@ -5,6 +5,7 @@
 
 mod admission;
 mod arguments;
+mod certificates;
 mod duration;
 mod error;
 mod file;
@@ -15,6 +16,7 @@ mod resolve;
 mod unsupported;
 
 pub use arguments::{Invocation, parse};
+pub use certificates::TlsSettings;
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{FileSettings, Pin, RelaySettings, StunSettings, load_file};
@@ -23,7 +25,7 @@ pub use options::{CertificateMode, Options};
 pub use rate_file::load_rate_limit;
 pub use resolve::{
     Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshConfig, MeshKeySource,
-    TcpSettings, TlsSettings,
+    TcpSettings,
 };
 
 #[cfg(test)]

@@ -54,6 +54,9 @@ pub enum Listener {
     Port80,
 }
 
+/// The key authorization for a token (RFC 8555 section 8.3).
+pub type AcmeChallenge = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// What the pages show and where live values come from.
 pub struct Settings {
     /// What unmatched paths show.
@@ -72,6 +75,8 @@ pub struct Settings {
     pub admission: Box<dyn Fn() -> String + Send + Sync>,
     /// Who may see `/debug/`.
     pub access: DebugAccess,
+    /// Answers an authority that checks the name of this server, where certificates come by ACME.
+    pub acme_challenge: Option<AcmeChallenge>,
     /// When the process started.
     pub started: Instant,
     /// Renders the metrics.
@@ -91,6 +96,8 @@ pub struct Site {
 
 /// Largest challenge of a captive portal check that is answered.
 const MAX_CHALLENGE: usize = 64;
+/// Where an authority looks for the answers to its challenges.
+const ACME_PATH: &str = "/.well-known/acme-challenge/";
 /// Path of the style sheet; the pages' own security policy forbids styles inside the page.
 const STYLE_PATH: &str = "/derpd.css";
 
@@ -153,6 +160,14 @@ impl Site {
         let path = request.uri.path();
         if path == "/generate_204" {
             return generate_204(request);
+        }
+        if let (Some(challenge), Some(token)) =
+            (&self.settings.acme_challenge, path.strip_prefix(ACME_PATH))
+        {
+            return match challenge(token) {
+                Some(answer) => reply::exact_text(StatusCode::OK, answer),
+                None => reply::text(StatusCode::NOT_FOUND, "no such challenge"),
+            };
         }
         if path.starts_with("/debug") {
             return self.respond_main(request, origin);

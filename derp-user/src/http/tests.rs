@@ -24,6 +24,7 @@ fn settings() -> Settings {
         mesh: Box::new(MeshView::default),
         admission: Box::new(|| "open: <everybody>".to_owned()),
         access: DebugAccess::default(),
+        acme_challenge: None,
         started: Instant::now(),
         varz: Box::new(|| "derp_accepts 1\n".to_owned()),
         flows: Box::new(Vec::new),
@@ -180,6 +181,27 @@ fn case_62_port_80_redirects_to_https() {
     assert_eq!((status, body.as_str()), (400, "Use HTTPS\n"));
     assert_eq!(ask80("GET /debug/", LOOPBACK).0, 200);
     assert_eq!(ask80("GET /debug/", STRANGER).0, 403);
+}
+
+#[test]
+fn challenges_are_answered_on_port_80_where_there_are_any() {
+    let with_challenge = || Settings {
+        acme_challenge: Some(Box::new(|token| (token == "abc").then(|| "abc.xyz".to_owned()))),
+        ..settings()
+    };
+    let path = "GET /.well-known/acme-challenge/abc";
+    let ask_for = |settings, path, origin| {
+        let (status, _, body) = ask(settings, path, &[], origin);
+        (status, body)
+    };
+    let port80 = port80_from(STRANGER);
+    assert_eq!(ask_for(with_challenge(), path, port80), (200, "abc.xyz".to_owned()));
+    let (status, _) = ask_for(with_challenge(), "GET /.well-known/acme-challenge/other", port80);
+    assert_eq!(status, 404);
+    // Elsewhere the path means nothing: redirected, or the home page.
+    assert_eq!(ask_for(settings(), path, port80).0, 302);
+    let (status, body) = ask_for(with_challenge(), path, main_from(STRANGER));
+    assert_eq!((status, body.contains("abc.xyz")), (200, false));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::{
     families::{Families, Sample},
     process::ProcessFigures,
 };
-use crate::{admit::AdmissionFigures, relay::limit::RateLimit};
+use crate::{admit::AdmissionFigures, relay::limit::RateLimit, tls::CertificateFigures};
 
 /// What the userspace STUN server has counted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,8 +66,8 @@ pub struct Report {
     pub started: SystemTime,
     /// How long ago that was, by a clock that never jumps.
     pub uptime: Duration,
-    /// Whether the main listener speaks TLS; without it the TLS counters do not exist.
-    pub tls: bool,
+    /// The certificates of the main listener; without TLS neither they nor the TLS counters exist.
+    pub certificates: Option<CertificateFigures>,
     /// Sums over all workers.
     pub totals: Totals,
     /// Values of the moment.
@@ -254,7 +254,25 @@ impl Report {
             "Connections that joined another one of the same key.",
             gauges.total_dup_client_conns,
         );
-        if self.tls {
+        if let Some(certificates) = &self.certificates {
+            let seconds = |time: &SystemTime| {
+                time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+            };
+            families.gauges(
+                "derpd_certificate_expiry_timestamp_seconds",
+                "End of the life of each certificate since the Unix epoch in seconds.",
+                certificates.expiries.iter().map(|(name, time)| Sample {
+                    labels: [("name", name.as_str())],
+                    value: seconds(time),
+                }),
+            );
+            families.counters(
+                "derpd_certificate_updates_total",
+                "Certificates that were to be replaced while the relay ran, by result.",
+                [("ok", certificates.updates), ("failed", certificates.failures)].map(
+                    |(result, count)| Sample { labels: [("result", result)], value: count as f64 },
+                ),
+            );
             families.counter(
                 "tls_listener_accepted_connections",
                 "Connections accepted on the TLS listener.",
@@ -505,7 +523,14 @@ mod tests {
             version: "1.2.3",
             started: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             uptime: Duration::from_millis(12_900),
-            tls: true,
+            certificates: Some(CertificateFigures {
+                expiries: vec![(
+                    "derp.example.com".to_owned(),
+                    UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+                )],
+                updates: 10,
+                failures: 11,
+            }),
             totals: Totals::sum([&worker]),
             gauges: Gauges { clients_local: 2, clients_remote: 3, ..Gauges::default() },
             admission: AdmissionFigures {
@@ -625,6 +650,8 @@ mod tests {
             "derpd_admissions_total",
             "derpd_allow_list_age_seconds",
             "derpd_allowed_keys",
+            "derpd_certificate_expiry_timestamp_seconds",
+            "derpd_certificate_updates_total",
             "derpd_mesh_connects_total",
             "derpd_mesh_failures_total",
             "derpd_mesh_link_clients",
@@ -693,6 +720,9 @@ mod tests {
             "derpd_proxy_protocol_errors_total 6",
             "derpd_reloads_total{result=\"failed\"} 8",
             "derpd_mesh_link_clients{peer=\"b.example\",address=\"192.0.2.1:443\"} 7",
+            "derpd_certificate_expiry_timestamp_seconds{name=\"derp.example.com\"} 1800000000",
+            "derpd_certificate_updates_total{result=\"ok\"} 10",
+            "derpd_certificate_updates_total{result=\"failed\"} 11",
             "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
             "derpd_xdp_interface{interface=\"eth0\",mode=\"native\"} 1",
             "process_start_unix_time 1700000000",
@@ -708,7 +738,7 @@ mod tests {
     #[test]
     fn leaves_out_what_does_not_run() {
         let report = Report {
-            tls: false,
+            certificates: None,
             rates: None,
             proxy_faults: None,
             stun: None,
@@ -719,6 +749,7 @@ mod tests {
         let names = family_names(&report.to_text());
         assert!(!names.iter().any(|name| {
             name.starts_with("tls_")
+                || name.contains("certificate")
                 || name.contains("rate_limit")
                 || name.contains("proxy")
                 || name.starts_with("stun_")

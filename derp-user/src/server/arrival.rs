@@ -41,7 +41,7 @@ use crate::{
 
 /// Time for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for the socket of a client that has failed to log in to take the farewell.
+/// Time for the socket of a client that must go to take the farewell.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time to take the ServerKey frame, and then again to send ClientInfo.
 const LOGIN_STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,7 +97,10 @@ async fn arrive(
     Stranger { id, remote, stream }: Stranger<TcpStream>,
 ) -> Result<Option<Session>, ArrivalError> {
     let mut link = match worker.settings().tls.clone() {
-        Some(config) => Link::tls(stream, config)?,
+        Some(acceptor) => {
+            let config = acceptor.config(|| Ok(stream.local_addr()?.ip()))?;
+            Link::tls(stream, config)?
+        }
         None => Link::plain(stream),
     };
     if let Err(error) = timeout(HANDSHAKE_TIMEOUT, link.handshake())
@@ -107,6 +110,10 @@ async fn arrive(
     {
         worker.counters().tls_handshake_failures.increment();
         return Err(error);
+    }
+    if link.is_validation() {
+        let _ = timeout(FAREWELL_TIMEOUT, link.shutdown()).await;
+        return Ok(None);
     }
     let origin = Origin { remote, listener: Listener::Main { tls: link.is_tls() } };
     let site = Arc::clone(&worker.settings().site);

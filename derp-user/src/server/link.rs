@@ -75,6 +75,11 @@ impl Link {
         self.transport.is_tls()
     }
 
+    /// See [`Transport::is_validation`].
+    pub(super) fn is_validation(&self) -> bool {
+        self.transport.is_validation()
+    }
+
     /// Completes the TLS handshake.
     ///
     /// # Errors

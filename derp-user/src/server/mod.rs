@@ -56,6 +56,7 @@ use crate::{
     proto::keys::{NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
+    tls::Acceptor,
 };
 
 /// How many relayed packets of each kind wait for a client whose socket is full, unless set.
@@ -77,7 +78,7 @@ pub struct Settings {
     /// The secret of the mesh, if the server belongs to one.
     pub mesh_secret: Arc<MeshSecret>,
     /// TLS for every connection; without it, DERP over plain HTTP.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Acceptor>,
     /// Threads that relay even when fewer would do; more are used as the load grows, up to as many
     /// as the [`Statistics`] were made for.
     pub min_workers: NonZeroUsize,

@@ -20,6 +20,7 @@ use crate::{
         keys::MeshKey,
         login::{ClientInfo, NONCE_LENGTH},
     },
+    tls::{self, ACME_TLS_PROTOCOL, AcceptAny, Certificates, tests::Validator},
 };
 
 const WORKERS: NonZeroUsize = NonZeroUsize::new(3).unwrap();
@@ -36,7 +37,18 @@ pub(super) fn start_at(
     private_key: NodePrivate,
     mesh_key: Option<MeshKey>,
 ) -> (Server, Statistics, SocketAddr) {
-    let statistics = Statistics::new(private_key.public(), WORKERS);
+    start_with(address, settings(private_key, mesh_key))
+}
+
+fn start_with(address: &str, settings: Settings) -> (Server, Statistics, SocketAddr) {
+    let statistics = Statistics::new(settings.private_key.public(), WORKERS);
+    let listener = TcpListener::bind(address).unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = Server::start(listener, settings, &statistics).unwrap();
+    (server, statistics, address)
+}
+
+fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
     let site = Site::new(SiteSettings {
         home: Home::BuiltIn,
         derp_enabled: true,
@@ -47,12 +59,13 @@ pub(super) fn start_at(
         mesh: Box::new(MeshView::default),
         admission: Box::new(String::new),
         access: DebugAccess::default(),
+        acme_challenge: None,
         started: Instant::now(),
         varz: Box::new(String::new),
         flows: Box::new(Vec::new),
         check: Box::new(|| Ok(())),
     });
-    let settings = Settings {
+    Settings {
         private_key,
         mesh_secret: Arc::new(MeshSecret::new(mesh_key)),
         tls: None,
@@ -67,11 +80,7 @@ pub(super) fn start_at(
         verbose_drops: None,
         rates: None,
         site: Arc::new(site),
-    };
-    let listener = TcpListener::bind(address).unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = Server::start(listener, settings, &statistics).unwrap();
-    (server, statistics, address)
+    }
 }
 
 pub(super) fn connector(address: SocketAddr) -> Connector {
@@ -207,5 +216,37 @@ async fn clients_by_websocket_exchange_packets_with_others() {
         assert!(Instant::now() < deadline, "it ends with its WebSocket");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    server.stop().unwrap();
+}
+
+/// An authority that checks the name gets its proof, and nothing is ever served on that connection.
+#[test]
+fn a_validating_handshake_is_the_end_of_its_connection() {
+    let key = NodePrivate::from_random([6; 32]);
+    let meta = tls::meta_certificate(&key.public(), std::time::SystemTime::now()).unwrap();
+    let certificates = Arc::new(Certificates::manual("derp.example.com", meta).with_challenges());
+    let challenges = certificates.challenges().unwrap();
+    let _challenge = challenges.offer_tls(certificates.hostname(), &[7; 32]).unwrap();
+    let acceptor = Acceptor::new(Arc::clone(&certificates)).unwrap();
+    let settings = Settings { tls: Some(acceptor), ..settings(key, None) };
+    let (server, statistics, address) = start_with("127.0.0.1:0", settings);
+
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Validator(AcceptAny(provider))))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ACME_TLS_PROTOCOL.to_vec()];
+    let name = "derp.example.com".try_into().unwrap();
+    let client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(client, TcpStream::connect(address).unwrap());
+    stream.sock.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = Vec::new();
+    // Without an error, it has said that this is the end.
+    io::Read::read_to_end(&mut stream, &mut answer).unwrap();
+    assert!(answer.is_empty());
+    assert_eq!(statistics.totals().tls_handshake_failures, 0);
     server.stop().unwrap();
 }

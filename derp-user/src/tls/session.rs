@@ -212,6 +212,13 @@ pub(crate) struct Session<C> {
     peer_closed: bool,
 }
 
+impl Session<UnbufferedServerConnection> {
+    /// The application protocol that has been agreed on, if one has.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+        self.rustls.alpn_protocol()
+    }
+}
+
 impl<C: Unbuffered> Session<C> {
     /// A session at the beginning of its handshake.
     pub(crate) fn new(rustls: C) -> Self {

@@ -85,6 +85,11 @@ const DIFFERENCES: &[(&str, Treatment, &str)] = &[
         "derper ends when it reaches this limit",
     ),
     (
+        "identity::a_new_manual_certificate_is_served_without_a_restart",
+        DerpdOnly,
+        "derper reads a manual certificate once, at its start",
+    ),
+    (
         "limits::case_58_sighup_changes_the_limit_of_those_who_wait_too",
         Otherwise,
         "a client of derper that waits goes on waiting for as long as the old limit says",

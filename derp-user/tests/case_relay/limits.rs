@@ -132,7 +132,7 @@ fn case_58_sighup_without_anything_to_reload_harms_nobody() {
     let server = Server::start();
     let mut peer = Peer::connect(&server);
     server.reload();
-    server.wait_for_log("nothing to reload");
+    server.wait_for_log(": unchanged");
     peer.round_trip();
 }
 

@@ -1,4 +1,4 @@
-//! Programs from the Go module in `interop/`: Tailscale's own, and tests against them.
+//! Programs from the Go modules `interop/` (Tailscale's own, and tests against them) and `pebble/`.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,17 +12,25 @@ const GO_MINOR: u32 = 26;
 /// A program that is built when it is first needed, or why it cannot be.
 pub(crate) type Built = OnceLock<Result<PathBuf, String>>;
 
-/// Builds a program from the Go module once, or says why its tests are skipped.
+/// Builds a program from the module `interop` once, or says why its tests are skipped.
+#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 pub(crate) fn go_binary(
     built: &Built,
     name: &str,
     command: &[&str],
     package: &str,
 ) -> Result<PathBuf, String> {
-    built.get_or_init(|| build(name, command, package)).clone()
+    built.get_or_init(|| build("interop", name, command, package)).clone()
 }
 
-fn build(name: &str, command: &[&str], package: &str) -> Result<PathBuf, String> {
+/// Builds a program of the module `module`, or says why its tests are skipped.
+pub(crate) fn build(
+    module: &str,
+    name: &str,
+    command: &[&str],
+    package: &str,
+) -> Result<PathBuf, String> {
+    let run_go = |arguments: &[&str]| run_go(module, arguments);
     let version = run_go(&["env", "GOVERSION"])?;
     let minor = version.trim().strip_prefix("go1.").and_then(|rest| rest.split('.').next());
     if minor.and_then(|minor| minor.parse().ok()).is_none_or(|minor: u32| minor < GO_MINOR) {
@@ -40,8 +48,8 @@ fn build(name: &str, command: &[&str], package: &str) -> Result<PathBuf, String>
     Ok(path)
 }
 
-fn run_go(arguments: &[&str]) -> Result<String, String> {
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
+fn run_go(module: &str, arguments: &[&str]) -> Result<String, String> {
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(module);
     let output = Command::new("go")
         .args(arguments)
         .current_dir(module)

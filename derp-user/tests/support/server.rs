@@ -393,6 +393,10 @@ impl Place {
         (self.address, self.stun_port).into()
     }
 
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
     /// The address that the name `localhost` stands for, with ports by chance.
     pub(crate) fn localhost() -> Self {
         let mut bytes = [0; 2];

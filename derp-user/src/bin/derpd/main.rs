@@ -2,6 +2,7 @@
 
 mod banner;
 mod bench;
+mod certificates;
 mod listen;
 mod metrics;
 mod reload;
@@ -27,19 +28,20 @@ use derp_user::{
         MeshKeySource, Options,
     },
     dataplane,
-    http::{self, DebugAccess, Site, serve_port80},
+    http::{self, AcmeChallenge, DebugAccess, Site, serve_port80},
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
     server::{
         self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
     },
-    tls,
+    tls::{self, Certificates},
     udp_relay::Keeper,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
+    certificates::Source,
     metrics::Sources,
     reload::{MeshFiles, Reloader, rate_line},
     udp::{Started, Tasks, Udp},
@@ -115,7 +117,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let mesh_key = load_mesh_key(&config)?;
     config.check_mesh_key(mesh_key.as_ref())?;
     let access = debug_access(&config)?;
-    let tls = tls_config(&config, &private_key)?;
+    let certificates = Source::load(&config, &private_key.public())?.map(Arc::new);
     listen::raise_file_limit();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -153,6 +155,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
     let mut reloader = Reloader {
         admission: Arc::clone(&gate.admission),
+        certificates: certificates.clone(),
         rates: gate.rates.clone().zip(config.rate_config.clone()),
         udp: udp_reloader,
         mesh: MeshFiles {
@@ -173,10 +176,14 @@ fn run(options: Options) -> anyhow::Result<()> {
         xdp,
         keeper: keeper.clone(),
         udp: totals,
-        tls: tls.is_some(),
+        certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
     };
     let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper));
+    let tls = match &certificates {
+        Some(source) => Some(tls::Acceptor::new(Arc::clone(source.certificates()))?),
+        None => None,
+    };
     let settings =
         server_settings(&config, private_key, mesh_secret, tls, Arc::clone(&site), &gate);
     let server = Server::start(main_listener, settings, &statistics)
@@ -293,20 +300,6 @@ fn debug_access(config: &Config) -> Result<DebugAccess, ConfigError> {
     )?)
 }
 
-fn tls_config(
-    config: &Config,
-    private_key: &NodePrivate,
-) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
-    let Some(settings) = &config.tls else { return Ok(None) };
-    let now = SystemTime::now();
-    let certificate = tls::load_or_create(&settings.certificate_directory, &config.hostname, now)?;
-    if let Some(hint) = certificate.pinning_hint() {
-        tracing::info!("{hint}");
-    }
-    let meta = tls::meta_certificate(&private_key.public(), now)?;
-    Ok(Some(Arc::new(tls::server_config(certificate, meta)?)))
-}
-
 fn reduce_privilege(udp: &Udp) {
     let has_kernel_maps = udp.xdp.is_some();
     let has_neighbours = has_kernel_maps && udp.keeper().is_some();
@@ -330,6 +323,8 @@ fn site(
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
     let mesh_statistics = Arc::clone(&statistics);
+    let certificates = sources.certificates.clone();
+    let validates = |certificates: &Arc<Certificates>| certificates.challenges().is_some();
     let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
@@ -341,6 +336,9 @@ fn site(
         mesh: Box::new(move || mesh_statistics.mesh()),
         admission: Box::new(move || admission.to_string()),
         access,
+        acme_challenge: certificates.filter(validates).map(|certificates| -> AcmeChallenge {
+            Box::new(move |token| certificates.challenges()?.key_authorization(token))
+        }),
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
@@ -352,7 +350,7 @@ fn server_settings(
     config: &Config,
     private_key: NodePrivate,
     mesh_secret: Arc<MeshSecret>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<tls::Acceptor>,
     site: Arc<Site>,
     gate: &Gate,
 ) -> Settings {
@@ -436,7 +434,12 @@ async fn control(
                 reloader.reload();
             }
         };
-        tokio::join!(port80, tasks.run(), admission, reload);
+        let certificates = async {
+            if let Some(source) = &reloader.certificates {
+                source.run().await;
+            }
+        };
+        tokio::join!(port80, tasks.run(), admission, certificates, reload);
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -18,11 +18,13 @@ use derp_user::{
     server::{MeshReloader, MeshSecret, PreparedMesh, Rates, Statistics},
 };
 
-use crate::udp::UdpReloader;
+use crate::{certificates::Source, udp::UdpReloader};
 
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {
     pub(crate) admission: Arc<Admission>,
+    /// The certificates of the TLS listener, if it is one.
+    pub(crate) certificates: Option<Arc<Source>>,
     /// The limits that clients follow and the file they are in.
     pub(crate) rates: Option<(Arc<Rates>, PathBuf)>,
     /// The configuration file, if there is one.
@@ -81,6 +83,10 @@ impl Reloader {
         };
         let prepared = self.admission.prepare()?;
         let mesh = self.mesh.prepare()?;
+        let fresh = match &self.certificates {
+            Some(source) => Some((source, source.prepare()?)),
+            None => None,
+        };
         let mut changes = match &self.udp {
             // The kernel can refuse, so this is taken into use first.
             Some(udp) => udp.apply(udp.prepare()?)?,
@@ -93,6 +99,7 @@ impl Reloader {
             changes.push("derper: rate config reloaded successfully".to_owned());
         }
         changes.extend(self.mesh.apply(mesh));
+        changes.extend(fresh.and_then(|(source, fresh)| source.apply(fresh)));
         changes.extend(self.admission.apply(prepared, &|keys| self.disconnect(keys)));
         Ok(changes)
     }

@@ -21,7 +21,10 @@ use self::{records::Records, websocket::WebSocket};
 pub(super) use crate::tls::session::{Outgoing, Phase};
 use crate::{
     client::wire::Wire,
-    tls::session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
+    tls::{
+        ACME_TLS_PROTOCOL,
+        session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
+    },
 };
 
 /// Why a connection's bytes cannot be understood or produced.
@@ -101,6 +104,16 @@ impl Transport {
     pub(super) fn begin_websocket(&mut self, early: Vec<u8>) {
         let below = mem::replace(&mut self.layer, Layer::Plain);
         self.layer = Layer::WebSocket(Box::new(WebSocket::new(below, early)));
+    }
+
+    /// Whether an authority has only come to check a name (RFC 8737); known when the handshake is over.
+    pub(super) fn is_validation(&self) -> bool {
+        match &self.layer {
+            Layer::Session(session) => session.alpn_protocol() == Some(ACME_TLS_PROTOCOL),
+            Layer::Plain | Layer::ClientSession(_) | Layer::Records(_) | Layer::WebSocket(_) => {
+                false
+            }
+        }
     }
 
     /// Reduces a TLS 1.3 connection whose handshake is over, and whose every byte for the peer has
