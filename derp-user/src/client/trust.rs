@@ -1,25 +1,32 @@
 //! Which certificates a client accepts.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use parking_lot::Mutex;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
-        Resumption,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 
 use super::ClientError;
-use crate::{files, proto::keys::decode_hex, tls::AcceptAny};
+use crate::{
+    files,
+    proto::keys::{decode_hex, encode_hex},
+    tls::AcceptAny,
+};
 
 /// Which certificate a relay must show.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -44,6 +51,12 @@ pub enum Trust {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Pin([u8; 32]);
 
+impl fmt::Display for Pin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "sha256-raw:{}", encode_hex(&self.0))
+    }
+}
+
 impl FromStr for Pin {
     type Err = ClientError;
 
@@ -60,30 +73,59 @@ impl Trust {
     /// The TLS settings of a client. As Tailscale's clients, it offers no ALPN; it never resumes a
     /// session, so that each connection costs the relay the same.
     pub(crate) fn tls_config(&self) -> Result<ClientConfig, ClientError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let accept_any = AcceptAny(Arc::clone(&provider));
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|source| ClientError::Tls { host: "this machine".to_owned(), source })?;
-        let verifier: Arc<dyn ServerCertVerifier> = match self {
-            Self::System => return Ok(finished(builder.with_root_certificates(system_roots()?))),
-            Self::Roots(path) => {
-                return Ok(finished(builder.with_root_certificates(roots_in(path)?)));
-            }
+        Ok(tls_config(self.verifier(None)?))
+    }
+
+    /// The same, for a server whose certificate has another name than it is asked for.
+    pub(super) fn tls_config_for(
+        &self,
+        name: ServerName<'static>,
+    ) -> Result<ClientConfig, ClientError> {
+        Ok(tls_config(self.verifier(Some(name))?))
+    }
+
+    /// What judges certificates; with `name`, by this one instead of the name that was asked for.
+    pub(super) fn verifier(
+        &self,
+        name: Option<ServerName<'static>>,
+    ) -> Result<Arc<dyn ServerCertVerifier>, ClientError> {
+        let accept_any = AcceptAny(provider());
+        let judge: Arc<dyn ServerCertVerifier> = match self {
+            Self::System => by_authorities(system_roots()?)?,
+            Self::Roots(path) => by_authorities(roots_in(path)?)?,
             Self::Pinned(pin) => Arc::new(Pinned { pins: vec![*pin], signatures: accept_any }),
             Self::PinnedAny(pins) => {
                 Arc::new(Pinned { pins: pins.clone(), signatures: accept_any })
             }
             Self::Anything => Arc::new(accept_any),
         };
-        Ok(finished(builder.dangerous().with_custom_certificate_verifier(verifier)))
+        Ok(match name {
+            Some(name) => Arc::new(Renamed { judge, name }),
+            None => judge,
+        })
     }
 }
 
-fn finished(
-    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
-) -> ClientConfig {
-    let mut config = builder.with_no_client_auth();
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn by_authorities(roots: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, ClientError> {
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+    let verifier = builder.build().map_err(|error| ClientError::Tls {
+        host: "this machine".to_owned(),
+        source: Error::General(error.to_string()),
+    })?;
+    Ok(verifier)
+}
+
+pub(super) fn tls_config(verifier: Arc<dyn ServerCertVerifier>) -> ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
     config.resumption = Resumption::disabled();
     // The server's mesh reduces its connections to their keys.
     config.enable_secret_extraction = true;
@@ -116,6 +158,33 @@ fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
     Ok(roots)
 }
 
+/// Leaves signatures to another verifier.
+macro_rules! signatures_of {
+    ($field:ident) => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.$field.verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.$field.verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.$field.supported_verify_schemes()
+        }
+    };
+}
+
 /// Accepts the pinned certificates alone.
 #[derive(Debug)]
 struct Pinned {
@@ -142,27 +211,66 @@ impl ServerCertVerifier for Pinned {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.signatures.verify_tls12_signature(message, certificate, signature)
+    signatures_of!(signatures);
+}
+
+/// Judges a certificate by another name than the one that the server was asked for.
+#[derive(Debug)]
+struct Renamed {
+    judge: Arc<dyn ServerCertVerifier>,
+    name: ServerName<'static>,
+}
+
+/// Judges nothing itself: keeps what another says of the certificate, and goes on whatever that is.
+#[derive(Debug)]
+pub(super) struct Witness {
+    judge: Arc<dyn ServerCertVerifier>,
+    verdict: Mutex<Option<Error>>,
+}
+
+impl Witness {
+    pub(super) fn new(judge: Arc<dyn ServerCertVerifier>) -> Self {
+        Self { judge, verdict: Mutex::default() }
     }
 
-    fn verify_tls13_signature(
+    /// What is wrong with the certificate.
+    pub(super) fn verdict(&self) -> Option<Error> {
+        self.verdict.lock().clone()
+    }
+}
+
+impl ServerCertVerifier for Renamed {
+    fn verify_server_cert(
         &self,
-        message: &[u8],
         certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.signatures.verify_tls13_signature(message, certificate, signature)
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Self { judge, name } = self;
+        judge.verify_server_cert(certificate, intermediates, name, ocsp_response, now)
     }
 
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.signatures.supported_verify_schemes()
+    signatures_of!(judge);
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let judged =
+            self.judge.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        *self.verdict.lock() = judged.err();
+        Ok(ServerCertVerified::assertion())
     }
+
+    signatures_of!(judge);
 }
 
 #[cfg(test)]
@@ -174,7 +282,9 @@ mod tests {
     #[test]
     fn pins_are_read_as_in_a_derp_map() {
         let digits = "0a".repeat(32);
-        assert_eq!(format!("sha256-raw:{digits}").parse::<Pin>().unwrap(), Pin([10; 32]));
+        let text = format!("sha256-raw:{digits}");
+        assert_eq!(text.parse::<Pin>().unwrap(), Pin([10; 32]));
+        assert_eq!(Pin([10; 32]).to_string(), text);
         for text in [digits.as_str(), "sha256-raw:", "sha256-raw:0a", "SHA256-RAW:00"] {
             let error = text.parse::<Pin>().unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("64 hex"), "{error}");

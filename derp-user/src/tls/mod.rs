@@ -12,7 +12,7 @@ use std::{net::IpAddr, sync::Arc};
 
 pub(crate) use accept_any::AcceptAny;
 pub use error::TlsError;
-pub use manual::{ServerCertificate, load_or_create};
+pub use manual::{FilePair, ServerCertificate, load_or_create, shown_certificate};
 pub use meta::meta_certificate;
 use rustls::{
     ServerConfig,

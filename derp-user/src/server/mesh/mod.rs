@@ -5,7 +5,6 @@
 //! workers; it dials, listens to the peers, and sends what waits for a full socket. The workers write
 //! packets to a link as to any connection.
 
-mod backoff;
 mod link;
 mod peer;
 
@@ -31,14 +30,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use self::link::{End, Scratch};
 pub use self::peer::{MeshPeer, MeshPeerError};
-use self::{
-    backoff::Backoff,
-    link::{End, Scratch},
-};
 use super::{Statistics, connection::Connection, hub::Hub, transport::Transport};
 use crate::{
-    client::{CONNECT_TIMEOUT, ClientError, Connector, Trust},
+    client::{Backoff, CONNECT_TIMEOUT, ClientError, Connector, Trust, random_fraction},
     metrics::WorkerCounters,
     proto::{
         client::write,
@@ -379,12 +375,4 @@ impl Complaints {
             self.last = Some((complaint.to_owned(), now));
         }
     }
-}
-
-/// A random number from 0 to 1, to spread waits with.
-fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness waits are merely not spread.
-    let _ = getrandom::fill(&mut bytes);
-    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
