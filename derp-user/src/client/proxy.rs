@@ -58,7 +58,7 @@ impl Proxies {
             return Err(ClientError::ProxyScheme(found.uri().to_string()));
         };
         let address = Target::of_authority(false, authority.as_str())
-            .map_err(|reason| ClientError::Target { text: authority.to_string(), reason })?;
+            .map_err(|_| ClientError::ProxyScheme(found.uri().to_string()))?;
         Ok(Some(Proxy { address, authorization: found.basic_auth().cloned() }))
     }
 }

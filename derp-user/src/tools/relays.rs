@@ -31,10 +31,10 @@ pub struct Relays {
     #[arg(long, value_name = "HOST", conflicts_with = "derp_map")]
     pub server: Option<String>,
     /// UDP port of STUN of --server; -1 for none [default: 3478]
-    #[arg(long, value_name = "PORT", requires = "server", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1..=65535))]
+    #[arg(long, value_name = "PORT", conflicts_with = "derp_map", allow_hyphen_values = true, value_parser = clap::value_parser!(i32).range(-1..=65535))]
     pub stun_port: Option<i32>,
     /// Certificate that --server must show: `sha256-raw:` and 64 hex digits
-    #[arg(long, value_name = "PIN", requires = "server")]
+    #[arg(long, value_name = "PIN", conflicts_with = "derp_map")]
     pub pin: Option<String>,
     /// Only this region of the map, by its code or number
     #[arg(long, value_name = "REGION", conflicts_with = "server")]

@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(message.len(), 40);
         let judged = |message: &mut [u8]| {
             let length = message.len();
-            check::<128, 8, _>(&SlicePacket::new(message), 0, length, |_| Ok(())).map(drop)
+            check::<128, 8, _>(&SlicePacket::new(message, length), 0, length, |_| Ok(())).map(drop)
         };
         assert_eq!(judged(&mut message), Ok(()));
         message[25] ^= 1;

@@ -201,7 +201,7 @@ fn arguments_that_make_no_sense_are_refused() {
         ("", "--derp-map"),
         ("--derp-map m --server s", "--server"),
         ("--server s --region r", "--region"),
-        ("--derp-map m --pin x", "--server"),
+        ("--derp-map m --pin x", "--pin"),
         ("--derp-map m --timeout 0s", "--timeout"),
         ("--derp-map m --timeout 25h", "24h"),
         ("--derp-map m --concurrency 0", "--concurrency"),
