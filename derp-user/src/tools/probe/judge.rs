@@ -69,7 +69,12 @@ pub(super) fn certificates(
     } else {
         Severity::Ok
     };
-    (status, format!("the certificate is valid for {}", days(left)))
+    let text = if left < 0 {
+        format!("a certificate has expired {} ago", days(-left))
+    } else {
+        format!("the certificate is valid for {}", days(left))
+    };
+    (status, text)
 }
 
 fn days(seconds: i64) -> String {

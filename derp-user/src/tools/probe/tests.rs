@@ -125,6 +125,8 @@ fn certificates_are_judged_by_the_days_they_have_left() {
     assert_eq!(judged(13, false, false).0, Severity::Warning);
     assert_eq!(judged(6, false, false).0, Severity::Critical);
     assert_eq!(judged(6, true, false).0, Severity::Critical, "its own certificate counts");
+    let (status, text) = judged(-3, false, false);
+    assert_eq!((status, &*text), (Severity::Critical, "a certificate has expired 3 days ago"));
     let (status, text) = judged(6, true, true);
     assert_eq!((status, &*text), (Severity::Ok, "the pinned certificate is valid for 6 days"));
     let (status, text) = judged(-3, true, true);
