@@ -54,7 +54,20 @@ impl Web {
     ///
     /// If there are none, and the address that `flag` names is an HTTPS one.
     pub(crate) fn new(flag: &'static str, uri: &Uri) -> Result<Self, AdmitError> {
-        let tls = match Trust::System.tls_config() {
+        Self::trusting(&Trust::System, flag, uri)
+    }
+
+    /// A client that trusts whom `trust` says.
+    ///
+    /// # Errors
+    ///
+    /// If that is nobody, and the address that `flag` names is an HTTPS one.
+    pub(crate) fn trusting(
+        trust: &Trust,
+        flag: &'static str,
+        uri: &Uri,
+    ) -> Result<Self, AdmitError> {
+        let tls = match trust.tls_config() {
             Err(error) if uri.scheme_str() == Some("https") => {
                 return Err(AdmitError::NoRoots { flag, reason: error.to_string() });
             }

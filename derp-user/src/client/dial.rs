@@ -170,9 +170,10 @@ impl Connector {
         self
     }
 
-    /// Tells the relay that the client would rather be on the node of this name.
-    pub(super) fn with_ideal_node(mut self, name: String) -> Self {
-        self.ideal_node = Some(name);
+    /// Tells the relay that the client would rather be on the node of this name, if it can be said in HTTP.
+    pub(super) fn with_ideal_node(mut self, name: &str) -> Self {
+        let fits = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+        self.ideal_node = fits.then(|| name.to_owned());
         self
     }
 
@@ -489,3 +490,26 @@ fn server_name(name: &str) -> Result<ServerName<'static>, ClientError> {
 }
 
 const _: () = assert!(READ_CHUNK >= MAX_HEAD);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_is_not_the_best_of_its_region_is_told_so() {
+        let target: Target = "relay.test:8443".parse().unwrap();
+        let connector = Connector::new(target, &Trust::Anything).unwrap();
+        let request = connector.clone().with_ideal_node("900a").upgrade_request("X: y\r\n");
+        assert_eq!(
+            request,
+            format!(
+                "GET /derp HTTP/1.1\r\nHost: relay.test:8443\r\nUser-Agent: {USER_AGENT}\r\n\
+                 Connection: Upgrade\r\nUpgrade: DERP\r\nIdeal-Node: 900a\r\nX: y\r\n\r\n"
+            )
+        );
+        for name in ["", "a\r\nX: y", "a b"] {
+            let request = connector.clone().with_ideal_node(name).upgrade_request("");
+            assert!(!request.contains("Ideal-Node"), "{request}");
+        }
+    }
+}

@@ -24,11 +24,11 @@ impl RegionConnector {
     /// If there is no relay in it, if one has a name or pin that cannot be one, or if root certificates
     /// cannot be had.
     pub fn new(region: &Region, trust: &Trust) -> Result<Self, ClientError> {
-        let ideal = region.nodes.first().map(|node| node.name.clone()).unwrap_or_default();
+        let ideal = region.nodes.first().map(|node| node.name.as_str()).unwrap_or_default();
         let relays = region.nodes.iter().enumerate().filter(|(_, node)| !node.stun_only);
         let nodes = relays.map(|(at, node)| {
             let connector = Connector::to_node(node, trust)?;
-            Ok(if at == 0 { connector } else { connector.with_ideal_node(ideal.clone()) })
+            Ok(if at == 0 { connector } else { connector.with_ideal_node(ideal) })
         });
         let nodes = nodes.collect::<Result<Arc<[_]>, ClientError>>()?;
         if nodes.is_empty() {

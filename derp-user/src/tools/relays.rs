@@ -17,8 +17,9 @@ use crate::{
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest map that is read.
 const MAX_MAP: usize = 1 << 20;
-/// Most relays that one run looks at.
+/// Most relays that one run looks at, and most of one region: each is a pair with each.
 const MAX_NODES: usize = 1000;
+const MAX_REGION: usize = 100;
 
 /// The relays, and whose certificates count.
 #[derive(Args, Clone, Debug)]
@@ -39,10 +40,10 @@ pub struct Relays {
     /// Only this region of the map, by its code or number
     #[arg(long, value_name = "REGION", conflicts_with = "server")]
     pub region: Option<String>,
-    /// PEM file of root certificates to trust instead of the system's
+    /// PEM file of root certificates to trust instead of the system's, for the map's address, too
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// Accept any certificate where the map names none
+    /// Accept any certificate of a relay where the map names none
     #[arg(long, conflicts_with = "ca")]
     pub insecure: bool,
 }
@@ -87,6 +88,16 @@ pub enum RelaysError {
         /// How many.
         count: usize,
     },
+    /// There are too many pairs of relays.
+    #[error("region {region} of the DERP map {place} has {count} relays, more than {MAX_REGION}")]
+    TooLarge {
+        /// File or address.
+        place: String,
+        /// The region's code.
+        region: String,
+        /// How many.
+        count: usize,
+    },
     /// The relay is not named as one.
     #[error(transparent)]
     Server(#[from] ClientError),
@@ -109,7 +120,7 @@ impl Relays {
     /// If it cannot be had, or there is nothing in it.
     pub(super) async fn load(&self) -> Result<DerpMap, RelaysError> {
         let (place, text) = match (&self.derp_map, &self.server) {
-            (Some(place), _) => (place.clone(), fetch(place).await),
+            (Some(place), _) => (place.clone(), self.fetch(place).await),
             (None, Some(server)) => return self.one(server),
             (None, None) => return Err(RelaysError::Empty("(none given)".to_owned())),
         };
@@ -119,6 +130,37 @@ impl Relays {
             reason: error.to_string(),
         })?;
         select(map, self.region.as_deref(), place)
+    }
+
+    /// The text of a map.
+    async fn fetch(&self, place: &str) -> Result<String, String> {
+        let uri = place.parse::<Uri>().ok();
+        let bytes = match uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https"))) {
+            Some(uri) => timeout(FETCH_TIMEOUT, self.download(uri))
+                .await
+                .unwrap_or_else(|_| Err(format!("no answer within {FETCH_TIMEOUT:?}")))?,
+            None => {
+                let path = place.strip_prefix("file://").unwrap_or(place);
+                files::read_bounded(path.as_ref()).map_err(|error| error.to_string())?
+            }
+        };
+        String::from_utf8(bytes).map_err(|_| "it is no UTF-8 text".to_owned())
+    }
+
+    async fn download(&self, uri: Uri) -> Result<Vec<u8>, String> {
+        // Pins are in the map: where it comes from is never to be just anybody.
+        let trust = self.ca.clone().map_or(Trust::System, Trust::Roots);
+        let web = Web::trusting(&trust, "derp-map", &uri).map_err(|error| error.to_string())?;
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        let answer = web.ask(Question { method: Method::GET, uri, headers, body }).await?;
+        let status = answer.status();
+        if status != StatusCode::OK {
+            return Err(format!("HTTP status {}", status.as_u16()));
+        }
+        match answer.body(MAX_MAP).await? {
+            (bytes, true) => Ok(bytes),
+            (_, false) => Err("longer than 1 MiB".to_owned()),
+        }
     }
 
     fn one(&self, server: &str) -> Result<DerpMap, RelaysError> {
@@ -146,39 +188,14 @@ fn select(mut map: DerpMap, region: Option<&str>, place: String) -> Result<DerpM
         };
         map.regions.retain(|it, _| *it == id);
     }
+    if let Some(large) = map.regions.values().find(|region| region.nodes.len() > MAX_REGION) {
+        let (region, count) = (large.code.clone(), large.nodes.len());
+        return Err(RelaysError::TooLarge { place, region, count });
+    }
     match map.regions.values().map(|region| region.nodes.len()).sum() {
         0 => Err(RelaysError::Empty(place)),
         1..=MAX_NODES => Ok(map),
         count => Err(RelaysError::TooMany { place, count }),
-    }
-}
-
-/// The text of a map.
-async fn fetch(place: &str) -> Result<String, String> {
-    let uri = place.parse::<Uri>().ok();
-    let bytes = match uri.filter(|uri| matches!(uri.scheme_str(), Some("http" | "https"))) {
-        Some(uri) => timeout(FETCH_TIMEOUT, download(uri))
-            .await
-            .unwrap_or_else(|_| Err(format!("no answer within {FETCH_TIMEOUT:?}")))?,
-        None => {
-            let path = place.strip_prefix("file://").unwrap_or(place);
-            files::read_bounded(path.as_ref()).map_err(|error| error.to_string())?
-        }
-    };
-    String::from_utf8(bytes).map_err(|_| "it is no UTF-8 text".to_owned())
-}
-
-async fn download(uri: Uri) -> Result<Vec<u8>, String> {
-    let web = Web::new("derp-map", &uri).map_err(|error| error.to_string())?;
-    let (headers, body) = (HeaderMap::new(), Bytes::new());
-    let answer = web.ask(Question { method: Method::GET, uri, headers, body }).await?;
-    let status = answer.status();
-    if status != StatusCode::OK {
-        return Err(format!("HTTP status {}", status.as_u16()));
-    }
-    match answer.body(MAX_MAP).await? {
-        (bytes, true) => Ok(bytes),
-        (_, false) => Err("longer than 1 MiB".to_owned()),
     }
 }
 
@@ -212,8 +229,14 @@ mod tests {
     fn a_map_may_not_be_endless() {
         let mut map = map();
         let region = map.regions.get_mut(&1).unwrap();
-        region.nodes = vec![region.nodes[0].clone(); MAX_NODES + 1];
+        region.nodes = vec![region.nodes[0].clone(); MAX_REGION + 1];
+        let error = select(map.clone(), None, "m".to_owned()).unwrap_err().to_string();
+        assert_eq!(error, "region a of the DERP map m has 101 relays, more than 100");
+        let region = map.regions.get_mut(&1).unwrap();
+        region.nodes.pop();
+        let region = region.clone();
+        map.regions = (1..=11).map(|id| (id, region.clone())).collect();
         let error = select(map, None, "m".to_owned()).unwrap_err().to_string();
-        assert!(error.contains("1001 relays") && error.contains("--region"), "{error}");
+        assert!(error.contains("1100 relays") && error.contains("--region"), "{error}");
     }
 }

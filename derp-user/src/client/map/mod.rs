@@ -217,6 +217,11 @@ impl DerpMap {
                 return Err(fault("RegionID", reason));
             }
             region.id = id;
+            for (field, text) in [("RegionCode", &region.code), ("RegionName", &region.name)] {
+                if text.contains(char::is_control) {
+                    return Err(fault(field, format!("{text:?} has control characters")));
+                }
+            }
             for (at, node) in region.nodes.iter_mut().enumerate() {
                 if node.region_id == 0 {
                     node.region_id = id;
@@ -246,6 +251,9 @@ impl Node {
         }
         if self.name.is_empty() {
             return Some(("Name", "is missing".to_owned()));
+        }
+        if self.name.contains(char::is_control) {
+            return Some(("Name", format!("{:?} has control characters", self.name)));
         }
         if self.host_name.is_empty() {
             return Some(("HostName", "is missing".to_owned()));

@@ -119,6 +119,8 @@ fn mistakes_are_named_with_their_place() {
         (with_node("\"CertName\": \"sha256-raw:00\""), vec!["Nodes[0].CertName", "64 hex"]),
         (with_node("\"IPv4\": \"2001:db8::1\""), vec!["Nodes[0].IPv4", "neither"]),
         (with_node("\"RegionID\": 1"), vec!["Nodes[0].RegionID is 1", "region 900"]),
+        (map("\"RegionName\": \"a\\nb\""), vec!["Regions.900.RegionName \"a\\nb\" has control"]),
+        (map("\"Nodes\": [{\"Name\": \"a\\r\\nX: y\"}]"), vec!["Nodes[0].Name", "control"]),
         (map("\"RegionID\": 901"), vec!["Regions.900.RegionID is 901"]),
         (map("\"Nodes\": [{\"Name\": \"a\"}]"), vec!["Nodes[0].HostName is missing"]),
         (map(&format!("\"Nodes\": [{{{node}}}, {{{node}}}]")), vec!["Nodes[1].Name \"a\" is also"]),

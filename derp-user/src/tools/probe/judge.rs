@@ -1,9 +1,6 @@
 //! How bad it is what the probes have seen. Without I/O.
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -25,7 +22,7 @@ pub(super) struct Expiry {
 /// Judges what a server has shown: its certificates, its own first, and what a client says of them.
 pub(super) fn certificates(
     chain: &[impl AsRef<[u8]>],
-    fault: Option<&dyn fmt::Display>,
+    fault: Option<&str>,
     is_pinned: bool,
     limits: Expiry,
     now: SystemTime,
@@ -41,7 +38,7 @@ pub(super) fn certificates(
     let left = ends.min().map(|end| end.saturating_sub(now));
     if let Some(fault) = fault {
         let text = match left {
-            Some(left) if left < 0 => {
+            Some(left) if left < 0 && !is_pinned => {
                 format!("a certificate has expired {} ago ({fault})", days(-left))
             }
             Some(_) | None => format!("clients refuse the certificate: {fault}"),

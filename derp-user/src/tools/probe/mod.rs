@@ -64,7 +64,8 @@ pub struct Arguments {
     /// Probes at any time
     #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
-    /// File with the mesh key: relays that admit only some clients admit whoever has it
+    /// File with the mesh key: relays that admit only some clients admit whoever has it. It is told to every relay of
+    /// the map
     #[arg(long, value_name = "FILE")]
     pub mesh_psk_file: Option<PathBuf>,
     /// Leave out STUN over IPv6, which this machine may not have

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use rustls::{CertificateError, Error};
 use tokio::time::timeout;
 
 use super::{
@@ -135,11 +136,16 @@ impl Prober<'_> {
         let connector = self.connector(node)?;
         let seen = self.limited(connector.inspect()).await?;
         values.insert("handshake_seconds", seen.took.as_secs_f64());
-        let fault = seen.fault.as_ref().map(|fault| fault as &dyn std::fmt::Display);
+        let fault = seen.fault.map(|fault| match fault {
+            Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+                "it is not the pinned one".to_owned()
+            }
+            fault => fault.to_string(),
+        });
         let Arguments { expiry_warning, expiry_critical, .. } = *self.arguments;
         let limits = Expiry { warning: expiry_warning, critical: expiry_critical };
         let now = SystemTime::now();
-        Ok(judge::certificates(&seen.certificates, fault, seen.is_pinned, limits, now))
+        Ok(judge::certificates(&seen.certificates, fault.as_deref(), seen.is_pinned, limits, now))
     }
 
     async fn delay(&self, pair: Pair<'_>, values: &mut Values) -> Result<Verdict, String> {

@@ -136,7 +136,7 @@ fn certificates_are_judged_by_the_days_they_have_left() {
 #[test]
 fn a_certificate_that_clients_refuse_is_critical() {
     let judged = |days, fault: &str| {
-        judge::certificates(&chain(days, false), Some(&fault), false, LIMITS, SystemTime::now())
+        judge::certificates(&chain(days, false), Some(fault), false, LIMITS, SystemTime::now())
     };
     let (status, text) = judged(90, "not valid for name");
     assert_eq!(
