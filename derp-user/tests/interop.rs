@@ -4,6 +4,7 @@
 //! Without Go 1.26 or the modules they are skipped.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -134,7 +135,7 @@ fn prober_finds_tls_stun_and_relaying_good() {
     let output = Command::new(prober)
         .args(["-once", "-spread=false", "-bw-interval=15s", "-derp-map"])
         .arg(format!("file://{map}"))
-        .env("SSL_CERT_FILE", certificate)
+        .env("SSL_CERT_FILE", &certificate)
         .output()
         .expect("the prober was just built");
     let report = String::from_utf8_lossy(&output.stderr);
@@ -146,6 +147,21 @@ fn prober_finds_tls_stun_and_relaying_good() {
             .any(|line| line.contains("good: ") && line.contains(&format!("derp/test/{class}")));
         assert!(good, "{class} is not among the good ones");
     }
+
+    // Ours finds the same good, under the same names.
+    let output = Command::new(env!("CARGO_BIN_EXE_derpd"))
+        .args(["probe", "--bandwidth-size=1000000", "--derp-map", &map, "--ca"])
+        .arg(certificate)
+        .output()
+        .expect("derpd runs");
+    let ours = String::from_utf8_lossy(&output.stdout);
+    println!("{ours}");
+    let names = |report: &str, before: &str| -> BTreeSet<String> {
+        let named = report.lines().filter_map(|line| line.split_once(before)?.1.split_once(": "));
+        let names = named.map(|(name, _)| name.trim().to_owned());
+        names.filter(|name| name.starts_with("derp/") && !name.ends_with("/http")).collect()
+    };
+    assert_eq!(names(&ours, "OK "), names(&report, "good: "));
 }
 
 /// Runs one test of the Go module against a relay of its own.

@@ -274,6 +274,11 @@ fn maps_that_cannot_be_used_are_status_3_with_their_place() {
         assert!(run.error.contains("has no region \"nyc\"; it has fra (1)"), "{run:?}");
         let run = derpd(&[tool, "--derp-map", &missing]);
         assert!(run.status == 3 && run.error.contains("none.json: No such file"), "{run:?}");
+        let run = derpd(&[tool, "--derp-map", &map, "--ca", &missing]);
+        assert!(
+            run.status == 3 && run.error.contains("cannot read") && run.error.contains("none.json"),
+            "{run:?}"
+        );
         let run = derpd(&[tool, "--nonsense"]);
         assert!(run.status == 3 && run.error.starts_with(&format!("derpd {tool}: ")), "{run:?}");
         let run = derpd(&[tool, "--help"]);
@@ -447,7 +452,7 @@ fn an_expired_certificate_and_another_name_are_critical() {
         "Name": "900a", "HostName": "localhost", "IPv4": "127.0.0.1", "IPv6": "none",
         "DERPPort": server.tls_address().port(), "STUNPort": server.stun_address().port(),
     });
-    let map = write_map(directory.path(), &[node.clone()]);
+    let map = write_map(directory.path(), std::slice::from_ref(&node));
     let run = derpd(&["probe", "--derp-map", &map, "--ca", &authority]);
     assert_eq!(run.status, 2, "{run:?}");
     let line = run.probe("derp/test/900a/tls");

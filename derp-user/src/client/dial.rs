@@ -20,7 +20,7 @@ use super::{
     race::race,
     random,
     session::{Line, READ_CHUNK},
-    trust::{Witness, tls_config},
+    trust::{Judge, UsualJudge},
     wire::Wire,
 };
 use crate::proto::{
@@ -58,11 +58,9 @@ pub struct Connector {
 #[derive(Clone)]
 struct Tls {
     config: Arc<ClientConfig>,
-    /// Asked for, and expected in the certificate unless `config` expects another one.
+    /// Asked for, and expected in the certificate unless the judge expects another one.
     name: ServerName<'static>,
-    trust: Trust,
-    /// Expected in the certificate.
-    certificate_name: Option<ServerName<'static>>,
+    judge: Judge,
 }
 
 /// Where the host is.
@@ -80,17 +78,12 @@ impl Connector {
     ///
     /// If root certificates cannot be had, or the host cannot be the name of a server.
     pub fn new(target: Target, trust: &Trust) -> Result<Self, ClientError> {
-        let tls = if target.tls {
-            Some(Tls {
-                config: Arc::new(trust.tls_config()?),
-                name: server_name(&target.host)?,
-                trust: trust.clone(),
-                certificate_name: None,
-            })
-        } else {
-            None
-        };
-        Ok(Self {
+        let tls = if target.tls { Some(Tls::new(&target.host, trust.judge()?)?) } else { None };
+        Ok(Self::with_tls(target, tls))
+    }
+
+    fn with_tls(target: Target, tls: Option<Tls>) -> Self {
+        Self {
             target,
             tls,
             addresses: Addresses { known: Vec::new(), look_up_ipv4: true, look_up_ipv6: true },
@@ -98,7 +91,7 @@ impl Connector {
             proxy: None,
             ideal_node: None,
             fast_start: true,
-        })
+        }
     }
 
     /// A connector to a relay of a DERP map. What its certificate must be is as the map says, and as
@@ -108,21 +101,20 @@ impl Connector {
     ///
     /// As [`Connector::new`], and if its name or pin cannot be one.
     pub fn to_node(node: &Node, trust: &Trust) -> Result<Self, ClientError> {
-        let pin = node.pin()?;
-        let trust = match pin {
-            _ if node.insecure_for_tests => Trust::Anything,
-            Some(pin) => Trust::Pinned(pin),
-            None => trust.clone(),
+        Self::to_node_of(node, &UsualJudge::new(trust))
+    }
+
+    /// The same for one of several relays.
+    pub(crate) fn to_node_of(node: &Node, usual: &UsualJudge<'_>) -> Result<Self, ClientError> {
+        let judge = match node.pin()? {
+            _ if node.insecure_for_tests => Trust::Anything.judge()?,
+            Some(pin) => Trust::Pinned(pin).judge()?,
+            None if node.cert_name.is_empty() => usual.get()?,
+            None => usual.get()?.by_name(server_name(&node.cert_name)?),
         };
         let target = Target { tls: true, host: node.host_name.clone(), port: node.derp_port() };
-        let mut connector = Self::new(target, &trust)?;
-        if pin.is_none() && !node.cert_name.is_empty() && !node.insecure_for_tests {
-            let name = server_name(&node.cert_name)?;
-            if let Some(tls) = &mut connector.tls {
-                tls.config = Arc::new(trust.tls_config_for(name.clone())?);
-                tls.certificate_name = Some(name);
-            }
-        }
+        let tls = Tls::new(&target.host, judge)?;
+        let mut connector = Self::with_tls(target, Some(tls));
         let families = [node.ipv6(), node.ipv4()];
         let [look_up_ipv6, look_up_ipv4] = families.map(|it| it == NodeAddress::OfName);
         let known = families.into_iter().filter_map(|it| match it {
@@ -236,17 +228,15 @@ impl Connector {
     /// is the caller's business.
     pub(crate) async fn inspect(&self) -> Result<Inspection, ClientError> {
         let Some(tls) = &self.tls else { return Err(not_tls(&self.target)) };
-        let judge = tls.trust.verifier(tls.certificate_name.clone())?;
-        let witness = Arc::new(Witness::new(judge));
-        let config = tls_config(Arc::<Witness>::clone(&witness));
-        let connector =
-            Self { tls: Some(Tls { config: Arc::new(config), ..tls.clone() }), ..self.clone() };
+        let (config, witness) = tls.judge.overruled();
+        let tls = Tls { config: Arc::new(config), ..tls.clone() };
+        let is_pinned = tls.judge.is_pinned;
         let begun = Instant::now();
-        let line = connector.open_line().await?;
+        let line = Self { tls: Some(tls), ..self.clone() }.open_line().await?;
         Ok(Inspection {
             certificates: line.certificates(),
             fault: witness.verdict(),
-            is_pinned: matches!(tls.trust, Trust::Pinned(_) | Trust::PinnedAny(_)),
+            is_pinned,
             took: begun.elapsed(),
         })
     }
@@ -333,6 +323,13 @@ impl Connector {
 
     fn host(&self) -> String {
         self.target.authority()
+    }
+}
+
+impl Tls {
+    /// Asks for `host`, whose certificate `judge` looks at.
+    fn new(host: &str, judge: Judge) -> Result<Self, ClientError> {
+        Ok(Self { config: Arc::new(judge.tls_config()), name: server_name(host)?, judge })
     }
 }
 

@@ -100,6 +100,7 @@ pub use region::RegionConnector;
 pub use session::{Client, Receiver, SILENCE_TIMEOUT, Sender};
 pub use standing::{Dialer, Event, StandingReceiver, StandingSender, standing};
 pub use target::Target;
+pub(crate) use trust::UsualJudge;
 pub use trust::{Pin, Trust};
 
 use crate::proto::keys::{KEY_LENGTH, NodePrivate};

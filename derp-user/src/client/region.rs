@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{CONNECT_TIMEOUT, Client, ClientError, Connector, Proxies, Trust, map::Region};
+use super::{
+    CONNECT_TIMEOUT, Client, ClientError, Connector, Proxies, Trust, UsualJudge, map::Region,
+};
 use crate::proto::{keys::NodePrivate, login::ClientInfo};
 
 /// Connects to one region of a DERP map, as often as wanted: to its first relay, or to the first one behind
@@ -25,9 +27,10 @@ impl RegionConnector {
     /// cannot be had.
     pub fn new(region: &Region, trust: &Trust) -> Result<Self, ClientError> {
         let ideal = region.nodes.first().map(|node| node.name.as_str()).unwrap_or_default();
+        let usual = UsualJudge::new(trust);
         let relays = region.nodes.iter().enumerate().filter(|(_, node)| !node.stun_only);
         let nodes = relays.map(|(at, node)| {
-            let connector = Connector::to_node(node, trust)?;
+            let connector = Connector::to_node_of(node, &usual)?;
             Ok(if at == 0 { connector } else { connector.with_ideal_node(ideal) })
         });
         let nodes = nodes.collect::<Result<Arc<[_]>, ClientError>>()?;

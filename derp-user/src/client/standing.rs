@@ -25,14 +25,14 @@ use crate::proto::{
 #[derive(Clone)]
 pub enum Dialer {
     /// One relay.
-    Relay(Connector),
+    Relay(Box<Connector>),
     /// Whichever relay of a region is there.
     Region(RegionConnector),
 }
 
 impl From<Connector> for Dialer {
     fn from(connector: Connector) -> Self {
-        Self::Relay(connector)
+        Self::Relay(Box::new(connector))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which certificates a client accepts.
 
 use std::{
+    cell::OnceCell,
     fmt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -73,24 +74,13 @@ impl Trust {
     /// The TLS settings of a client. As Tailscale's clients, it offers no ALPN; it never resumes a
     /// session, so that each connection costs the relay the same.
     pub(crate) fn tls_config(&self) -> Result<ClientConfig, ClientError> {
-        Ok(tls_config(self.verifier(None)?))
+        Ok(self.judge()?.tls_config())
     }
 
-    /// The same, for a server whose certificate has another name than it is asked for.
-    pub(super) fn tls_config_for(
-        &self,
-        name: ServerName<'static>,
-    ) -> Result<ClientConfig, ClientError> {
-        Ok(tls_config(self.verifier(Some(name))?))
-    }
-
-    /// What judges certificates; with `name`, by this one instead of the name that was asked for.
-    pub(super) fn verifier(
-        &self,
-        name: Option<ServerName<'static>>,
-    ) -> Result<Arc<dyn ServerCertVerifier>, ClientError> {
+    /// What judges certificates so.
+    pub(super) fn judge(&self) -> Result<Judge, ClientError> {
         let accept_any = AcceptAny(provider());
-        let judge: Arc<dyn ServerCertVerifier> = match self {
+        let verifier: Arc<dyn ServerCertVerifier> = match self {
             Self::System => by_authorities(system_roots()?)?,
             Self::Roots(path) => by_authorities(roots_in(path)?)?,
             Self::Pinned(pin) => Arc::new(Pinned { pins: vec![*pin], signatures: accept_any }),
@@ -99,10 +89,68 @@ impl Trust {
             }
             Self::Anything => Arc::new(accept_any),
         };
-        Ok(match name {
-            Some(name) => Arc::new(Renamed { judge, name }),
-            None => judge,
-        })
+        let is_pinned = matches!(self, Self::Pinned(_) | Self::PinnedAny(_));
+        Ok(Judge { verifier, is_pinned })
+    }
+}
+
+/// Judges certificates, for any number of relays.
+#[derive(Clone, Debug)]
+pub(super) struct Judge {
+    verifier: Arc<dyn ServerCertVerifier>,
+    /// Whether it knows the certificate itself.
+    pub(super) is_pinned: bool,
+}
+
+impl Judge {
+    /// Judges by this name instead of the one that was asked for.
+    pub(super) fn by_name(self, name: ServerName<'static>) -> Self {
+        let verifier = Arc::new(Renamed { judge: self.verifier, name });
+        Self { verifier, ..self }
+    }
+
+    pub(super) fn tls_config(&self) -> ClientConfig {
+        tls_config(Arc::clone(&self.verifier))
+    }
+
+    /// Settings with which a handshake goes on whatever is shown, and who knows what the judge says of it.
+    pub(super) fn overruled(&self) -> (ClientConfig, Arc<Witness>) {
+        let judge = Arc::clone(&self.verifier);
+        let witness = Arc::new(Witness { judge, verdict: Mutex::default() });
+        (tls_config(Arc::<Witness>::clone(&witness)), witness)
+    }
+}
+
+/// The judge of those relays of a map for which it names no certificate. There may be none, so it is made for
+/// the first of them; it takes a while to read a system's authorities.
+pub(crate) struct UsualJudge<'a> {
+    trust: &'a Trust,
+    made: OnceCell<Judge>,
+}
+
+impl<'a> UsualJudge<'a> {
+    pub(crate) fn new(trust: &'a Trust) -> Self {
+        Self { trust, made: OnceCell::new() }
+    }
+
+    pub(super) fn get(&self) -> Result<Judge, ClientError> {
+        if let Some(judge) = self.made.get() {
+            return Ok(judge.clone());
+        }
+        let judge = self.trust.judge()?;
+        Ok(self.made.get_or_init(|| judge).clone())
+    }
+
+    /// Finds out whether the authorities can be read that an operator has named.
+    ///
+    /// # Errors
+    ///
+    /// If not.
+    pub(crate) fn check_roots(&self) -> Result<(), ClientError> {
+        match self.trust {
+            Trust::Roots(_) => self.get().map(drop),
+            Trust::System | Trust::Pinned(_) | Trust::PinnedAny(_) | Trust::Anything => Ok(()),
+        }
     }
 }
 
@@ -119,7 +167,7 @@ fn by_authorities(roots: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, C
     Ok(verifier)
 }
 
-pub(super) fn tls_config(verifier: Arc<dyn ServerCertVerifier>) -> ClientConfig {
+fn tls_config(verifier: Arc<dyn ServerCertVerifier>) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("the provider has the default versions")
@@ -229,10 +277,6 @@ pub(super) struct Witness {
 }
 
 impl Witness {
-    pub(super) fn new(judge: Arc<dyn ServerCertVerifier>) -> Self {
-        Self { judge, verdict: Mutex::default() }
-    }
-
     /// What is wrong with the certificate.
     pub(super) fn verdict(&self) -> Option<Error> {
         self.verdict.lock().clone()

@@ -28,7 +28,7 @@ pub(super) async fn stun_addresses(node: &Node) -> Result<Vec<SocketAddr>, Clien
     let pairs = families.into_iter().zip([SocketAddr::is_ipv4, SocketAddr::is_ipv6]);
     let addresses = pairs.filter_map(|(address, is_family)| match address {
         NodeAddress::Fixed(ip) => Some(SocketAddr::new(ip, port)),
-        NodeAddress::OfName => found.iter().copied().find(|it| is_family(it)),
+        NodeAddress::OfName => found.iter().copied().find(is_family),
         NodeAddress::None => None,
     });
     Ok(addresses.collect())

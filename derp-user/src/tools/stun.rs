@@ -114,12 +114,18 @@ impl fmt::Display for Silence {
 
 impl From<io::Error> for Silence {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused => Self::Closed,
-            io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::AddrNotAvailable => Self::NoRoute,
-            _ => Self::Io(error),
+        const NO_ROUTE: [io::ErrorKind; 3] = [
+            io::ErrorKind::NetworkUnreachable,
+            io::ErrorKind::HostUnreachable,
+            io::ErrorKind::AddrNotAvailable,
+        ];
+        let kind = error.kind();
+        if kind == io::ErrorKind::ConnectionRefused {
+            Self::Closed
+        } else if NO_ROUTE.contains(&kind) {
+            Self::NoRoute
+        } else {
+            Self::Io(error)
         }
     }
 }

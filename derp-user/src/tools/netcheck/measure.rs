@@ -7,7 +7,7 @@ use tokio::{net::UdpSocket, time::timeout};
 use super::report::{Family, Measured, Report, Way};
 use crate::{
     client::{
-        CONNECT_TIMEOUT, ClientError, Connector, Trust,
+        CONNECT_TIMEOUT, ClientError, Connector, UsualJudge,
         map::{DerpMap, Node, Region},
     },
     tools::{addresses::stun_addresses, in_lanes, stun},
@@ -21,7 +21,7 @@ const PER_REGION: usize = 4;
 pub(in crate::tools) const LATENCY_CHECK: &str = "/derp/latency-check";
 
 /// Asks every region of the map.
-pub(super) async fn measure(map: &DerpMap, trust: &Trust) -> Report {
+pub(super) async fn measure(map: &DerpMap, usual: &UsualJudge<'_>) -> Report {
     let nodes: Vec<_> = map
         .regions
         .values()
@@ -43,7 +43,7 @@ pub(super) async fn measure(map: &DerpMap, trust: &Trust) -> Report {
     let (ipv4, ipv6, https) = tokio::join!(
         survey(Family::Ipv4, &servers),
         survey(Family::Ipv6, &servers),
-        in_lanes(CONCURRENCY, regions.len(), async |at| ask_https(regions[at], trust).await),
+        in_lanes(CONCURRENCY, regions.len(), async |at| ask_https(regions[at], usual).await),
     );
     let mut measured = Vec::new();
     for (family, surveyed) in [(Family::Ipv4, ipv4), (Family::Ipv6, ipv6)] {
@@ -81,11 +81,11 @@ async fn survey(family: Family, servers: &[(u32, SocketAddr)]) -> std::io::Resul
 }
 
 /// Asks the first relay of a region that answers.
-async fn ask_https(region: &Region, trust: &Trust) -> Result<Option<Measured>, String> {
+async fn ask_https(region: &Region, usual: &UsualJudge<'_>) -> Result<Option<Measured>, String> {
     let relays = region.nodes.iter().take(PER_REGION).filter(|node| !node.stun_only);
     let mut fault = None;
     for node in relays {
-        match get(node, trust).await {
+        match get(node, usual).await {
             Ok((200, latency)) => {
                 return Ok(Some(Measured { region: region.id, way: Way::Https(latency) }));
             }
@@ -99,8 +99,11 @@ async fn ask_https(region: &Region, trust: &Trust) -> Result<Option<Measured>, S
     fault.map_or(Ok(None), Err)
 }
 
-async fn get(node: &Node, trust: &Trust) -> Result<(u16, std::time::Duration), ClientError> {
-    let connector = Connector::to_node(node, trust)?;
+async fn get(
+    node: &Node,
+    usual: &UsualJudge<'_>,
+) -> Result<(u16, std::time::Duration), ClientError> {
+    let connector = Connector::to_node_of(node, usual)?;
     let host = connector.target().authority();
     timeout(CONNECT_TIMEOUT, connector.get(LATENCY_CHECK))
         .await

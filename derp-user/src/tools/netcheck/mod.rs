@@ -12,6 +12,7 @@ use clap::Parser;
 pub(super) use self::measure::LATENCY_CHECK;
 pub use self::report::{RegionReport, Report};
 use super::{Invocation, MonitorError, parse_arguments, relays::Relays, runtime};
+use crate::client::UsualJudge;
 
 /// Shows how this machine's network reaches the relays of a DERP map: whether UDP gets through, by which
 /// addresses relays see it, how far away each region is, by STUN and by HTTPS, and which is the nearest.
@@ -61,7 +62,10 @@ pub fn run(arguments: &Arguments) -> Result<Report, MonitorError> {
     let runtime = runtime()?;
     let report = runtime.block_on(async {
         let map = arguments.relays.load().await?;
-        Ok(measure::measure(&map, &arguments.relays.trust()).await)
+        let trust = arguments.relays.trust();
+        let usual = UsualJudge::new(&trust);
+        usual.check_roots()?;
+        Ok(measure::measure(&map, &usual).await)
     });
     // A resolver that hangs does not hold up the end.
     runtime.shutdown_background();

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     client::{
-        Connector, Trust,
+        Connector, UsualJudge,
         map::{DerpMap, Node},
     },
     proto::{keys::MeshKey, login::ClientInfo},
@@ -40,9 +40,10 @@ pub(super) async fn probe(
     map_fault: Option<String>,
 ) -> Result<Report, MonitorError> {
     let time = SystemTime::now();
-    let prober = Prober { arguments, mesh_key, trust: arguments.relays.trust() };
+    let trust = arguments.relays.trust();
+    let prober = Prober { arguments, mesh_key, usual: UsualJudge::new(&trust) };
     // What is wrong with the operator's own file is no fault of a relay.
-    prober.trust.tls_config()?;
+    prober.usual.check_roots()?;
     let lanes = usize::from(arguments.concurrency);
     let nodes: Vec<_> = map.regions.values().flat_map(|region| &region.nodes).collect();
     let stun = in_lanes(lanes, nodes.len(), async |at| {
@@ -69,7 +70,7 @@ pub(super) async fn probe(
 struct Prober<'a> {
     arguments: &'a Arguments,
     mesh_key: Option<&'a MeshKey>,
-    trust: Trust,
+    usual: UsualJudge<'a>,
 }
 
 impl Prober<'_> {
@@ -136,11 +137,13 @@ impl Prober<'_> {
         let connector = self.connector(node)?;
         let seen = self.limited(connector.inspect()).await?;
         values.insert("handshake_seconds", seen.took.as_secs_f64());
-        let fault = seen.fault.map(|fault| match fault {
-            Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
+        let other_pin = Error::from(CertificateError::ApplicationVerificationFailure);
+        let fault = seen.fault.map(|fault| {
+            if fault == other_pin {
                 "it is not the pinned one".to_owned()
+            } else {
+                fault.to_string()
             }
-            fault => fault.to_string(),
         });
         let Arguments { expiry_warning, expiry_critical, .. } = *self.arguments;
         let limits = Expiry { warning: expiry_warning, critical: expiry_critical };
@@ -164,7 +167,7 @@ impl Prober<'_> {
     }
 
     fn connector(&self, node: &Node) -> Result<Connector, String> {
-        Connector::to_node(node, &self.trust).map_err(|error| error.to_string())
+        Connector::to_node_of(node, &self.usual).map_err(|error| error.to_string())
     }
 
     /// Connects clients to both relays; as derpprobe, they say that they are probers only if they send little.
