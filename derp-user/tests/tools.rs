@@ -407,8 +407,8 @@ fn a_missing_mesh_link_is_named_by_its_pair() {
     let line = run.probe("derp/test/900b/900a/mesh");
     assert_eq!(
         line,
-        "CRITICAL derp/test/900b/900a/mesh: no packet got from 900b to 900a within 3s: the mesh link between \
-         them is missing"
+        "CRITICAL derp/test/900b/900a/mesh: no packet got from 900b to 900a within 3s: 900b has no mesh link \
+         to 900a (-mesh-with)"
     );
     assert!(
         run.output.starts_with("DERP CRITICAL: 1 of 10 probes: derp/test/900b/900a/mesh\n"),
@@ -501,6 +501,23 @@ fn certificates_near_their_end_are_warned_about() {
     assert_eq!(run.status, 1, "{run:?}");
     assert!(run.probe("derp/test/900a/tls").starts_with("WARNING "), "{run:?}");
     assert!(run.output.starts_with("DERP WARNING: 1 of 4 probes: derp/test/900a/tls\n"), "{run:?}");
+}
+
+/// The probe keeps to the rate as every client does, and says so rather than to call it a fault of the network.
+#[test]
+fn a_rate_limit_is_told_from_loss() {
+    let directory = Arc::new(TempDir::new().expect("a temporary directory"));
+    let limit = r#"{"PerClientRateLimitBytesPerSec": 1000, "PerClientRateBurstBytes": 100000, "AnnounceToClients": true}"#;
+    let flag = format!("-rate-config={}", write_file(directory.path(), "rate.json", limit));
+    let server = Server::start_in(Arc::clone(&directory), &[&flag]);
+    let map = write_map(directory.path(), &[node("900a", &server)]);
+    let run = derpd(&["probe", "--derp-map", &map, "--bandwidth-size=1000000"]);
+    let line = run.probe("derp/test/900a/900a/bw");
+    assert!(
+        line.ends_with("of 1000000 bytes arrived: the relay asks its clients to send no more"),
+        "{line}"
+    );
+    assert_eq!(run.status, 2);
 }
 
 #[test]

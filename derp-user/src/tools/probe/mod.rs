@@ -1,7 +1,7 @@
 //! `derpd probe`: whether the relays of a DERP map do all that clients need.
 //!
 //! The probes, and their names, are those of Tailscale's derpprobe, and one of ours, `http`. What each has
-//! found is judged without I/O, in [`judge`].
+//! found is judged without I/O, in `judge`.
 
 mod judge;
 mod plan;

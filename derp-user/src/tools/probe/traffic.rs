@@ -21,6 +21,8 @@ use crate::{
 const PRESENCE: Duration = Duration::from_millis(100);
 /// How long until a packet that has not arrived is sent again, while it is found out whether any does.
 const RESEND: Duration = Duration::from_millis(250);
+/// How long a first packet is given at least.
+const LEAST: Duration = Duration::from_secs(1);
 /// How long packets of a flow may be under way before they count as lost.
 const STRAGGLERS: Duration = Duration::from_secs(2);
 /// A transfer in which nothing arrives for this long has lost packets.
@@ -99,6 +101,8 @@ impl Dialled<'_> {
         if !self.pair.is_single() {
             sleep(PRESENCE).await;
         }
+        // However long it took to connect, a packet gets its time.
+        let deadline = deadline.max(Instant::now() + LEAST);
         let arrived = timeout_at(deadline, traffic.first_packet()).await;
         match arrived {
             Ok(Ok(latency)) => traffic.latency = latency,
@@ -107,9 +111,10 @@ impl Dialled<'_> {
                 return Err(format!("{} relays no packet between its own clients", from.name));
             }
             Err(_) => {
+                let (from, to) = (&from.name, &to.name);
                 return Err(format!(
-                    "no packet got from {} to {} within {limit:?}: the mesh link between them is missing",
-                    from.name, to.name
+                    "no packet got from {from} to {to} within {limit:?}: {from} has no mesh link to {to} \
+                     (-mesh-with)"
                 ));
             }
         }
@@ -192,6 +197,10 @@ impl Traffic {
         };
         match whole {
             Ok(true) => Ok(begun.elapsed()),
+            Ok(false) if sender.held_back() > 0 => Err(format!(
+                "{} of {size} bytes arrived: the relay asks its clients to send no more",
+                arrived.get()
+            )),
             Ok(false) => Err(format!("stalled: {} of {size} bytes arrived", arrived.get())),
             Err(error) => Err(error.to_string()),
         }
@@ -209,13 +218,11 @@ impl Traffic {
         let sent = RefCell::new(Vec::new());
         let delays = RefCell::new(Delays::default());
         let total = (f64::from(per_second) * lasts.as_secs_f64()).round().max(1.0) as u64;
+        let apart = Duration::from_secs(1) / per_second.max(1);
         let begun = Instant::now();
         let sending = async {
             for number in 0..total {
-                sleep_until(
-                    begun + Duration::from_secs(1).mul_f64(number as f64 / f64::from(per_second)),
-                )
-                .await;
+                sleep_until(begun + apart.mul_f64(number as f64)).await;
                 sent.borrow_mut().push(Instant::now());
                 sender.send(destination, &numbered(FIRST + number, SMALL)).await?;
             }
