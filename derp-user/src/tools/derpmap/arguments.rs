@@ -68,7 +68,7 @@ pub struct Own {
 const EXAMPLES: &str = "\
 Examples:
   derpd derpmap -a :8443 -certmode manual -hostname 192.0.2.1
-  derpd derpmap --format headscale --region-id 901 -certmode manual -hostname relay.example.com > derp.yaml";
+  derpd derpmap --format headscale -certmode manual -hostname relay.example.com > derp.yaml";
 
 /// What a command line says.
 #[derive(Clone, Debug)]
