@@ -141,15 +141,16 @@ impl<'a> UsualJudge<'a> {
         Ok(self.made.get_or_init(|| judge).clone())
     }
 
-    /// Finds out whether the authorities can be read that an operator has named.
+    /// Reads the authorities now, and not while something is measured.
     ///
     /// # Errors
     ///
-    /// If not.
-    pub(crate) fn check_roots(&self) -> Result<(), ClientError> {
-        match self.trust {
-            Trust::Roots(_) => self.get().map(drop),
-            Trust::System | Trust::Pinned(_) | Trust::PinnedAny(_) | Trust::Anything => Ok(()),
+    /// If those cannot be read that an operator has named. Whether the system's can matters only to relays that
+    /// need them.
+    pub(crate) fn prepare(&self) -> Result<(), ClientError> {
+        match (self.get(), self.trust) {
+            (Err(error), Trust::Roots(_)) => Err(error),
+            (Ok(_) | Err(_), _) => Ok(()),
         }
     }
 }

@@ -209,6 +209,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::stun::StunServer;
 
     #[test]
     fn requests_are_what_the_server_takes() {
@@ -240,6 +241,32 @@ mod tests {
         for end in 0..message.len() {
             assert_eq!(answer(&message[..end]), None, "{end}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_is_asked_over_both_families() {
+        let server = StunServer::bind(None, 0).unwrap();
+        let port = server.local_addresses()[0].port();
+        tokio::spawn(server.run());
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            let address = SocketAddr::new(ip, port);
+            let seen = ask(address).await.unwrap();
+            assert_eq!(seen.address.ip(), ip);
+            assert!(seen.latency < PATIENCE[0]);
+
+            let socket = UdpSocket::bind((ip, 0)).await.unwrap();
+            let found = survey(&socket, &[address, address]).await.unwrap();
+            let own = socket.local_addr().unwrap();
+            let addresses: Vec<_> = found.iter().map(|seen| seen.unwrap().address).collect();
+            assert_eq!(addresses, [own, own], "whatever its answers are to");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_told_from_silence() {
+        let closed = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap();
+        let silence = ask(closed).await.unwrap_err();
+        assert!(matches!(silence, Silence::Closed), "{silence}");
     }
 
     proptest! {

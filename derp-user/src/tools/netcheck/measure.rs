@@ -13,8 +13,10 @@ use crate::{
     tools::{addresses::stun_addresses, in_lanes, stun},
 };
 
-/// Relays that are asked at any time over HTTPS, and names that are looked up.
-const CONCURRENCY: usize = 16;
+/// Names that are looked up at any time.
+const LOOK_UPS: usize = 16;
+/// Relays that are asked over HTTPS at any time.
+const HANDSHAKES: usize = 4;
 /// Relays of one region that are asked; its nearest is among the first in the map.
 const PER_REGION: usize = 4;
 /// What is asked for.
@@ -27,7 +29,7 @@ pub(super) async fn measure(map: &DerpMap, usual: &UsualJudge<'_>) -> Report {
         .values()
         .flat_map(|region| region.nodes.iter().take(PER_REGION).map(move |node| (region, node)))
         .collect();
-    let found = in_lanes(CONCURRENCY, nodes.len(), async |at| {
+    let found = in_lanes(LOOK_UPS, nodes.len(), async |at| {
         let (region, node) = nodes[at];
         (region.id, stun_addresses(node).await)
     });
@@ -40,11 +42,9 @@ pub(super) async fn measure(map: &DerpMap, usual: &UsualJudge<'_>) -> Report {
         }
     }
     let regions: Vec<_> = map.regions.values().collect();
-    let (ipv4, ipv6, https) = tokio::join!(
-        survey(Family::Ipv4, &servers),
-        survey(Family::Ipv6, &servers),
-        in_lanes(CONCURRENCY, regions.len(), async |at| ask_https(regions[at], usual).await),
-    );
+    let (ipv4, ipv6) = tokio::join!(survey(Family::Ipv4, &servers), survey(Family::Ipv6, &servers));
+    // Not at the same time: handshakes take the processor, and answers would seem to be late.
+    let https = in_lanes(HANDSHAKES, regions.len(), async |at| ask_https(regions[at], usual).await);
     let mut measured = Vec::new();
     for (family, surveyed) in [(Family::Ipv4, ipv4), (Family::Ipv6, ipv6)] {
         match surveyed {
@@ -52,7 +52,7 @@ pub(super) async fn measure(map: &DerpMap, usual: &UsualJudge<'_>) -> Report {
             Err(error) => problems.push(format!("no UDP over {family:?}: {error}")),
         }
     }
-    for answer in https {
+    for answer in https.await {
         match answer {
             Ok(Some(answer)) => measured.push(answer),
             Ok(None) => {}

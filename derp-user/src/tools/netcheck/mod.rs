@@ -64,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<Report, MonitorError> {
         let map = arguments.relays.load().await?;
         let trust = arguments.relays.trust();
         let usual = UsualJudge::new(&trust);
-        usual.check_roots()?;
+        usual.prepare()?;
         Ok(measure::measure(&map, &usual).await)
     });
     // A resolver that hangs does not hold up the end.

@@ -43,7 +43,7 @@ pub(super) async fn probe(
     let trust = arguments.relays.trust();
     let prober = Prober { arguments, mesh_key, usual: UsualJudge::new(&trust) };
     // What is wrong with the operator's own file is no fault of a relay.
-    prober.usual.check_roots()?;
+    prober.usual.prepare()?;
     let lanes = usize::from(arguments.concurrency);
     let nodes: Vec<_> = map.regions.values().flat_map(|region| &region.nodes).collect();
     let stun = in_lanes(lanes, nodes.len(), async |at| {
