@@ -89,8 +89,37 @@ fn websocket_client_and_a_plain_one() {
     go_test("TestWebSocketClient");
 }
 
+/// `derpd derpmap` writes what Tailscale's and Headscale's own code reads.
+#[test]
+fn region_client_by_the_maps_that_derpd_prints() {
+    go_test_with("TestPrintedMaps", |server| {
+        ["tailscale", "headscale", "json"]
+            .map(|format| {
+                let certificates = server.directory().path().join("certs");
+                let output = Command::new(env!("CARGO_BIN_EXE_derpd"))
+                    .args(["derpmap", "-certmode=manual", "--region-name=\u{a7} \"test\": #1"])
+                    .arg(format!("--format={format}"))
+                    .arg(format!("-a={}", server.tls_address()))
+                    .arg(format!("-stun-port={}", server.stun_address().port()))
+                    .arg(format!("-hostname={}", server.ip()))
+                    .arg(format!("-certdir={}", certificates.display()))
+                    .output()
+                    .expect("derpd runs");
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                let map = String::from_utf8(output.stdout).expect("text");
+                (format!("RELAY_MAP_{}", format.to_uppercase()), map)
+            })
+            .into()
+    });
+}
+
 /// Runs one test of the Go module against a relay of its own.
 fn go_test(name: &str) {
+    go_test_with(name, |_| Vec::new());
+}
+
+/// The same, with further variables in its environment.
+fn go_test_with(name: &str, variables: impl Fn(&Server) -> Vec<(String, String)>) {
     let build = ["test", "-c", "-tags=ts_debug_websockets"];
     let tests = match go_binary(&TESTS, "relay.test", &build, ".") {
         Ok(tests) => tests,
@@ -104,6 +133,7 @@ fn go_test(name: &str) {
         .env("RELAY_STUN", server.stun_address().to_string())
         .env("RELAY_CERTIFICATE", server.certificate_file())
         .env("SSL_CERT_FILE", server.certificate_file())
+        .envs(variables(&server))
         .output()
         .expect("the test program was just built");
     let report = String::from_utf8_lossy(&output.stdout);

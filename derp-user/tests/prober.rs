@@ -63,8 +63,8 @@ fn derp_map(directory: &Path, places: &[Place]) -> String {
     format!("-derp-map=file://{}", write_file(directory, "map.json", &map.to_string()))
 }
 
-/// Probes everything once and checks that these classes are good, and nothing is bad.
-fn probe_once(prober: &Path, site: &Site, map: &str, classes: &[&str]) {
+/// Probes everything once and checks that these classes are good, and nothing is bad. Returns the report.
+fn probe_once(prober: &Path, site: &Site, map: &str, classes: &[&str]) -> String {
     let output = Command::new(prober)
         .args(["-once", "-spread=false", "-bw-interval=15s", map])
         .env("SSL_CERT_FILE", site.directory.path().join(AUTHORITY_FILE))
@@ -79,6 +79,7 @@ fn probe_once(prober: &Path, site: &Site, map: &str, classes: &[&str]) {
             .any(|line| line.contains("good: ") && line.contains(&format!("derp/test/{class}")));
         assert!(good, "{class} is not among the good ones");
     }
+    report.into_owned()
 }
 
 #[test]
@@ -87,7 +88,24 @@ fn prober_finds_tls_stun_and_relaying_good() {
     let site = Site::prepare_at(&Authority::new(), free_place(), NAME);
     let _server = start(&site, &[]);
     let map = derp_map(site.directory.path(), &[site.place]);
-    probe_once(&prober, &site, &map, &["900a/tls", "900a/udp", "900a/900a/mesh", "900a/900a/bw"]);
+    let classes = ["900a/tls", "900a/udp", "900a/900a/mesh", "900a/900a/bw"];
+    let theirs = probe_once(&prober, &site, &map, &classes);
+
+    // Ours finds the same good, under the same names.
+    let map = map.rsplit("file://").next().expect("a path");
+    let output = Command::new(env!("CARGO_BIN_EXE_derpd"))
+        .args(["probe", "--bandwidth-size=1000000", "--derp-map", map, "--ca"])
+        .arg(site.directory.path().join(AUTHORITY_FILE))
+        .output()
+        .expect("derpd runs");
+    let ours = String::from_utf8_lossy(&output.stdout);
+    println!("{ours}");
+    let names = |report: &str, before: &str| -> BTreeSet<String> {
+        let named = report.lines().filter_map(|line| line.split_once(before)?.1.split_once(": "));
+        let names = named.map(|(name, _)| name.trim().to_owned());
+        names.filter(|name| name.starts_with("derp/") && !name.ends_with("/http")).collect()
+    };
+    assert_eq!(names(&ours, "OK "), names(&theirs, "good: "));
 }
 
 /// Every class, for every pair of the two servers, once and then all the time.

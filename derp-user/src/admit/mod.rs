@@ -20,7 +20,7 @@ mod question;
 mod tailscaled;
 mod verdict;
 mod watch;
-mod web;
+pub(crate) mod web;
 mod webhook;
 
 use std::{

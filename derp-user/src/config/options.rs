@@ -206,6 +206,9 @@ const OTHER: &str = "Other";
 const USAGE: &str = "derpd [flags]
        derpd check               shows what the kernel data plane needs, and what is attached
        derpd detach              removes what stays attached when derpd has ended
+       derpd derpmap [flags]     prints the DERP map of the relay with these flags, for Tailscale or Headscale
+       derpd netcheck --help     shows how this machine reaches the relays of a DERP map
+       derpd probe --help        checks the relays of a DERP map, for monitoring
        derpd bench --help        measures any DERP server by putting load on it
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only

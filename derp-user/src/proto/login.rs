@@ -145,7 +145,7 @@ impl LoggedIn {
 
 /// Whether a Diffie-Hellman with this key gives a secret that everybody knows: the points of small
 /// order on Curve25519 and its twist, in every encoding below 2^255 (RFC 7748 section 6.1).
-pub(super) fn is_degenerate(key: &[u8; KEY_LENGTH]) -> bool {
+pub(crate) fn is_degenerate(key: &[u8; KEY_LENGTH]) -> bool {
     const ORDER_8: [[u8; KEY_LENGTH]; 2] = [
         *b"\xe0\xeb\x7a\x7c\x3b\x41\xb8\xae\x16\x56\xe3\xfa\xf1\x9f\xc4\x6a\xda\x09\x8d\xeb\x9c\x32\xb1\xfd\x86\x62\x05\x16\x5f\x49\xb8\x00",
         *b"\x5f\x9c\x95\xbc\xa3\x50\x8c\x24\xb1\xd0\xb1\x55\x9c\x83\xef\x5b\x04\x44\x5c\xc4\x58\x1c\x8e\x86\xd8\x22\x4e\xdd\xd0\x9f\x11\x57",

@@ -182,6 +182,22 @@ pub(super) fn load(files: &FilePair, hostname: &str) -> Result<ServerCertificate
     ServerCertificate::from_pem(hostname, files, &chain_pem, &key_pem)
 }
 
+/// The certificate that is served for `hostname`, if its file in `directory` exists. Its key is not looked at.
+///
+/// # Errors
+///
+/// If the file cannot be read, or holds no certificate.
+pub fn shown_certificate(
+    directory: &Path,
+    hostname: &str,
+) -> Result<Option<CertificateDer<'static>>, TlsError> {
+    let path = FilePair::new(directory, hostname).certificate;
+    let Some(text) = read(&path)? else { return Ok(None) };
+    let certificate = CertificateDer::from_pem_slice(&text)
+        .map_err(|error| TlsError::CertificateFormat { path, reason: error.to_string() })?;
+    Ok(Some(certificate))
+}
+
 /// The contents of `path`, or `None` if it does not exist.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, TlsError> {
     match files::read_bounded(path) {

@@ -3,6 +3,7 @@
 use rustls::{
     Error, ProtocolVersion,
     client::{ClientConnectionData, UnbufferedClientConnection},
+    pki_types::CertificateDer,
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
 };
@@ -201,6 +202,18 @@ impl Unbuffered for UnbufferedServerConnection {
 
     fn version(&self) -> Option<ProtocolVersion> {
         self.protocol_version()
+    }
+}
+
+impl Session<UnbufferedClientConnection> {
+    /// The version that has been agreed on, if one has.
+    pub(crate) fn version(&self) -> Option<ProtocolVersion> {
+        self.rustls.protocol_version()
+    }
+
+    /// The server's certificates as far as it has shown them, its own first.
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.rustls.peer_certificates().unwrap_or_default()
     }
 }
 

@@ -1,13 +1,25 @@
 //! Tools for whoever runs a relay. Each is a subcommand of `derpd`.
 
+mod addresses;
 pub mod bench;
 pub mod check;
+pub mod derpmap;
 pub mod detach;
+mod monitor;
+pub mod netcheck;
+pub mod probe;
+mod relays;
+mod stun;
 
 use std::{ffi::OsString, io};
 
 use clap::{Parser, error::ErrorKind};
 
+use self::monitor::{in_lanes, runtime};
+pub use self::{
+    monitor::{MonitorError, Severity},
+    relays::{Relays, RelaysError},
+};
 use crate::dataplane::PinError;
 
 /// What a subcommand's command line asks for.

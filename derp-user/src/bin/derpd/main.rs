@@ -246,7 +246,8 @@ impl Gate {
     }
 }
 
-fn resolve(options: Options) -> Result<Config, ConfigError> {
+/// What the command line means on this machine.
+pub(crate) fn resolve(options: Options) -> Result<Config, ConfigError> {
     Config::resolve(
         options,
         &Environment {

@@ -5,7 +5,6 @@
 //! workers; it dials, listens to the peers, and sends what waits for a full socket. The workers write
 //! packets to a link as to any connection.
 
-mod backoff;
 mod board;
 mod link;
 mod peer;
@@ -36,7 +35,6 @@ use tokio::{
 
 pub(super) use self::board::{Board, ForwardTally};
 use self::{
-    backoff::Backoff,
     board::Notice,
     link::{End, Scratch},
 };
@@ -46,7 +44,7 @@ pub use self::{
 };
 use super::{Statistics, connection::Connection, hub::Hub, transport::Transport};
 use crate::{
-    client::{CONNECT_TIMEOUT, ClientError, Connector, Trust},
+    client::{Backoff, CONNECT_TIMEOUT, ClientError, Connector, Trust, random_fraction},
     metrics::{LinkState, WorkerCounters},
     proto::{
         client::write,
@@ -473,12 +471,4 @@ impl Complaints {
             self.last = Some((complaint.to_owned(), now));
         }
     }
-}
-
-/// A random number from 0 to 1, to spread waits with.
-fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness waits are merely not spread.
-    let _ = getrandom::fill(&mut bytes);
-    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }
