@@ -313,6 +313,26 @@ const REQUESTS: &[(&str, &str, &str)] = &[
         "DERP requires connection upgrade",
     ),
     (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: close",
+        "426 Upgrade Required",
+        "WebSocket needs HTTP/1.1 and \"Connection: Upgrade\"",
+    ),
+    (
+        "POST /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: Upgrade, close",
+        "405 Method Not Allowed",
+        "WebSocket needs the method GET",
+    ),
+    (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: Upgrade, close",
+        "400 Bad Request",
+        "only version 13 of WebSocket is supported",
+    ),
+    (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: Upgrade, close|Sec-WebSocket-Version: 13|Sec-WebSocket-Key: short",
+        "400 Bad Request",
+        "WebSocket needs one Sec-WebSocket-Key: 16 bytes in base64",
+    ),
+    (
         "POST /derp/probe HTTP/1.1|Host: a|Connection: close",
         "405 Method Not Allowed",
         "bogus probe method",
