@@ -23,11 +23,7 @@ use crate::{
 const CASES: u32 = 74;
 
 /// Cases that are not among the protocol cases: where their tests are, and why not there.
-const ELSEWHERE: [(u32, &str); 6] = [
-    (18, "DERP over WebSocket"),
-    (19, "DERP over WebSocket"),
-    (21, "DERP over WebSocket"),
-    (22, "DERP over WebSocket"),
+const ELSEWHERE: [(u32, &str); 2] = [
     (71, "xdp_program.rs, case_71_*: derper's kernel program is another one"),
     (74, "ts_derp.rs: a test of Tailscale's Rust client, which needs its crates"),
 ];
