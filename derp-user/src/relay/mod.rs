@@ -10,6 +10,7 @@ pub mod packet;
 pub mod queue;
 mod roster;
 mod watching;
+mod ways;
 
 pub use forwarding::Heard;
 

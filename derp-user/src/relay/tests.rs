@@ -247,10 +247,10 @@ fn case_49_a_broken_link_takes_its_keys_along() {
         relay.first_packet(key(sender), 1);
     }
     let (first, more) = relay.link_down(10, 2);
-    assert_eq!(first, [route(2, None), gone("receiver", 2), route(3, Some("b"))]);
+    assert_eq!(first, [route(4, None), gone("receiver", 4), route(3, Some("b"))]);
     assert!(more);
     let (rest, more) = relay.link_down(10, 2);
-    assert_eq!(rest, [route(4, None), gone("receiver", 4)]);
+    assert_eq!(rest, [route(2, None), gone("receiver", 2)]);
     assert!(!more);
     assert_eq!(relay.census().links, 1);
     assert_eq!(relay.link_heard(10, heard(&[5], &[])), Effects::new(), "too late");
