@@ -1,6 +1,6 @@
 //! Which keys are connected to which mesh peers (reference section 3.11).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ConnectionId,
@@ -33,6 +33,8 @@ pub(super) enum Change {
 
 struct Link<H> {
     handle: H,
+    /// The key of the server at its other end.
+    server: NodePublic,
     /// How many keys it has announced, and the last of their ways.
     announced: usize,
     newest: WayId,
@@ -43,6 +45,8 @@ pub(super) struct Forwarding<H> {
     /// A link's place among `slots`.
     places: BTreeMap<ConnectionId, u32>,
     slots: Vec<Option<Link<H>>>,
+    /// Servers at the other ends of links.
+    servers: BTreeSet<NodePublic>,
     ways: Ways,
     /// Leads to the way of the link on which a key has been known longest; others follow it, in the
     /// order in which they announced the key.
@@ -57,6 +61,7 @@ impl<H: Clone> Forwarding<H> {
         Self {
             places: BTreeMap::new(),
             slots: Vec::new(),
+            servers: BTreeSet::new(),
             ways: Ways::default(),
             index: KeyIndex::new(),
             created: 0,
@@ -65,20 +70,34 @@ impl<H: Clone> Forwarding<H> {
         }
     }
 
-    pub(super) fn open(&mut self, link: ConnectionId, handle: H) {
+    pub(super) fn open(&mut self, link: ConnectionId, handle: H, server: NodePublic) {
         let place = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         if place == self.slots.len() {
             self.slots.push(None);
         }
-        self.slots[place] = Some(Link { handle, announced: 0, newest: NONE });
+        self.slots[place] = Some(Link { handle, server, announced: 0, newest: NONE });
         self.places.insert(link, place as u32);
+        self.servers.insert(server);
     }
 
     /// Forgets a link all of whose keys have been removed.
     pub(super) fn close(&mut self, link: ConnectionId) {
-        if let Some(place) = self.places.remove(&link) {
-            self.slots[place as usize] = None;
+        if let Some(place) = self.places.remove(&link)
+            && let Some(link) = self.slots[place as usize].take()
+        {
+            self.servers.remove(&link.server);
         }
+    }
+
+    /// Whether a link leads to the server whose own key this is.
+    pub(super) fn is_server(&self, key: &NodePublic) -> bool {
+        self.servers.contains(key)
+    }
+
+    /// One of the links that announced a key.
+    pub(super) fn any_link(&self, key: &NodePublic) -> Option<ConnectionId> {
+        let place = self.ways[self.index.first(&self.ways, key)?].link;
+        self.places.iter().find(|(_, other)| **other == place).map(|(&link, _)| link)
     }
 
     /// One of the keys that a link has announced.

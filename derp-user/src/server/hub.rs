@@ -123,8 +123,8 @@ impl Hub {
         });
     }
 
-    pub(super) fn link_up(&self, link: &Arc<Connection>) {
-        self.relay.lock().link_up(link.id, Arc::clone(link));
+    pub(super) fn link_up(&self, link: &Arc<Connection>, counters: &WorkerCounters) {
+        self.change(counters, |relay| relay.link_up(link.id, Arc::clone(link), link.key));
     }
 
     pub(super) fn link_heard(

@@ -310,7 +310,7 @@ async fn attempt(
     let connection = Arc::new(connection.into_link());
     connection.post(write::watch_conns);
     region.counters.mesh_connects.increment();
-    region.hub.link_up(&connection);
+    region.hub.link_up(&connection, &region.counters);
     let _standing = Standing { connection: Arc::clone(&connection), region };
     tracing::debug!("mesh({:?}): {address} is {}", peer.peer.name, server_key.short());
     Ok(Attempt::Ended(link::serve(region, &peer.peer.name, connection, unread).await))
