@@ -12,6 +12,7 @@ mod namespaces;
 mod process;
 mod proxies;
 mod run;
+mod scale;
 mod test;
 mod workspace;
 
@@ -42,6 +43,8 @@ enum Task {
     E2e(e2e::Options),
     /// Count the instructions of the packet path and compare them with the committed ones
     Instructions(instructions::Options),
+    /// Measure how far one region goes: the tables of docs/SCALE.md
+    Scale,
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
     Check,
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::command(&options),
         Task::E2e(options) => e2e::command(&options),
         Task::Instructions(options) => instructions::command(&options),
+        Task::Scale => scale::command(),
         Task::Check => check::command(),
     };
     match result {

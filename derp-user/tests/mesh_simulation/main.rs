@@ -10,9 +10,13 @@ mod faults;
 mod invariants;
 mod keys;
 mod links;
+mod memory;
+mod node;
 mod random;
+mod scale;
 mod schedule;
 mod servers;
+mod tables;
 mod world;
 
 use random::Random;
@@ -34,12 +38,17 @@ fn small(servers: usize, clients: usize) -> Settings {
     }
 }
 
-fn begin(seed: u64, settings: Settings) -> World {
+/// A region whose servers dial each other within `spread`.
+fn begin_within(seed: u64, settings: Settings, spread: u64) -> World {
     let mut world = World::new(seed, settings);
     for dialler in 0..settings.servers {
-        world.dial_everybody(dialler as u32, 80 * MILLISECOND);
+        world.dial_everybody(dialler as u32, spread);
     }
     world
+}
+
+fn begin(seed: u64, settings: Settings) -> World {
+    begin_within(seed, settings, 80 * MILLISECOND)
 }
 
 fn simulate(seed: u64) {
@@ -116,4 +125,19 @@ fn a_watcher_that_hears_nothing_is_closed_and_begins_anew() {
     }
     assert_eq!(world.tally.overwhelmed, 1);
     world.check_settled();
+}
+
+/// What is written in `docs/SCALE.md` is computed from counts like these.
+#[test]
+fn a_large_region_settles_as_foretold() {
+    let settings = scale::large(50, 20_000);
+    let foretold = scale::Foretold::of(&settings);
+    let figures = scale::measure(settings);
+    assert_eq!(figures.start.frames, foretold.start_frames);
+    let told = figures.restart.frames as f64 / foretold.restart_frames as f64;
+    assert!((0.98..1.02).contains(&told), "{figures:?}");
+    assert_eq!((figures.join.frames, figures.join.bytes), (49, 49 * 56));
+    assert_eq!((figures.leave.frames, figures.leave.bytes), (49, 49 * 38));
+    let late = figures.start.settled_after.as_secs_f64() / foretold.start_settled_after;
+    assert!((0.8..1.2).contains(&late), "{figures:?}");
 }

@@ -88,11 +88,6 @@ impl Schedule {
         self.now
     }
 
-    /// How many events there have been or will be.
-    pub(crate) fn count(&self) -> u64 {
-        self.count
-    }
-
     /// Puts an event at a time, or now, if that has passed.
     pub(crate) fn at(&mut self, time: u64, event: Event) {
         self.count += 1;
