@@ -433,6 +433,11 @@ impl<H: Clone> Relay<H> {
         self.clients.len() as u64
     }
 
+    /// How many keys are connected to mesh peers only.
+    pub fn remote_keys(&self) -> u64 {
+        self.remote_keys
+    }
+
     /// How many connections, keys and watchers there are.
     pub fn census(&self) -> Census {
         let count = |n: usize| n as u64;
