@@ -256,8 +256,8 @@ impl<H: Clone> Forwarding<H> {
                 };
                 if first == id {
                     let some = |way: WayId| (way != NONE).then_some(way);
-                    listed += std::iter::successors(Some(id), |&way| some(self.ways[way].next))
-                        .count();
+                    listed +=
+                        std::iter::successors(Some(id), |&way| some(self.ways[way].next)).count();
                 }
             }
             if announced != link.announced {

@@ -332,12 +332,7 @@ impl<H: Clone> Relay<H> {
     ///
     /// From now on it does not matter which servers this one is a client of. Every server of a region is a
     /// client of every other, so that otherwise each would hold the square of their number of ways.
-    pub fn link_up(
-        &mut self,
-        link: ConnectionId,
-        handle: H,
-        server: NodePublic,
-    ) -> Vec<Effect<H>> {
+    pub fn link_up(&mut self, link: ConnectionId, handle: H, server: NodePublic) -> Vec<Effect<H>> {
         let mut effects = Vec::new();
         while let Some(other) = self.forwarding.any_link(&server) {
             self.forwarder_removed(&mut effects, other, server);

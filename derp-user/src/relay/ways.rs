@@ -58,7 +58,8 @@ impl Ways {
     /// Memory is given back once no way is left.
     pub(super) fn remove(&mut self, id: WayId) {
         self.free.push(id);
-        let used = self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * PIECE + last.len());
+        let used =
+            self.pieces.last().map_or(0, |last| (self.pieces.len() - 1) * PIECE + last.len());
         if self.free.len() == used {
             *self = Self::default();
         }

@@ -29,8 +29,7 @@ impl World {
             }
             11..=13 => {
                 let until = self.now() + self.random.next() % LONGEST_STALL;
-                let side =
-                    if self.random.once_in(2) { Side::Dialler } else { Side::Acceptor };
+                let side = if self.random.once_in(2) { Side::Dialler } else { Side::Acceptor };
                 if let Some(link) = self.open_link() {
                     self.links[link as usize].way(side).stalled_until = until;
                 }

@@ -121,7 +121,10 @@ fn a_watcher_that_hears_nothing_is_closed_and_begins_anew() {
         }
         world.run_for(50 * MILLISECOND);
         let most = links::SOCKET + links::MOST_NEWS;
-        assert!(world.links[deaf as usize].way(links::Side::Dialler).backlog <= most + 56, "{round}");
+        assert!(
+            world.links[deaf as usize].way(links::Side::Dialler).backlog <= most + 56,
+            "{round}"
+        );
     }
     assert_eq!(world.tally.overwhelmed, 1);
     world.check_settled();

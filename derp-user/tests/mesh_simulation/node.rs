@@ -159,8 +159,7 @@ fn relay_alone(behind: &[Vec<u32>]) -> f64 {
 
 /// Calls `hear` with what the links say, one after the other, until all is said.
 fn in_turns(behind: &[Vec<u32>], mut hear: impl FnMut(ConnectionId, &[u32])) {
-    let mut pieces: Vec<_> =
-        behind.iter().map(|numbers| numbers.chunks(HEARD_AT_ONCE)).collect();
+    let mut pieces: Vec<_> = behind.iter().map(|numbers| numbers.chunks(HEARD_AT_ONCE)).collect();
     let mut any = true;
     while any {
         any = false;

@@ -9,6 +9,9 @@ use crate::{
     world::{Settings, Tally, World},
 };
 
+/// The servers of a region that starts dial each other within this time.
+const SPREAD: u64 = 500 * MILLISECOND;
+
 /// Gigabit interfaces, half a millisecond between servers, and what derpd's mesh thread takes for a frame.
 pub(crate) fn large(servers: usize, clients: usize) -> Settings {
     Settings {
@@ -54,7 +57,7 @@ pub(crate) struct Figures {
 pub(crate) fn measure(settings: Settings) -> Figures {
     let Settings { servers, clients, .. } = settings;
     let begun = Instant::now();
-    let mut world = begin_within(1, settings, 500 * MILLISECOND);
+    let mut world = begin_within(1, settings, SPREAD);
     for client in 0..clients {
         world.connect(client, client % servers);
     }
@@ -67,7 +70,7 @@ pub(crate) fn measure(settings: Settings) -> Figures {
     let restart = cost(&mut world, 0, |world| {
         world.crash(0, true);
         world.run_for(SECOND);
-        world.restart(0, 500 * MILLISECOND);
+        world.restart(0, SPREAD);
         let of_it: Vec<_> = (0..clients).step_by(servers).collect();
         let pause = 2 * SECOND / of_it.len() as u64;
         for client in of_it {
@@ -110,7 +113,7 @@ fn cost(world: &mut World, lead: u64, change: impl FnOnce(&mut World)) -> Cost {
 pub(crate) struct Foretold {
     pub(crate) start_frames: u64,
     pub(crate) restart_frames: u64,
-    /// Seconds: the servers dial within half a second; then either the wire or the mesh thread is busy.
+    /// Seconds.
     pub(crate) start_settled_after: f64,
 }
 
@@ -124,12 +127,16 @@ impl Foretold {
         // everybody, and each other server tells the rest that it went and came.
         let restart_frames = others * (2 * of_one + 2 * others + 2 * (others - 1));
         let heard = start_frames as f64 / servers as f64;
-        let wire = heard * 56.0 / settings.rate as f64;
-        let work = heard * settings.work as f64 / SECOND as f64;
+        let seconds = |nanoseconds: u64| nanoseconds as f64 / SECOND as f64;
+        // Each frame takes the interface first and then the mesh thread. That begins when the first of the
+        // others has dialled, and cannot end before the last one has.
+        let busy = heard * (56.0 / settings.rate as f64 + seconds(settings.work));
+        let spread = seconds(SPREAD);
         Self {
             start_frames,
             restart_frames,
-            start_settled_after: (wire + work).max(0.5) + 8.0 * settings.delay as f64 / SECOND as f64,
+            start_settled_after: (spread / servers as f64 + busy).max(spread)
+                + seconds(8 * settings.delay),
         }
     }
 }

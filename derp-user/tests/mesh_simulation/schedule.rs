@@ -17,7 +17,10 @@ pub(crate) enum Freight {
     One(News),
     Many(Box<[News]>),
     /// A packet that is forwarded.
-    Packet { source: KeyNumber, destination: KeyNumber },
+    Packet {
+        source: KeyNumber,
+        destination: KeyNumber,
+    },
 }
 
 impl Freight {
