@@ -60,6 +60,14 @@ impl World {
                 }
             }
             assert_eq!(census.remote_keys, elsewhere, "of server {number}");
+            // Whatever is a client of the others, servers are not kept.
+            let at = |other: u32| self.clients.iter().filter(|it| it.is_at(other)).count();
+            let links = server.links_to.iter().flatten();
+            let links = links.map(|&link| (link, &self.links[link as usize]));
+            for (link, state) in links.filter(|_| self.settings.checks) {
+                let kept = server.relay.link_keys(state.names[0].into());
+                assert_eq!(kept, at(state.servers[1]), "link {link} of server {number}");
+            }
             assert_eq!(census.keys, here + others, "of server {number}");
             assert_eq!(census.duplicate_connections as usize, duplicates);
             assert_eq!(server.duplicates.len(), duplicates, "of server {number}");

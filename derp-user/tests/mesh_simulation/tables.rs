@@ -24,15 +24,9 @@ const NODES: [(usize, usize); 8] = [
     (1000, 100_000),
     (1000, 1_000_000),
 ];
-const REGIONS: [(usize, usize); 7] = [
-    (3, 1_000_000),
-    (10, 1_000_000),
-    (30, 1_000_000),
-    (100, 100_000),
-    (100, 500_000),
-    (300, 100_000),
-    (1000, 20_000),
-];
+/// A thousand servers, all of them, take more than ten minutes: a thousand million frames about each other.
+const REGIONS: [(usize, usize); 5] =
+    [(3, 1_000_000), (10, 1_000_000), (30, 1_000_000), (100, 100_000), (300, 100_000)];
 const SLOW_REGIONS: [(usize, usize); 3] = [(3, 1_000_000), (10, 1_000_000), (100, 100_000)];
 
 #[test]
