@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::Path,
     sync::OnceLock,
     thread,
     time::{Duration, Instant},
@@ -57,10 +57,10 @@ fn keys_at_a_mesh_peer() {
     }
 }
 
-fn measure(name: &str, binary: &PathBuf, keys: u32) {
+fn measure(name: &str, binary: &Path, keys: u32) {
     let authority = Authority::new();
     let peer = FakePeer::new(&authority, None);
-    let server = Site::prepare(&authority).start_binary(binary.clone(), &[peer.name()]);
+    let server = Site::prepare(&authority).start_binary(binary.to_owned(), &[peer.name()]);
     let mut link = peer.accept();
     // derper counts itself, whom it sees as a client of its peer; ours tells it of nobody else.
     wait_for_remote(&server, 0);
