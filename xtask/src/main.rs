@@ -14,6 +14,7 @@ mod namespaces;
 mod process;
 mod proxies;
 mod run;
+mod scale;
 mod test;
 mod workspace;
 
@@ -46,6 +47,8 @@ enum Task {
     Interop(interop::Options),
     /// Count the instructions of the packet path and compare them with the committed ones
     Instructions(instructions::Options),
+    /// Measure how far one region goes: the tables of docs/SCALE.md
+    Scale,
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
     Check,
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::E2e(options) => e2e::command(&options),
         Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
+        Task::Scale => scale::command(),
         Task::Check => check::command(),
     };
     match result {

@@ -269,7 +269,7 @@ async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Messag
 }
 
 /// Looks after what all workers share: uses more of them or fewer, as the load wants it, and returns
-/// memory when many connections have left.
+/// memory when many connections, or very many keys at other servers, have left.
 async fn keep_house(worker: &Worker) {
     let Shared { settings, hub, desks, active, .. } = &*worker.shared;
     let mut staffing = Staffing::new(settings.min_workers.get().min(desks.len()), desks.len());
@@ -286,7 +286,7 @@ async fn keep_house(worker: &Worker) {
             let begun = desks[meters.len()..].iter().map_while(|desk| desk.clock.get());
             meters.extend(begun.map(|&clock| Meter::new(clock, now)));
         }
-        match reclaim.next(hub.connections()) {
+        match reclaim.next(hub.occupancy()) {
             Some(Step::Trim) => drop(tokio::task::spawn_blocking(reclaim::trim)),
             Some(Step::EmptyCaches) => {
                 for desk in desks {

@@ -401,7 +401,7 @@ async fn attempt(
     let connection = Arc::new(connection.into_link(notice.tally()));
     connection.post(write::watch_conns);
     region.counters.mesh_connects.increment();
-    region.hub.link_up(&connection);
+    region.hub.link_up(&connection, &region.counters);
     notice.up(id);
     let _standing = Standing { connection: Arc::clone(&connection), region };
     tracing::debug!("mesh({:?}): {address} is {}", peer.peer.name, server_key.short());
