@@ -31,7 +31,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use derp_common::{Address, AddressKind, Interface, Rate, Settings, flow::Leg};
-use derp_user::dataplane::{AttachedMode, Kernel};
+use derp_user::dataplane::{AttachedMode, Kernel, LocalAddress};
 
 use crate::{
     client::{ask, connect, environment, request},
@@ -150,13 +150,15 @@ fn ours(namespaces: &Namespaces) -> Responder {
     let mut maps = FlowMaps::take(&mut kernel);
     let (index, mac) = link(&namespaces.server, SERVER_INTERFACE);
     let (_, client_mac) = link(&namespaces.client, CLIENT_INTERFACE);
-    tables.interfaces.insert(index, Interface::new(mac), 0).expect("interface");
+    tables.insert_interface(index, Interface::new(mac)).expect("interface");
     let mut plan = Plan::default();
     for (vni, client, server) in [(1, CLIENT4, SERVER4), (2, CLIENT6, SERVER6)] {
         let [client, server]: [IpAddr; 2] = [client, server].map(|ip| ip.parse().expect("address"));
         tables
-            .addresses
-            .insert(Address::from(server), AddressKind::Unicast as u32, 0)
+            .insert_address(
+                Address::from(server),
+                LocalAddress { kind: AddressKind::Unicast, interface: index },
+            )
             .expect("address");
         let server = SocketAddr::new(server, RELAY_PORT);
         let legs = ENDS.map(|port| Leg {

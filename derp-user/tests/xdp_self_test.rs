@@ -21,7 +21,7 @@ use std::{
 
 use derp_common::{Address, AddressKind, Interface, Settings};
 use derp_user::dataplane::{
-    AttachedMode, DataplaneError, Kernel, Mode, Xdp,
+    AttachedMode, DataplaneError, Kernel, LocalAddress, Mode, Xdp,
     self_test::{self, Trap},
 };
 use nix::net::if_::if_nametoindex;
@@ -81,15 +81,17 @@ fn attach_regardless(namespaces: &Namespaces) -> Kernel {
     run_in(&namespaces.server, || {
         let mut kernel = Kernel::load().expect("load");
         let mut tables = kernel.take_tables().expect("tables");
+        let index = if_nametoindex(SERVER_INTERFACE).expect("interface");
         let own = Address::from(SERVER4.parse::<IpAddr>().expect("address"));
-        tables.addresses.insert(own, AddressKind::Unicast as u32, 0).expect("address");
+        tables
+            .insert_address(own, LocalAddress { kind: AddressKind::Unicast, interface: index })
+            .expect("address");
         let addresses = nix::ifaddrs::getifaddrs().expect("addresses");
         let mac = addresses
             .filter(|entry| entry.interface_name == SERVER_INTERFACE)
             .find_map(|entry| entry.address?.as_link_addr()?.addr())
             .expect("a MAC");
-        let index = if_nametoindex(SERVER_INTERFACE).expect("interface");
-        tables.interfaces.insert(index, Interface::new(mac), 0).expect("interface");
+        tables.insert_interface(index, Interface::new(mac)).expect("interface");
         kernel.configure(Settings::new(STUN_PORT)).expect("settings");
         kernel.attach(SERVER_INTERFACE, NATIVE).expect("attach");
         kernel

@@ -83,7 +83,7 @@ pub fn decide<T: Tables>(
         return Err(because(Reason::NotLocal));
     }
     let refuse = |reason| Refusal { reason, class: Some(class) };
-    let hop = find(datagram, class, settings, tables, now).map_err(refuse)?;
+    let hop = find(datagram, class, settings, tables, || now).map_err(refuse)?;
     let learn = (!hop.is_local_address(datagram)).then_some(class);
     let forward = Forward { learn, ..onward(&hop, delivery.hop_limit).map_err(refuse)? };
     let index = statistics_index(hop.slot, hop.side);
