@@ -38,7 +38,8 @@ use crate::{
     flow_maps::FlowMaps,
     flows::{Plan, RELAY_PORT, data},
     netns::{
-        CLIENT_INTERFACE, CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, run_in,
+        CLIENT_INTERFACE, CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, link,
+        run_in,
     },
     packets::STUN_PORT,
 };
@@ -127,20 +128,6 @@ fn measure(namespaces: &Namespaces, name: &str, responder: impl FnOnce() -> Resp
     }
     println!();
     drop(responder);
-}
-
-/// Index and MAC of an interface in a namespace.
-fn link(namespace: &str, interface: &'static str) -> (u32, [u8; 6]) {
-    run_in(namespace, move || {
-        let links = nix::ifaddrs::getifaddrs().expect("interfaces");
-        let mut links = links.filter(|link| link.interface_name == interface);
-        links
-            .find_map(|link| {
-                let link = *link.address?.as_link_addr()?;
-                Some((u32::try_from(link.ifindex()).expect("index"), link.addr()?))
-            })
-            .expect("a MAC")
-    })
 }
 
 /// The program with everything in place: limits, counters, a flow of each family.
