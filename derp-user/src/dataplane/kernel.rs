@@ -28,6 +28,7 @@ use super::{
     layout::Layout,
     pin::{Generation, LinkPin, PinError},
     tables::{Maps, Tables},
+    xdp::Target,
 };
 
 /// The XDP program, in the kernel, with its maps.
@@ -206,14 +207,13 @@ impl Kernel {
     /// Attaches the program to an interface until the link that is pinned at `path` is removed.
     pub(super) fn attach_pinned(
         &mut self,
-        interface: &str,
-        index: u32,
+        target: &Target,
         mode: AttachedMode,
         path: &Path,
     ) -> Result<(), DataplaneError> {
         let id = self
-            .attach_index(index, mode)
-            .map_err(|source| DataplaneError::from_attach(interface, mode, source))?;
+            .attach_index(target.index, mode)
+            .map_err(|source| DataplaneError::from_attach(&target.name, mode, source))?;
         let link = self.active_mut()?.take_link(id).map_err(DataplaneError::from_program)?;
         let link = FdLink::try_from(link).map_err(|_| PinError::NoLinks)?;
         let pinned = link.pin(path);
