@@ -5,8 +5,8 @@
 //! with frames, who else owns the interface: [`look`], before the program is attached. Where the other end cannot
 //! be looked at, frames of its own are sent afterwards: [`try_out`].
 //!
-//! What it cannot see beforehand, an other end that leaves checksums unfinished in a network namespace
-//! without a name, shows in the counters later: [`suspicion`].
+//! What it cannot see beforehand, an other end that leaves checksums unfinished in a network namespace that
+//! this process may not enter, shows in the counters later: [`suspicion`].
 
 mod observe;
 mod probe;
