@@ -92,6 +92,8 @@ impl<'a> Authority<'a> {
         name: &Name,
         replaced: Option<&CertificateDer<'static>>,
     ) -> Result<Issued, AcmeError> {
+        // Of an earlier request, which had nothing to do with this order.
+        self.web.take_wish();
         let result = self.try_methods(name, replaced).await;
         if result.is_err() {
             // The account and the server's addresses are read anew.

@@ -13,7 +13,7 @@ mod web;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -83,14 +83,14 @@ impl Acme {
     /// certificate cannot be had.
     pub fn new(
         settings: Settings,
-        directory: &PathBuf,
+        directory: &Path,
         hostname: &str,
         meta: CertificateDer<'static>,
     ) -> Result<Self, AcmeError> {
         let store = Store::open(directory, &settings.directory, settings.own_directory)?;
         store.account_key()?;
         let web = Web::new(&settings.trust)?;
-        let mut certificates = Certificates::manual(hostname, meta).with_challenges();
+        let mut certificates = Certificates::new(hostname, meta).with_challenges();
         if settings.addresses {
             // A server that somebody chose may well certify private addresses.
             certificates = certificates.with_addresses(settings.own_directory);

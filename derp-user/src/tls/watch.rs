@@ -55,8 +55,8 @@ impl ManualCertificate {
         // Only files that were there are the ones that were read.
         let state = if before == State::default() { state(&files)? } else { before };
         announce(&certificate, now);
-        let certificates = Certificates::manual(hostname, meta);
-        certificates.install(&certificates.hostname().clone(), certificate);
+        let certificates = Certificates::new(hostname, meta);
+        certificates.install(certificates.hostname(), certificate);
         let certificates = Arc::new(certificates);
         Ok(Self { hostname: hostname.to_owned(), files, certificates, state: Mutex::new(state) })
     }
