@@ -286,10 +286,7 @@ impl<E: Into<AcmeError>> From<E> for Failure {
 
 /// Whether the server wants to be left alone.
 fn is_about_rate(error: &Error) -> bool {
-    match error {
-        Error::Api(problem) => problem.r#type.as_deref() == Some(RATE_LIMITED),
-        _ => false,
-    }
+    matches!(error, Error::Api(problem) if problem.r#type.as_deref() == Some(RATE_LIMITED))
 }
 
 fn fault(step: &'static str) -> impl FnOnce(Error) -> AcmeError {

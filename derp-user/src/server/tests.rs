@@ -177,7 +177,7 @@ fn a_validating_handshake_is_the_end_of_its_connection() {
     stream.sock.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut answer = Vec::new();
     // Without an error, it has said that this is the end.
-    std::io::Read::read_to_end(&mut stream, &mut answer).unwrap();
+    io::Read::read_to_end(&mut stream, &mut answer).unwrap();
     assert!(answer.is_empty());
     assert_eq!(statistics.totals().tls_handshake_failures, 0);
     server.stop().unwrap();

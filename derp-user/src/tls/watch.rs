@@ -33,8 +33,11 @@ pub struct Fresh {
     state: State,
 }
 
-/// What tells one state of the files from another: device, inode, size and time of each; `None` if it is not there.
-type State = [Option<(u64, u64, u64, i64, i64)>; 2];
+/// State of both files; `None` if one is not there.
+type State = [Option<FileState>; 2];
+
+/// What tells one state of a file from another: device, inode, size and time.
+type FileState = (u64, u64, u64, i64, i64);
 
 impl ManualCertificate {
     /// Loads the certificate of `hostname` from `directory`, as [`load_or_create`] does. `meta` goes last into
@@ -144,7 +147,7 @@ fn state(files: &FilePair) -> Result<State, TlsError> {
     Ok([state_of(&files.certificate)?, state_of(&files.key)?])
 }
 
-fn state_of(path: &Path) -> Result<Option<(u64, u64, u64, i64, i64)>, TlsError> {
+fn state_of(path: &Path) -> Result<Option<FileState>, TlsError> {
     match fs::metadata(path) {
         Ok(data) => {
             Ok(Some((data.dev(), data.ino(), data.size(), data.mtime(), data.mtime_nsec())))
