@@ -92,6 +92,8 @@ impl<'a> Authority<'a> {
         name: &Name,
         replaced: Option<&CertificateDer<'static>>,
     ) -> Result<Issued, AcmeError> {
+        // Of an earlier request, which had nothing to do with this order.
+        self.web.take_wish();
         let result = self.try_methods(name, replaced).await;
         if result.is_err() {
             // The account and the server's addresses are read anew.
@@ -284,10 +286,7 @@ impl<E: Into<AcmeError>> From<E> for Failure {
 
 /// Whether the server wants to be left alone.
 fn is_about_rate(error: &Error) -> bool {
-    match error {
-        Error::Api(problem) => problem.r#type.as_deref() == Some(RATE_LIMITED),
-        _ => false,
-    }
+    matches!(error, Error::Api(problem) if problem.r#type.as_deref() == Some(RATE_LIMITED))
 }
 
 fn fault(step: &'static str) -> impl FnOnce(Error) -> AcmeError {

@@ -56,9 +56,6 @@ pub enum AcmeError {
     /// The server could not find out that the name leads here.
     #[error("the server could not check the name {0}")]
     Validation(String),
-    /// The certificate is of no use by this machine's clock.
-    #[error("the new certificate has expired by the clock of this machine")]
-    Expired,
     /// Everything together took too long.
     #[error("not finished within {0} s")]
     TooLong(u64),

@@ -13,7 +13,7 @@ mod web;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -83,14 +83,14 @@ impl Acme {
     /// certificate cannot be had.
     pub fn new(
         settings: Settings,
-        directory: &PathBuf,
+        directory: &Path,
         hostname: &str,
         meta: CertificateDer<'static>,
     ) -> Result<Self, AcmeError> {
         let store = Store::open(directory, &settings.directory, settings.own_directory)?;
         store.account_key()?;
         let web = Web::new(&settings.trust)?;
-        let mut certificates = Certificates::manual(hostname, meta).with_challenges();
+        let mut certificates = Certificates::new(hostname, meta).with_challenges();
         if settings.addresses {
             // A server that somebody chose may well certify private addresses.
             certificates = certificates.with_addresses(settings.own_directory);
@@ -127,10 +127,7 @@ impl Acme {
         let mut plans: BTreeMap<Name, Plan> = BTreeMap::new();
         loop {
             for name in self.certificates.names() {
-                let plan = match plans.get_mut(&name) {
-                    Some(plan) => plan,
-                    None => plans.entry(name.clone()).or_insert(self.first_plan(&name)),
-                };
+                let plan = plans.entry(name.clone()).or_insert_with(|| self.first_plan(&name));
                 self.attend(&name, plan, &mut authority).await;
             }
             let now = SystemTime::now();
@@ -180,20 +177,23 @@ impl Acme {
             .await
             .unwrap_or_else(|_| Err(AcmeError::TooLong(ORDER_TIMEOUT.as_secs())));
         let now = SystemTime::now();
-        match ordered.and_then(|issued| self.take(name, issued, now)) {
-            Ok(lifetime) => *plan = Plan::issued(lifetime, now, fraction()),
+        match ordered {
+            Ok(issued) => {
+                let lifetime = self.take(name, issued);
+                if lifetime.not_after <= now {
+                    tracing::warn!("ACME: certificate of {name}: expired by this machine's clock");
+                }
+                *plan = Plan::issued(lifetime, now, fraction());
+            }
             Err(error) => {
                 plan.failed(now, authority.take_wish(), fraction());
                 self.certificates.count(false);
                 let pause = plan.attempt_at(now).duration_since(now).unwrap_or_default();
                 let consequence = match self.certificates.lifetime(name) {
-                    Some(lifetime) if lifetime.not_after > now => {
-                        "the one in use stays, which is \
-                         valid until "
-                            .to_owned()
-                            + &httpdate::fmt_http_date(lifetime.not_after)
+                    Some(lifetime) => {
+                        let until = httpdate::fmt_http_date(lifetime.not_after);
+                        format!("the one in use stays, valid until {until}")
                     }
-                    Some(_) => "the one in use stays, which has expired".to_owned(),
                     None => "there is none yet, so clients are refused".to_owned(),
                 };
                 tracing::error!(
@@ -205,12 +205,9 @@ impl Acme {
     }
 
     /// Takes a new certificate into use, and keeps it.
-    fn take(&self, name: &Name, issued: Issued, now: SystemTime) -> Result<Lifetime, AcmeError> {
+    fn take(&self, name: &Name, issued: Issued) -> Lifetime {
         let Issued { certificate, key_pem, chain_pem } = issued;
         let lifetime = certificate.lifetime;
-        if lifetime.not_after <= now {
-            return Err(AcmeError::Expired);
-        }
         if let Err(error) = self.store.keep_certificate(name, &key_pem, &chain_pem) {
             // Better to have it until the next start than not at all.
             tracing::error!("ACME: certificate of {name}: {error}");
@@ -229,7 +226,7 @@ impl Acme {
                  {{\"Name\":\"custom\",\"RegionID\":900,\"HostName\":\"{name}\"}}"
             ),
         }
-        Ok(lifetime)
+        lifetime
     }
 }
 

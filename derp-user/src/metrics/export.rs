@@ -268,7 +268,7 @@ impl Report {
             );
             families.counters(
                 "derpd_certificate_updates_total",
-                "Certificates that were to be replaced while the relay ran, by result.",
+                "New certificates while the relay ran, by result.",
                 [("ok", certificates.updates), ("failed", certificates.failures)].map(
                     |(result, count)| Sample { labels: [("result", result)], value: count as f64 },
                 ),

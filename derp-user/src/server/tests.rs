@@ -224,7 +224,7 @@ async fn clients_by_websocket_exchange_packets_with_others() {
 fn a_validating_handshake_is_the_end_of_its_connection() {
     let key = NodePrivate::from_random([6; 32]);
     let meta = tls::meta_certificate(&key.public(), std::time::SystemTime::now()).unwrap();
-    let certificates = Arc::new(Certificates::manual("derp.example.com", meta).with_challenges());
+    let certificates = Arc::new(Certificates::new("derp.example.com", meta).with_challenges());
     let challenges = certificates.challenges().unwrap();
     let _challenge = challenges.offer_tls(certificates.hostname(), &[7; 32]).unwrap();
     let acceptor = Acceptor::new(Arc::clone(&certificates)).unwrap();

@@ -54,7 +54,7 @@ impl fmt::Display for Name {
 pub struct CertificateFigures {
     /// Each certificate's name and the end of its life.
     pub expiries: Vec<(String, SystemTime)>,
-    /// New certificates that were taken into use while the relay ran.
+    /// New certificates that were taken into use while the relay ran, the first by ACME included.
     pub updates: u64,
     /// New certificates that could not be had, or not be used.
     pub failures: u64,
@@ -90,7 +90,7 @@ struct Held {
 
 impl Certificates {
     /// A place for the certificate of `hostname`. `meta` goes last into every chain.
-    pub fn manual(hostname: &str, meta: CertificateDer<'static>) -> Self {
+    pub fn new(hostname: &str, meta: CertificateDer<'static>) -> Self {
         let hostname = Name::new(hostname);
         Self {
             held: RwLock::new(BTreeMap::from([(hostname.clone(), None)])),
@@ -160,9 +160,9 @@ impl Certificates {
         Some(self.held.read().get(name)?.as_ref()?.lifetime)
     }
 
-    /// Counts a certificate that was to be replaced while the relay ran.
-    pub fn count(&self, is_replaced: bool) {
-        let counter = if is_replaced { &self.updates } else { &self.failures };
+    /// Counts a new certificate that was taken into use while the relay ran, or should have been.
+    pub fn count(&self, is_used: bool) {
+        let counter = if is_used { &self.updates } else { &self.failures };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 

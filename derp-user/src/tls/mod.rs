@@ -38,8 +38,8 @@ pub fn server_config(
     certificate: ServerCertificate,
     meta: CertificateDer<'static>,
 ) -> Result<ServerConfig, TlsError> {
-    let certificates = Certificates::manual(&certificate.hostname, meta);
-    certificates.install(&certificates.hostname().clone(), certificate);
+    let certificates = Certificates::new(&certificate.hostname, meta);
+    certificates.install(certificates.hostname(), certificate);
     config(Arc::new(certificates))
 }
 

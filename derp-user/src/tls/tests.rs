@@ -324,7 +324,7 @@ fn issued(name: &str) -> ServerCertificate {
 
 fn with_challenges(hostname: &str) -> Certificates {
     let meta = meta_certificate(&server_key(), now()).unwrap();
-    Certificates::manual(hostname, meta).with_challenges()
+    Certificates::new(hostname, meta).with_challenges()
 }
 
 fn leaf(

@@ -33,8 +33,11 @@ pub struct Fresh {
     state: State,
 }
 
-/// What tells one state of the files from another: device, inode, size and time of each; `None` if it is not there.
-type State = [Option<(u64, u64, u64, i64, i64)>; 2];
+/// State of both files; `None` if one is not there.
+type State = [Option<FileState>; 2];
+
+/// What tells one state of a file from another: device, inode, size and time.
+type FileState = (u64, u64, u64, i64, i64);
 
 impl ManualCertificate {
     /// Loads the certificate of `hostname` from `directory`, as [`load_or_create`] does. `meta` goes last into
@@ -55,8 +58,8 @@ impl ManualCertificate {
         // Only files that were there are the ones that were read.
         let state = if before == State::default() { state(&files)? } else { before };
         announce(&certificate, now);
-        let certificates = Certificates::manual(hostname, meta);
-        certificates.install(&certificates.hostname().clone(), certificate);
+        let certificates = Certificates::new(hostname, meta);
+        certificates.install(certificates.hostname(), certificate);
         let certificates = Arc::new(certificates);
         Ok(Self { hostname: hostname.to_owned(), files, certificates, state: Mutex::new(state) })
     }
@@ -144,7 +147,7 @@ fn state(files: &FilePair) -> Result<State, TlsError> {
     Ok([state_of(&files.certificate)?, state_of(&files.key)?])
 }
 
-fn state_of(path: &Path) -> Result<Option<(u64, u64, u64, i64, i64)>, TlsError> {
+fn state_of(path: &Path) -> Result<Option<FileState>, TlsError> {
     match fs::metadata(path) {
         Ok(data) => {
             Ok(Some((data.dev(), data.ino(), data.size(), data.mtime(), data.mtime_nsec())))
