@@ -25,27 +25,32 @@ pub fn ethertype<P: Packet>(packet: &P) -> Option<u16> {
 /// Tells whether the frame is addressed to this MAC.
 #[inline(always)]
 pub fn is_for<P: Packet>(packet: &P, [a, b, c]: [u16; 3]) -> Option<bool> {
-    Some(packet.half(0)? == a && packet.half(2)? == b && packet.half(4)? == c)
+    Some(packet.word(0)? == word(a, b) && packet.half(4)? == c)
 }
 
 /// Sends the frame to the first MAC, from the second.
 #[inline(always)]
 pub fn write<P: Packet>(packet: &mut P, [a, b, c]: [u16; 3], [d, e, f]: [u16; 3]) -> Option<()> {
-    packet.set_half(0, a)?;
-    packet.set_half(2, b)?;
+    packet.set_word(0, word(a, b))?;
     packet.set_half(4, c)?;
-    packet.set_half(SOURCE, d)?;
-    packet.set_half(SOURCE + 2, e)?;
+    packet.set_word(SOURCE, word(d, e))?;
     packet.set_half(SOURCE + 4, f)
 }
 
 /// Sends the frame back to where it came from.
 #[inline(always)]
 pub fn swap<P: Packet>(packet: &mut P) -> Option<()> {
-    for at in [0, 2, 4] {
-        let (destination, source) = (packet.half(at)?, packet.half(at + SOURCE)?);
-        packet.set_half(at, source)?;
-        packet.set_half(at + SOURCE, destination)?;
-    }
-    Some(())
+    let (destination, source) = (packet.word(0)?, packet.word(SOURCE)?);
+    let (destination_end, source_end) = (packet.half(4)?, packet.half(SOURCE + 4)?);
+    packet.set_word(0, source)?;
+    packet.set_half(4, source_end)?;
+    packet.set_word(SOURCE, destination)?;
+    packet.set_half(SOURCE + 4, destination_end)
+}
+
+/// Two halves as they lie in memory one after the other.
+#[inline(always)]
+const fn word(first: u16, second: u16) -> u32 {
+    let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
 }

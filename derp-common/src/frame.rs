@@ -4,6 +4,8 @@ use crate::{eth, packet::Packet};
 
 /// Bytes of an 802.1Q tag, EtherType included.
 const TAG: usize = 4;
+/// Where priority and VLAN are, once the tag is skipped.
+const VLAN: usize = eth::LEN - TAG;
 /// The VLAN's number in the tag; above it are priority and drop eligibility.
 const VLAN_ID: u16 = 0x0fff;
 
@@ -28,12 +30,15 @@ impl<'a, P: Packet> Frame<'a, P> {
     /// Views a frame past the tag that is there.
     #[inline(always)]
     pub fn tagged(packet: &'a mut P) -> Self {
-        Self { packet, tag: TAG, ensured: 0 }
+        let mut frame = Self::new(packet);
+        frame.skip_tag();
+        frame
     }
 
     /// Looks past the tag that is there from now on.
     #[inline(always)]
     pub fn skip_tag(&mut self) {
+        self.packet.advance(TAG);
         self.tag = TAG;
         self.ensured = 0;
     }
@@ -45,7 +50,7 @@ impl<'a, P: Packet> Frame<'a, P> {
         Some(match (self.tag, vlan) {
             (0, vlan) => vlan == 0,
             // A tag of VLAN 0 says no more than the priority.
-            (_, 0) => self.packet.number(eth::LEN)? & VLAN_ID == 0,
+            (_, 0) => self.vlan()? & VLAN_ID == 0,
             (_, _) => true,
         })
     }
@@ -56,13 +61,20 @@ impl<'a, P: Packet> Frame<'a, P> {
         if self.tag == 0 {
             return Some(());
         }
-        let old = self.packet.number(eth::LEN)?;
-        self.packet.set_half(eth::LEN, (old & !VLAN_ID | vlan & VLAN_ID).to_be())
+        let old = self.vlan()?;
+        self.packet.set_half(VLAN, (old & !VLAN_ID | vlan & VLAN_ID).to_be())
     }
 
+    /// Returns what the tag says.
+    #[inline(always)]
+    fn vlan(&self) -> Option<u16> {
+        self.packet.number(VLAN)
+    }
+
+    /// The tag lies between the MACs and all the rest, from which the packet counts.
     #[inline(always)]
     fn place(&self, at: usize) -> usize {
-        if at < eth::ETHERTYPE { at } else { at + self.tag }
+        if at < eth::ETHERTYPE { at.wrapping_sub(self.tag) } else { at }
     }
 }
 
@@ -88,24 +100,30 @@ impl<P: Packet> Packet for Frame<'_, P> {
 
     #[inline(always)]
     fn read_anywhere<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        self.packet.read(at + self.tag)
+        self.packet.read(at)
     }
 
     #[inline(always)]
     fn ensure(&mut self, len: usize) -> Option<()> {
-        self.packet.ensure(len + self.tag)?;
+        self.packet.ensure(len)?;
         self.ensured = len;
         Some(())
     }
 
     #[inline(always)]
     fn len(&self) -> usize {
-        self.packet.len() - self.tag
+        self.packet.len()
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, count: usize) {
+        self.packet.advance(count);
+        self.ensured = 0;
     }
 
     #[inline(always)]
     fn resize(&mut self, len: usize) -> Option<()> {
-        self.packet.resize(len + self.tag)?;
+        self.packet.resize(len)?;
         self.ensured = 0;
         Some(())
     }

@@ -29,10 +29,10 @@ pub mod stun;
 pub mod udp;
 
 pub use crate::{
-    address::{Address, AddressKind, Family},
+    address::{Address, AddressKind, AddressPlace, Family, OwnPlaces},
     decide::{Decision, Host, decide},
     packet::{Packet, SlicePacket},
     rate::Rate,
     reason::{Reason, Verdict},
-    settings::{Interface, Port, Services, Settings, Switches},
+    settings::{Interface, InterfacePlace, Port, Services, Settings, Switches},
 };

@@ -11,8 +11,13 @@ pub const PROGRAM: &str = "derpd_xdp";
 pub const SETTINGS: &str = "SETTINGS";
 /// Hash of [`Address`] to [`AddressKind`](crate::AddressKind) as `u32`.
 pub const ADDRESSES: &str = "ADDRESSES";
+/// Array of [`AddressPlace`](crate::AddressPlace), by [`Address::place`]: says of most addresses what
+/// `ADDRESSES` does, without a look-up.
+pub const ADDRESS_PLACES: &str = "ADDRESS_PLACES";
 /// Hash of interface index (`u32`) to [`Interface`](crate::Interface).
 pub const INTERFACES: &str = "INTERFACES";
+/// Array of [`InterfacePlace`](crate::InterfacePlace), by [`interface_place`]: the same for `INTERFACES`.
+pub const INTERFACE_PLACES: &str = "INTERFACE_PLACES";
 /// Per-CPU array of [`Counter`], indexed by [`counter_index`].
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -27,8 +32,8 @@ pub const LEG_STATISTICS: &str = "LEG_STATISTICS";
 pub const SENDERS: &str = "SENDERS";
 /// Hash of [`Source`](crate::flow::Source) to [`source_value`](crate::flow::table::source_value).
 pub const SOURCES: &str = "SOURCES";
-/// Least-recently-used hash of STUN source ([`Address::rate_key`]) to
-/// [`StunBucket`](crate::decide::StunBucket).
+/// Array of [`StunBuckets`](crate::decide::StunBuckets), by
+/// [`StunBuckets::index`](crate::decide::StunBuckets::index).
 pub const STUN_BUCKETS: &str = "STUN_BUCKETS";
 /// Device hash map of interface index to interface: where packets can be redirected to.
 pub const DEVICES: &str = "DEVICES";
@@ -38,7 +43,7 @@ pub const EVENTS: &str = "EVENTS";
 /// ([`EVENT_RATE`](crate::decide::EVENT_RATE)).
 pub const EVENT_BUCKET: &str = "EVENT_BUCKET";
 
-/// Most STUN sources whose rates are followed at once; the least recently seen is forgotten first.
+/// Most STUN sources whose rates are followed at once.
 pub const STUN_BUCKETS_CAPACITY: u32 = 65_536;
 /// Bytes of the ring buffer of events.
 pub const EVENTS_CAPACITY: u32 = 64 * 1024;
@@ -49,6 +54,8 @@ pub const DEFAULT_SLOTS: u32 = 16_384;
 pub const ADDRESSES_CAPACITY: u32 = 4096;
 /// Most interfaces the program may be attached to at once.
 pub const INTERFACES_CAPACITY: u32 = 64;
+/// Places of interfaces; a power of two.
+pub const INTERFACE_PLACES_CAPACITY: u32 = 64;
 /// One counter per address family and reason.
 pub const COUNTERS_CAPACITY: u32 = (Family::ALL.len() * Reason::COUNT) as u32;
 
@@ -83,6 +90,13 @@ pub struct Event {
 impl Event {
     /// Stands for the slot where no flow was found.
     pub const NO_SLOT: u32 = u32::MAX;
+}
+
+/// Returns where an interface is in `INTERFACE_PLACES`, if it is.
+#[inline(always)]
+#[must_use]
+pub const fn interface_place(index: u32) -> u32 {
+    index % INTERFACE_PLACES_CAPACITY
 }
 
 /// Returns where packets of this family and reason are counted.

@@ -12,6 +12,10 @@ pub trait Packet {
     /// Replaces the `N` bytes at `at`, or changes nothing when they are not all inside the packet.
     fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()>;
 
+    /// Counts places from `count` bytes later from now on, lengths too. What lies before is still there, at
+    /// places that wrap around.
+    fn advance(&mut self, count: usize);
+
     /// Returns the number of bytes in the packet.
     fn len(&self) -> usize;
 
@@ -88,13 +92,15 @@ pub trait Packet {
 pub struct SlicePacket<'a> {
     buffer: &'a mut [u8],
     len: usize,
+    /// Where place 0 is.
+    start: usize,
 }
 
 impl<'a> SlicePacket<'a> {
     /// Takes the first `len` bytes of `buffer` as the packet; at most the whole buffer.
     pub fn new(buffer: &'a mut [u8], len: usize) -> Self {
         let len = len.min(buffer.len());
-        Self { buffer, len }
+        Self { buffer, len, start: 0 }
     }
 
     /// Returns the packet's bytes.
@@ -107,23 +113,31 @@ impl<'a> SlicePacket<'a> {
 impl Packet for SlicePacket<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let at = self.start.wrapping_add(at);
         self.bytes().get(at..at.checked_add(N)?)?.try_into().ok()
     }
 
     #[inline(always)]
     fn write<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
+        let at = self.start.wrapping_add(at);
         let packet = self.buffer.get_mut(..self.len)?;
         packet.get_mut(at..at.checked_add(N)?)?.copy_from_slice(&bytes);
         Some(())
     }
 
     #[inline(always)]
+    fn advance(&mut self, count: usize) {
+        self.start += count;
+    }
+
+    #[inline(always)]
     fn len(&self) -> usize {
-        self.len
+        self.len.saturating_sub(self.start)
     }
 
     #[inline(always)]
     fn resize(&mut self, len: usize) -> Option<()> {
+        let len = self.start.checked_add(len)?;
         (len <= self.buffer.len()).then(|| self.len = len)
     }
 }
@@ -146,6 +160,22 @@ mod tests {
         assert_eq!(packet.resize(8), Some(()));
         assert_eq!(packet.write::<4>(4, [0; 4]), Some(()));
         assert_eq!(packet.bytes(), [1, 2, 3, 4, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn places_are_counted_from_where_it_has_advanced_to() {
+        let mut buffer = [1, 2, 3, 4, 5, 6, 7, 8];
+        let mut packet = SlicePacket::new(&mut buffer, 6);
+        packet.advance(2);
+        assert_eq!(packet.len(), 4);
+        assert_eq!(packet.read(0), Some([3, 4]));
+        assert_eq!(packet.read(0_usize.wrapping_sub(2)), Some([1, 2]));
+        assert_eq!(packet.read::<2>(0_usize.wrapping_sub(3)), None);
+        assert_eq!(packet.read::<2>(3), None);
+        assert_eq!(packet.resize(7), None);
+        assert_eq!(packet.resize(6), Some(()));
+        assert_eq!(packet.write(4, [9, 9]), Some(()));
+        assert_eq!(packet.bytes(), [1, 2, 3, 4, 5, 6, 9, 9]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use aya::Pod;
 
 use crate::{
-    Address, Interface, Settings,
+    Address, AddressPlace, Interface, InterfacePlace, OwnPlaces, Settings,
     flow::{Control, Leg, LegStatistics, Source},
     maps::{Counter, Event},
     rate::Rate,
@@ -28,6 +28,10 @@ no_padding!(Interface: [u16; 3], u16);
 // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Interface {}
 
+no_padding!(InterfacePlace: u32, u32, Interface);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for InterfacePlace {}
+
 no_padding!(Counter: u64, u64);
 // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Counter {}
@@ -35,6 +39,10 @@ unsafe impl Pod for Counter {}
 no_padding!(Address: [u32; 4]);
 // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Address {}
+
+no_padding!(AddressPlace: Address, u32, u32, u32, u32, Interface, OwnPlaces, [u64; 2]);
+// SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
+unsafe impl Pod for AddressPlace {}
 
 // SAFETY: one integer; every bit pattern is valid.
 unsafe impl Pod for Control {}

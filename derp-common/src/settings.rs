@@ -17,8 +17,8 @@ pub struct Settings {
     pub ports: [Port; Settings::PORTS],
     /// Slots of the flow table less one; slots are a power of two.
     pub slot_mask: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Places of STUN buckets less one; a power of two, too.
+    pub stun_mask: u32,
     /// How often each source may be answered a STUN request.
     pub stun_rate: Rate,
     /// How often control packets of each end of a flow may reach userspace.
@@ -67,7 +67,7 @@ impl Switches {
 
 impl Settings {
     /// The layout and meaning described here.
-    pub const VERSION: u32 = 2;
+    pub const VERSION: u32 = 3;
     /// Most ports that can be served.
     pub const PORTS: usize = 4;
 
@@ -81,7 +81,7 @@ impl Settings {
             switches: 0,
             ports: [stun, unused, unused, unused],
             slot_mask: 0,
-            reserved: 0,
+            stun_mask: 0,
             stun_rate: Rate::UNLIMITED,
             control_rate: Rate::UNLIMITED,
             sample_interval: 0,
@@ -118,13 +118,26 @@ impl Settings {
 }
 
 /// One interface the program is attached to, keyed by its index.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(C)]
 pub struct Interface {
     /// The MAC address, in wire order, as 16-bit units as they lie in memory.
     pub mac: [u16; 3],
     /// Not zero where packets from other interfaces can be redirected to this one.
     pub is_redirect_target: u16,
+}
+
+/// The interface in one of [`INTERFACE_PLACES`](crate::maps::INTERFACE_PLACES): the one, of those whose
+/// indexes are equal modulo their number, that is found without asking further.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+pub struct InterfacePlace {
+    /// Its index; 0 when there is none.
+    pub index: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The interface.
+    pub interface: Interface,
 }
 
 impl Interface {

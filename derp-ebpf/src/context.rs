@@ -7,21 +7,29 @@ use derp_common::Packet;
 /// The frame an XDP program was called for.
 pub(crate) struct XdpPacket<'a> {
     context: &'a XdpContext,
-    /// Address of the first byte. Kept rather than loaded anew each time: the verifier knows how many bytes
+    /// Address of place 0. Kept rather than loaded anew each time: the verifier knows how many bytes
     /// may be read behind this very value, and would have to be shown it again for another.
     start: usize,
+    /// How far that is from the frame's first byte.
+    advanced: usize,
 }
 
 impl<'a> XdpPacket<'a> {
     #[inline(always)]
     pub(crate) fn new(context: &'a XdpContext) -> Self {
-        Self { context, start: context.data() }
+        Self { context, start: context.data(), advanced: 0 }
+    }
+
+    /// Returns the number of bytes of the whole frame.
+    #[inline(always)]
+    pub(crate) fn frame_len(&self) -> usize {
+        self.end() - self.context.data()
     }
 
     /// Returns a pointer to `N` bytes of the packet.
     #[inline(always)]
     fn at<const N: usize>(&self, at: usize) -> Option<*mut [u8; N]> {
-        let start = self.start + at;
+        let start = self.start.wrapping_add(at);
         (start + N <= self.end()).then_some(start as *mut [u8; N])
     }
 
@@ -58,7 +66,7 @@ impl Packet for XdpPacket<'_> {
 
     #[inline(always)]
     fn read_ensured<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let bytes = (self.start + at) as *const [u8; N];
+        let bytes = self.start.wrapping_add(at) as *const [u8; N];
         // SAFETY: the caller has compared these bytes with the packet's end, by `ensure`. The kernel does not
         // load a program in which that is not so: its verifier follows every path to every access.
         Some(unsafe { bytes.read() })
@@ -66,10 +74,16 @@ impl Packet for XdpPacket<'_> {
 
     #[inline(always)]
     fn write_ensured<const N: usize>(&mut self, at: usize, bytes: [u8; N]) -> Option<()> {
-        let place = (self.start + at) as *mut [u8; N];
+        let place = self.start.wrapping_add(at) as *mut [u8; N];
         // SAFETY: as in `read_ensured` and `write`.
         unsafe { place.write(bytes) };
         Some(())
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, count: usize) {
+        self.start += count;
+        self.advanced += count;
     }
 
     #[inline(always)]
@@ -83,7 +97,7 @@ impl Packet for XdpPacket<'_> {
         // SAFETY: the context is the one the kernel passed in, and no pointer into the packet is kept
         // across the call: the start is loaded anew.
         let result = unsafe { bpf_xdp_adjust_tail(self.context.ctx, delta) };
-        self.start = self.context.data();
+        self.start = self.context.data() + self.advanced;
         (result == 0).then_some(())
     }
 }

@@ -7,17 +7,18 @@ mod context;
 mod maps;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use derp_common::{Packet as _, Verdict, decide};
+use derp_common::{Verdict, decide};
 
 use crate::{context::XdpPacket, maps::KernelHost};
 
 /// Answers STUN requests to this host and forwards the packets of its flows; everything else goes up the stack
 /// untouched.
 #[xdp]
+#[inline(always)]
 fn derpd_xdp(context: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(&context);
     let decision = decide(&mut packet, &KernelHost::new(&context));
-    maps::count(decision, packet.len());
+    maps::count(decision, packet.frame_len());
     match decision.verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,

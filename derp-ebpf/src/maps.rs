@@ -4,28 +4,40 @@
 use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::map,
-    maps::{Array, DevMapHash, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, DevMapHash, HashMap, PerCpuArray, RingBuf},
     programs::XdpContext,
 };
 use derp_common::{
-    Address, Decision, Host, Interface, Settings, cell,
-    decide::StunBucket,
+    Address, AddressPlace, Decision, Host, Interface, InterfacePlace, Settings,
+    address::ADDRESS_PLACES as ADDRESS_PLACES_CAPACITY,
+    cell,
+    decide::StunBuckets,
     flow::{Control, Leg, LegCells, Source, Tables, table::Senders},
     maps::{
         ADDRESSES_CAPACITY, COUNTERS_CAPACITY, Counter, EVENTS_CAPACITY, Event,
-        INTERFACES_CAPACITY, STUN_BUCKETS_CAPACITY, counter_index,
+        INTERFACE_PLACES_CAPACITY, INTERFACES_CAPACITY, counter_index, interface_place,
     },
 };
 
 /// Slots of the flow table; the loader sets how many there are in this and the maps that depend on it.
 const SLOTS_CAPACITY: u32 = 1;
 
+/// Has the kernel begin a map's values on a page, and so on a cache line.
+const ALIGNED: u32 = BPF_F_MMAPABLE;
+
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 static ADDRESSES: HashMap<Address, u32> = HashMap::with_max_entries(ADDRESSES_CAPACITY, 0);
+#[map]
+static ADDRESS_PLACES: Array<AddressPlace> =
+    Array::with_max_entries(ADDRESS_PLACES_CAPACITY, ALIGNED);
+#[map]
+static INTERFACE_PLACES: Array<InterfacePlace> =
+    Array::with_max_entries(INTERFACE_PLACES_CAPACITY, 0);
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::with_max_entries(INTERFACES_CAPACITY, 0);
 #[map]
@@ -41,8 +53,7 @@ static SENDERS: Array<Senders> = Array::with_max_entries(SLOTS_CAPACITY, 0);
 #[map]
 static SOURCES: HashMap<Source, u32> = HashMap::with_max_entries(2 * SLOTS_CAPACITY, 0);
 #[map]
-static STUN_BUCKETS: LruHashMap<u64, StunBucket> =
-    LruHashMap::with_max_entries(STUN_BUCKETS_CAPACITY, 0);
+static STUN_BUCKETS: Array<StunBuckets> = Array::with_max_entries(1, ALIGNED);
 #[map]
 static DEVICES: DevMapHash = DevMapHash::with_max_entries(INTERFACES_CAPACITY, 0);
 #[map]
@@ -106,14 +117,24 @@ impl Host for KernelHost<'_> {
 
     #[inline(always)]
     fn interface(&self, index: u32) -> Option<&Interface> {
+        let place = INTERFACE_PLACES.get(interface_place(index))?;
+        if place.index == index {
+            return Some(&place.interface);
+        }
         // SAFETY: as in `source`; at worst the MAC of another of our interfaces is compared.
         unsafe { INTERFACES.get(index) }
     }
 
     #[inline(always)]
+    fn address_place(&self, address: &Address) -> Option<&AddressPlace> {
+        ADDRESS_PLACES.get(address.place())
+    }
+
+    #[inline(always)]
     fn address_kind(&self, address: &Address) -> Option<u32> {
         // SAFETY: as in `source`; at worst the kind of another of our addresses is read.
-        unsafe { ADDRESSES.get(address) }.copied()
+        let ask = |address: &_| unsafe { ADDRESSES.get(address) }.copied();
+        self.address_place(address)?.kind_of(address, ask)
     }
 
     #[inline(always)]
@@ -123,15 +144,8 @@ impl Host for KernelHost<'_> {
     }
 
     #[inline(always)]
-    fn stun_bucket(&self, key: u64) -> Option<&StunBucket> {
-        // SAFETY: as in `source`; at worst another source's bucket is used.
-        unsafe { STUN_BUCKETS.get(key) }
-    }
-
-    #[inline(always)]
-    fn add_stun_bucket(&self, key: u64, bucket: StunBucket) {
-        // A source without a bucket is answered.
-        let _ = STUN_BUCKETS.insert(key, bucket, 0);
+    fn stun_buckets(&self, index: u32) -> Option<&StunBuckets> {
+        STUN_BUCKETS.get(index)
     }
 
     #[inline(always)]

@@ -7,6 +7,8 @@ use std::{
     path::Path,
 };
 
+use tempfile::NamedTempFile;
+
 /// No key, certificate chain or secret is anywhere near this long.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
@@ -23,18 +25,35 @@ pub(crate) fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 /// Creates `path` with `contents` and permission bits `mode`: the whole file or nothing, on disk when this
 /// returns. Fails if the file exists.
 pub(crate) fn create_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
-    let directory = match path.parent() {
+    let directory = directory_of(path);
+    write_beside(directory, contents, mode)?
+        .persist_noclobber(path)
+        .map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+/// The same, but a file that exists is replaced: whoever reads sees all of one or all of the other.
+pub(crate) fn replace(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let directory = directory_of(path);
+    write_beside(directory, contents, mode)?.persist(path).map_err(|error| error.error)?;
+    File::open(directory)?.sync_all()
+}
+
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         Some(_) | None => Path::new("."),
-    };
+    }
+}
+
+fn write_beside(directory: &Path, contents: &[u8], mode: u32) -> io::Result<NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(".derpd-")
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(directory)?;
     file.write_all(contents)?;
     file.as_file().sync_all()?;
-    file.persist_noclobber(path).map_err(|error| error.error)?;
-    File::open(directory)?.sync_all()
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -53,6 +72,18 @@ mod tests {
         assert_eq!(read_bounded(&path).unwrap(), b"one");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn replaces_a_file_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        fs::write(&path, "one").unwrap();
+        replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(read_bounded(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
+        assert!(replace(&directory.path().join("none/secret"), b"", 0o600).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! derpd: a DERP relay with an XDP data plane.
 
+pub mod acme;
 pub mod admit;
 pub mod client;
 pub mod config;

@@ -1,154 +1,24 @@
 //! The binary from outside: what it says and how it exits when something is wrong, and what it leaves on disk.
 
+#[path = "support/binary.rs"]
+mod binary;
+
 use std::{
     ffi::OsStr,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     net::{Ipv4Addr, TcpListener, UdpSocket},
     os::unix::{fs::PermissionsExt, process::CommandExt},
-    path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, geteuid},
-};
-use tempfile::TempDir;
+use nix::{sys::signal::Signal, unistd::geteuid};
 
-const KEY: &str = "privkey:5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";
-const PUBLIC: &str = "nodekey:de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f";
-/// A test that should have ended long before this is ended, so that it fails instead of hanging.
-const HANG: Duration = Duration::from_secs(60);
+use self::binary::{HANG, PUBLIC, Place, Relay, assert_refused, derpd, run, wait};
+
 const NOBODY: u32 = 65534;
-
-fn derpd<T: AsRef<OsStr>>(arguments: &[T]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
-    command.args(arguments).env_clear().stdin(Stdio::null());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-/// Exit code, standard output and standard error of a run that ends by itself.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let mut child = command.spawn().expect("derpd starts");
-    let status = wait(&mut child);
-    let (mut stdout, mut stderr) = (String::new(), String::new());
-    child.stdout.take().expect("piped").read_to_string(&mut stdout).expect("text");
-    child.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
-    (status.code().unwrap_or_else(|| panic!("{status}: {stderr}")), stdout, stderr)
-}
-
-fn wait(child: &mut Child) -> ExitStatus {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("waitable") {
-            return status;
-        }
-        if started.elapsed() > HANG {
-            let _ = child.kill();
-            panic!("derpd did not end by itself");
-        }
-        sleep(Duration::from_millis(5));
-    }
-}
-
-/// Asserts that the run fails with `code` and that its complaint is one line, the last, holding all `parts`.
-fn assert_refused(command: &mut Command, code: i32, parts: &[&str]) {
-    let (got, stdout, stderr) = run(command);
-    let complaints: Vec<&str> = stderr.lines().filter(|line| line.starts_with("derpd: ")).collect();
-    assert_eq!((got, stdout.as_str()), (code, ""), "{stderr}");
-    let [complaint] = complaints[..] else { panic!("not one complaint: {stderr}") };
-    assert_eq!(stderr.lines().last(), Some(complaint));
-    for part in parts {
-        assert!(complaint.contains(part), "{part:?} is missing from {complaint:?}");
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("UTF-8")
-}
-
-/// A directory with a key file, and arguments for a plain-HTTP relay on ports that the system chooses.
-struct Place {
-    directory: TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("temporary directory");
-        fs::write(directory.path().join("derper.key"), format!("{{\"PrivateKey\":\"{KEY}\"}}"))
-            .expect("writable");
-        Self { directory }
-    }
-
-    fn path(&self, name: &str) -> String {
-        text(&self.directory.path().join(name)).to_owned()
-    }
-
-    fn arguments(&self, extra: &[&str]) -> Vec<String> {
-        let key = self.path("derper.key");
-        let basic = ["-a", "127.0.0.1:0", "-stun-port", "0", "-c", &key];
-        basic.iter().chain(extra).map(|argument| (*argument).to_owned()).collect()
-    }
-
-    /// The same over TLS for the host name 127.0.0.1, without a second listener.
-    fn tls_arguments(&self, extra: &[&str]) -> Vec<String> {
-        let directory = self.path("certs");
-        let tls =
-            ["-certmode=manual", "-certdir", &directory, "-hostname=127.0.0.1", "-http-port=-1"];
-        let extra: Vec<&str> = tls.iter().chain(extra).copied().collect();
-        self.arguments(&extra)
-    }
-}
-
-/// A running relay, killed when dropped.
-struct Relay {
-    child: Child,
-    lines: Vec<String>,
-}
-
-impl Relay {
-    /// Starts derpd and reads its log up to the line that says it serves.
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.spawn().expect("derpd starts");
-        let mut log = BufReader::new(child.stderr.take().expect("piped"));
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if log.read_line(&mut line).expect("text") == 0 {
-                panic!("derpd ended with {}: {lines:?}", wait(&mut child));
-            }
-            let serves = line.contains("derper: serving on ");
-            lines.push(line.trim_end().to_owned());
-            if serves {
-                break;
-            }
-        }
-        // Whatever else it logs must not block it.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, lines }
-    }
-
-    fn has_line(&self, part: &str) -> bool {
-        self.lines.iter().any(|line| line.contains(part))
-    }
-
-    fn stop(mut self, signal: Signal) -> ExitStatus {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a pid"));
-        kill(pid, signal).expect("it runs");
-        wait(&mut self.child)
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn version_and_help_go_to_standard_output() {
@@ -177,54 +47,6 @@ fn the_manual_has_every_flag() {
     assert!(flags.len() > 20, "{flags:?}");
     for flag in flags {
         assert!(MANUAL.contains(&format!("\n| `-{flag}` |")), "-{flag} is missing");
-    }
-}
-
-#[test]
-fn bad_flags_exit_with_2() {
-    for (arguments, parts) in [
-        (["-hostnam", "x"].as_slice(), ["unknown flag -hostnam", "-hostname?"].as_slice()),
-        (&["-a"], &["-a needs a value"]),
-        (&["-a", "8443"], &["-a \"8443\"", ":port"]),
-        (&["-stun-port", "x"], &["-stun-port \"x\""]),
-        (&["-stun=perhaps"], &["-stun \"perhaps\"", "true or false"]),
-        (&["-tcp-write-timeout", "2"], &["-tcp-write-timeout \"2\"", "unit"]),
-        (
-            &["-tcp-write-timeout", "-2s", "-a", ":1", "-c", "/k"],
-            &["-tcp-write-timeout", "negative"],
-        ),
-        (&["-ace"], &["-ace", "does not support"]),
-        (
-            &["-a", ":1", "-c", "/k", "-mesh-psk-file=", "-mesh-with=a"],
-            &["-mesh-with \"a\"", "-mesh-psk-file"],
-        ),
-        (
-            &["-a", ":1", "-c", "/k", "-mesh-psk-file=/m", "-mesh-with=a, b"],
-            &["-mesh-with", "\" b\": blanks"],
-        ),
-        (&["-xdp-mode", "fast"], &["-xdp-mode \"fast\"", "native, generic, auto or off"]),
-        (&["-c", "/k"], &["-certmode manual"]),
-        (&["-c", "/k", "-certmode", "manual"], &["-certdir"]),
-        (&["-a", ":1", "-c", "/k", "-home", "example.com"], &["-home \"example.com\""]),
-        (&["-a", ":1", "-c", "/k", "-log", "a=b=c"], &["-log \"a=b=c\""]),
-        (&["start"], &["unexpected argument \"start\""]),
-    ] {
-        assert_refused(&mut derpd(arguments), 2, parts);
-    }
-}
-
-#[test]
-fn bad_environment_variables_are_named() {
-    let place = Place::new();
-    for (name, value) in [
-        ("TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH", "many"),
-        ("TS_ALLOW_DEBUG_IP", "localhost"),
-        ("TS_DEBUG_TRUSTED_CIDRS", "10.0.0.0/8,all"),
-        ("TS_DEBUG_KEY_PATH", "/does/not/exist"),
-        ("TS_DEBUG_VERBOSE_DROPS", "nodekey:00"),
-        ("RUST_LOG", "a=b=c"),
-    ] {
-        assert_refused(derpd(&place.arguments(&[])).env(name, value), 1, &[name]);
     }
 }
 
@@ -465,134 +287,6 @@ fn signals_end_it_with_status_0() {
         assert!(relay.has_line("derper: serving on 127.0.0.1:"));
         assert!(relay.has_line("STUN server listening on 127.0.0.1:"));
         assert!(relay.stop(signal).success(), "{signal}");
-    }
-}
-
-/// Flags and files of admission, limits and proxies that cannot be used, with the whole message.
-#[test]
-fn what_is_wrong_with_admission_and_limits_is_said_exactly() {
-    let place = Place::new();
-    let file = |name: &str, contents: &str| {
-        let path = place.path(name);
-        fs::write(&path, contents).expect("writable");
-        path
-    };
-    let key = PUBLIC;
-    let bad_list = file("bad.keys", &format!("# ours\n{key}\n{key} laptop\n"));
-    let no_prefix = file("hex.keys", &key["nodekey:".len()..]);
-    let zero = file("zero.keys", &format!("nodekey:{}", "0".repeat(64)));
-    let (bad_rate, no_json) =
-        (file("bad.json", "{\"PerClientRateLimitBytesPerSec\":-5}"), file("no.json", "rate = 5"));
-    let (empty, two_words) = (file("empty", " \n"), file("two", "Bearer x"));
-    let missing = place.path("missing");
-    let api = "-allow-from-api=https://a.test/api/v1/node";
-    for (flags, code, message) in [
-        (
-            vec![format!("-allow-keys={missing}")],
-            1,
-            format!("-allow-keys: cannot read {missing}: No such file or directory (os error 2)"),
-        ),
-        (
-            vec![format!("-allow-keys={bad_list}")],
-            1,
-            format!("-allow-keys: {bad_list}:3: a key must have exactly 64 hexadecimal digits"),
-        ),
-        (
-            vec![format!("-allow-keys={no_prefix}")],
-            1,
-            format!("-allow-keys: {no_prefix}:1: a key must start with \"nodekey:\""),
-        ),
-        (
-            vec![format!("-allow-keys={zero}")],
-            1,
-            format!("-allow-keys: {zero}:1: the key is all zero"),
-        ),
-        (
-            vec![format!("-rate-config={missing}")],
-            1,
-            format!("-rate-config: cannot read {missing}: No such file or directory (os error 2)"),
-        ),
-        (
-            vec![format!("-rate-config={bad_rate}")],
-            1,
-            format!(
-                "-rate-config: {bad_rate}: \"PerClientRateLimitBytesPerSec\" is -5, not a whole \
-                 number of bytes"
-            ),
-        ),
-        (
-            vec![format!("-rate-config={no_json}")],
-            1,
-            format!(
-                "-rate-config: {no_json}: not a JSON object of rate limits: expected value at line \
-                 1 column 1"
-            ),
-        ),
-        (
-            vec![api.to_owned(), format!("-api-token-file={missing}")],
-            1,
-            format!(
-                "-api-token-file: cannot read {missing}: No such file or directory (os error 2)"
-            ),
-        ),
-        (
-            vec![api.to_owned(), format!("-api-token-file={empty}")],
-            1,
-            format!("-api-token-file: {empty}: the file is empty"),
-        ),
-        (
-            vec![api.to_owned(), format!("-api-token-file={two_words}")],
-            1,
-            format!("-api-token-file: {two_words}: a token is one word of ASCII characters"),
-        ),
-        (
-            vec![api.to_owned()],
-            2,
-            "-allow-from-api \"https://a.test/api/v1/node\": needs -api-token-file, a file with \
-             the API key"
-                .to_owned(),
-        ),
-        (
-            vec!["-verify-client-url=admit.example.com".to_owned()],
-            2,
-            "-verify-client-url \"admit.example.com\": write http://host/path or https://host/path"
-                .to_owned(),
-        ),
-        (
-            vec!["-verify-client-url-fail-open=never".to_owned()],
-            2,
-            "-verify-client-url-fail-open \"never\": must be true or false".to_owned(),
-        ),
-        (
-            vec!["-verify-cache=1m".to_owned()],
-            2,
-            "-verify-cache \"1m\": there is nothing to remember without -verify-clients or \
-             -verify-client-url"
-                .to_owned(),
-        ),
-        (
-            vec!["-proxy-protocol-from=10.0.0.0/40".to_owned()],
-            2,
-            "-proxy-protocol-from \"10.0.0.0/40\": \"10.0.0.0/40\" is neither an IP address nor a \
-             network like 10.0.0.0/8"
-                .to_owned(),
-        ),
-        (
-            vec!["-accept-connection-limit=fast".to_owned()],
-            2,
-            "-accept-connection-limit \"fast\": must be a number of connections per second, or +Inf"
-                .to_owned(),
-        ),
-        (
-            vec!["-accept-connection-burst=0".to_owned()],
-            2,
-            "-accept-connection-burst \"0\": 0 is not in 1..18446744073709551615".to_owned(),
-        ),
-    ] {
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let (status, _, stderr) = run(&mut derpd(&place.arguments(&flags)));
-        assert_eq!(stderr.lines().last(), Some(format!("derpd: {message}").as_str()), "{stderr}");
-        assert_eq!(status, code, "{stderr}");
     }
 }
 

@@ -1,16 +1,12 @@
-//! Tailscale's own Go clients and prober against a running relay.
+//! Tailscale's own Go clients against a running relay.
 //!
 //! The Go module in `interop/` holds the tests; each test here starts a relay for one of them.
 //! Without Go 1.26 or the modules they are skipped.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, OnceLock},
 };
-
-use tempfile::TempDir;
 
 #[path = "support/go.rs"]
 mod go;
@@ -19,7 +15,8 @@ mod go;
 mod server;
 
 use go::{Built, go_binary};
-use server::{Place, Server, skip};
+use server::{Kind, Server, kind, skip, write_file};
+use tempfile::TempDir;
 
 // Named to be started first: it waits for a minute.
 #[test]
@@ -90,76 +87,75 @@ fn burst() {
 /// derpd is the peer relay: asked by DERP, bound and used by UDP.
 #[test]
 fn peer_relay() {
-    if !server::is_derpd() {
+    if kind() == Kind::Derper {
         return skip("interop, TestPeerRelay", "derper is no peer relay");
     }
     let directory = Arc::new(TempDir::new().expect("a temporary directory"));
-    let keys = directory.path().join("relay.keys");
+    let keys = directory.path().join("relay.keys").display().to_string();
     let text = format!(
-        "[peer_relay]\nport = 40000\nkey_file = {:?}\nallow = \"any\"\n\
+        "[peer_relay]\nport = 40000\nkey_file = {keys:?}\nallow = \"any\"\n\
          addresses = [\"192.0.2.1:40000\"]\n",
-        keys.display().to_string()
     );
-    let file = server::write_file(directory.path(), "derpd.toml", &text);
-    let server = Server::start_in(directory, &[&format!("-config={file}")]);
-    go_test_of("TestPeerRelay", &server, &[("RELAY_PEER_KEYS", &keys.display().to_string())]);
+    let file = write_file(directory.path(), "derpd.toml", &text);
+    let start = || Server::start_in(directory, &[&format!("-config={file}")]);
+    go_test_against("TestPeerRelay", start, |_| vec![("RELAY_PEER_KEYS".to_owned(), keys.clone())]);
 }
 
-/// The prober checks that certificate and SNI fit a name, so the relay is `localhost` here.
+/// derper takes, and the Go client takes from derper, no message of more than 32 KiB.
 #[test]
-fn prober_finds_tls_stun_and_relaying_good() {
-    let package = "tailscale.com/cmd/derpprobe";
-    let prober = match go_binary(&PROBER, "derpprobe", &["build"], package) {
-        Ok(prober) => prober,
-        Err(reason) => return skip("interop with the prober", &reason),
-    };
-    let directory = Arc::new(TempDir::new().expect("a temporary directory"));
-    let certificate = write_certificate(directory.path(), "localhost");
-    let server =
-        Server::start_at(Place::localhost, Arc::clone(&directory), &["-hostname=localhost"]);
-    let map = serde_json::json!({"Regions": {"900": {
-        "RegionID": 900, "RegionCode": "test", "RegionName": "Relay under test",
-        "Nodes": [{
-            "Name": "900a", "RegionID": 900, "HostName": "localhost", "IPv4": "127.0.0.1",
-            "DERPPort": server.tls_address().port(), "STUNPort": server.stun_address().port(),
-        }],
-    }}});
-    let map = server::write_file(directory.path(), "map.json", &map.to_string());
-    let output = Command::new(prober)
-        .args(["-once", "-spread=false", "-bw-interval=15s", "-derp-map"])
-        .arg(format!("file://{map}"))
-        .env("SSL_CERT_FILE", certificate)
-        .output()
-        .expect("the prober was just built");
-    let report = String::from_utf8_lossy(&output.stderr);
-    println!("{report}");
-    assert!(output.status.success());
-    for class in ["900a/tls", "900a/udp", "900a/900a/mesh", "900a/900a/bw"] {
-        let good = report
-            .lines()
-            .any(|line| line.contains("good: ") && line.contains(&format!("derp/test/{class}")));
-        assert!(good, "{class} is not among the good ones");
+fn websocket_client_and_a_plain_one() {
+    if kind() == Kind::Derper {
+        return skip("interop, TestWebSocketClient", "derper does not relay its large packets");
     }
+    go_test("TestWebSocketClient");
+}
+
+/// `derpd derpmap` writes what Tailscale's and Headscale's own code reads.
+#[test]
+fn region_client_by_the_maps_that_derpd_prints() {
+    go_test_with("TestPrintedMaps", |server| {
+        ["tailscale", "headscale", "json"]
+            .map(|format| {
+                let certificates = server.directory().path().join("certs");
+                let output = Command::new(env!("CARGO_BIN_EXE_derpd"))
+                    .args(["derpmap", "-certmode=manual", "--region-name=\u{a7} \"test\": #1"])
+                    .arg(format!("--format={format}"))
+                    .arg(format!("-a={}", server.tls_address()))
+                    .arg(format!("-stun-port={}", server.stun_address().port()))
+                    .arg(format!("-hostname={}", server.ip()))
+                    .arg(format!("-certdir={}", certificates.display()))
+                    .output()
+                    .expect("derpd runs");
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                let map = String::from_utf8(output.stdout).expect("text");
+                (format!("RELAY_MAP_{}", format.to_uppercase()), map)
+            })
+            .into()
+    });
 }
 
 /// Runs one test of the Go module against a relay of its own.
 fn go_test(name: &str) {
-    let tests = match go_binary(&TESTS, "relay.test", &["test", "-c"], ".") {
+    go_test_with(name, |_| Vec::new());
+}
+
+/// The same, with further variables in its environment.
+fn go_test_with(name: &str, variables: impl Fn(&Server) -> Vec<(String, String)>) {
+    go_test_against(name, Server::start, variables);
+}
+
+/// The same, against the relay that `start` starts.
+fn go_test_against(
+    name: &str,
+    start: impl FnOnce() -> Server,
+    variables: impl Fn(&Server) -> Vec<(String, String)>,
+) {
+    let build = ["test", "-c", "-tags=ts_debug_websockets"];
+    let tests = match go_binary(&TESTS, "relay.test", &build, ".") {
         Ok(tests) => tests,
         Err(reason) => return skip(&format!("interop, {name}"), &reason),
     };
-    run_go_test(&tests, name, &Server::start(), &[]);
-}
-
-/// The same, against this relay, with some more variables.
-fn go_test_of(name: &str, server: &Server, variables: &[(&str, &str)]) {
-    match go_binary(&TESTS, "relay.test", &["test", "-c"], ".") {
-        Ok(tests) => run_go_test(&tests, name, server, variables),
-        Err(reason) => skip(&format!("interop, {name}"), &reason),
-    }
-}
-
-fn run_go_test(tests: &Path, name: &str, server: &Server, variables: &[(&str, &str)]) {
+    let server = start();
     let output = Command::new(tests)
         .args(["-test.v", "-test.timeout=5m", &format!("-test.run=^{name}$")])
         .env("RELAY_TLS", server.tls_address().to_string())
@@ -167,7 +163,7 @@ fn run_go_test(tests: &Path, name: &str, server: &Server, variables: &[(&str, &s
         .env("RELAY_STUN", server.stun_address().to_string())
         .env("RELAY_CERTIFICATE", server.certificate_file())
         .env("SSL_CERT_FILE", server.certificate_file())
-        .envs(variables.iter().copied())
+        .envs(variables(&server))
         .output()
         .expect("the test program was just built");
     let report = String::from_utf8_lossy(&output.stdout);
@@ -177,16 +173,3 @@ fn run_go_test(tests: &Path, name: &str, server: &Server, variables: &[(&str, &s
 }
 
 static TESTS: Built = OnceLock::new();
-static PROBER: Built = OnceLock::new();
-
-/// Puts a certificate for a name where the relay looks for it.
-fn write_certificate(directory: &Path, name: &str) -> PathBuf {
-    let directory = directory.join("certs");
-    fs::create_dir(&directory).expect("an empty directory");
-    let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a pair");
-    let certificate = directory.join(format!("{name}.crt"));
-    fs::write(&certificate, made.cert.pem()).expect("writable");
-    fs::write(directory.join(format!("{name}.key")), made.signing_key.serialize_pem())
-        .expect("writable");
-    certificate
-}

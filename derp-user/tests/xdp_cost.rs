@@ -31,14 +31,15 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use derp_common::{Address, AddressKind, Interface, Rate, Settings, flow::Leg};
-use derp_user::dataplane::{AttachedMode, Kernel};
+use derp_user::dataplane::{AttachedMode, Kernel, LocalAddress};
 
 use crate::{
     client::{ask, connect, environment, request},
     flow_maps::FlowMaps,
     flows::{Plan, RELAY_PORT, data},
     netns::{
-        CLIENT_INTERFACE, CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, run_in,
+        CLIENT_INTERFACE, CLIENT4, CLIENT6, Namespaces, SERVER_INTERFACE, SERVER4, SERVER6, link,
+        run_in,
     },
     packets::STUN_PORT,
 };
@@ -129,20 +130,6 @@ fn measure(namespaces: &Namespaces, name: &str, responder: impl FnOnce() -> Resp
     drop(responder);
 }
 
-/// Index and MAC of an interface in a namespace.
-fn link(namespace: &str, interface: &'static str) -> (u32, [u8; 6]) {
-    run_in(namespace, move || {
-        let links = nix::ifaddrs::getifaddrs().expect("interfaces");
-        let mut links = links.filter(|link| link.interface_name == interface);
-        links
-            .find_map(|link| {
-                let link = *link.address?.as_link_addr()?;
-                Some((u32::try_from(link.ifindex()).expect("index"), link.addr()?))
-            })
-            .expect("a MAC")
-    })
-}
-
 /// The program with everything in place: limits, counters, a flow of each family.
 fn ours(namespaces: &Namespaces) -> Responder {
     let mut kernel = kernel::load("cost of one packet").expect("it was loaded before");
@@ -150,13 +137,15 @@ fn ours(namespaces: &Namespaces) -> Responder {
     let mut maps = FlowMaps::take(&mut kernel);
     let (index, mac) = link(&namespaces.server, SERVER_INTERFACE);
     let (_, client_mac) = link(&namespaces.client, CLIENT_INTERFACE);
-    tables.interfaces.insert(index, Interface::new(mac), 0).expect("interface");
+    tables.insert_interface(index, Interface::new(mac)).expect("interface");
     let mut plan = Plan::default();
     for (vni, client, server) in [(1, CLIENT4, SERVER4), (2, CLIENT6, SERVER6)] {
         let [client, server]: [IpAddr; 2] = [client, server].map(|ip| ip.parse().expect("address"));
         tables
-            .addresses
-            .insert(Address::from(server), AddressKind::Unicast as u32, 0)
+            .insert_address(
+                Address::from(server),
+                LocalAddress { kind: AddressKind::Unicast, interface: index },
+            )
             .expect("address");
         let server = SocketAddr::new(server, RELAY_PORT);
         let legs = ENDS.map(|port| Leg {

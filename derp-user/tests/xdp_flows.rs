@@ -473,7 +473,7 @@ fn case_21_the_way_out_may_be_another_interface() {
     }
     let closed = from_client(Ip::V4, CLOSED_VNI);
     bed.expect_untouched("takes no frames from others", &closed, Reason::Unresolved);
-    bed.tables.interfaces.remove(&OTHER_INTERFACE).expect("remove");
+    bed.tables.remove_interface(OTHER_INTERFACE).expect("remove");
     let gone = from_client(Ip::V4, redirected_vni(Ip::V4));
     bed.expect_untouched("gone", &gone, Reason::Unresolved);
 }
@@ -490,10 +490,10 @@ fn case_21_the_way_back_comes_in_by_the_other_interface() {
     let kernel = netns::run_in(&namespaces.server, move || {
         let index = nix::net::if_::if_nametoindex(netns::SERVER_INTERFACE).expect("index");
         let mut other = derp_common::Interface::new(flows::OTHER_MAC);
-        bed.tables.interfaces.insert(index, other, 0).expect("interface");
+        bed.tables.insert_interface(index, other).expect("interface");
         other.mac = flows::halves(SERVER_MAC);
         other.is_redirect_target = 1;
-        bed.tables.interfaces.insert(flows::INTERFACE, other, 0).expect("interface");
+        bed.tables.insert_interface(flows::INTERFACE, other).expect("interface");
         bed.maps.devices.insert(flows::INTERFACE, index, None, 0).expect("device");
         for ip in Ip::BOTH {
             let [a, b] = legs(ip, RELAY_PORT);

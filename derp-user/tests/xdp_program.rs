@@ -341,9 +341,9 @@ fn nothing_is_answered_before_the_daemon_has_configured_it() {
     kernel.configure(Settings::new(3479)).expect("settings");
     run(&kernel, Ip::V4, &case(Reason::OtherPort)).expect("another port");
     kernel.configure(Settings::new(3478)).expect("settings");
-    tables.addresses.remove(&IpAddr::from(SERVER4).into()).expect("remove");
+    tables.remove_address(&IpAddr::from(SERVER4).into()).expect("remove");
     run(&kernel, Ip::V4, &case(Reason::NotLocal)).expect("address gone");
-    tables.interfaces.remove(&kernel::TEST_RUN_INTERFACE).expect("remove");
+    tables.remove_interface(kernel::TEST_RUN_INTERFACE).expect("remove");
     run(&kernel, Ip::V4, &case(Reason::ForeignMac)).expect("interface unknown");
 }
 

@@ -14,14 +14,15 @@ mod packets;
 
 use std::{
     net::IpAddr,
-    process::Command,
+    os::unix::fs::MetadataExt as _,
+    process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
 
 use derp_common::{Address, AddressKind, Interface, Settings};
 use derp_user::dataplane::{
-    AttachedMode, DataplaneError, Kernel, Mode, Xdp,
+    AttachedMode, DataplaneError, Kernel, LocalAddress, Mode, Xdp,
     self_test::{self, Trap},
 };
 use nix::net::if_::if_nametoindex;
@@ -81,15 +82,17 @@ fn attach_regardless(namespaces: &Namespaces) -> Kernel {
     run_in(&namespaces.server, || {
         let mut kernel = Kernel::load().expect("load");
         let mut tables = kernel.take_tables().expect("tables");
+        let index = if_nametoindex(SERVER_INTERFACE).expect("interface");
         let own = Address::from(SERVER4.parse::<IpAddr>().expect("address"));
-        tables.addresses.insert(own, AddressKind::Unicast as u32, 0).expect("address");
+        tables
+            .insert_address(own, LocalAddress { kind: AddressKind::Unicast, interface: index })
+            .expect("address");
         let addresses = nix::ifaddrs::getifaddrs().expect("addresses");
         let mac = addresses
             .filter(|entry| entry.interface_name == SERVER_INTERFACE)
             .find_map(|entry| entry.address?.as_link_addr()?.addr())
             .expect("a MAC");
-        let index = if_nametoindex(SERVER_INTERFACE).expect("interface");
-        tables.interfaces.insert(index, Interface::new(mac), 0).expect("interface");
+        tables.insert_interface(index, Interface::new(mac)).expect("interface");
         kernel.configure(Settings::new(STUN_PORT)).expect("settings");
         kernel.attach(SERVER_INTERFACE, NATIVE).expect("attach");
         kernel
@@ -203,6 +206,58 @@ fn in_one_namespace_the_other_end_is_seen_as_well() {
     let expected = [
         Trap::NoProgramAtOtherEnd { other_end: other_end.clone(), is_elsewhere: false },
         Trap::UnfinishedChecksums { other_end, is_elsewhere: false },
+    ];
+    assert_eq!(found, expected);
+}
+
+/// A process in a network namespace of its own, which has no name.
+struct Container(Child);
+
+impl Container {
+    fn start(namespace: &str) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, "unshare", "--net", "sleep", "60"]);
+        let container = Self(command.spawn().expect("unshare"));
+        let inode = |process: &str| {
+            std::fs::metadata(format!("/proc/{process}/ns/net")).map(|it| it.ino()).ok()
+        };
+        let outside = std::fs::metadata(format!("/run/netns/{namespace}")).expect("named").ino();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        // It is `ip`, then in the named namespace, then in its own.
+        let name = || std::fs::read_to_string(format!("/proc/{}/comm", container.0.id()));
+        while inode(&container.id()) == Some(outside) || name().is_ok_and(|it| it != "sleep\n") {
+            assert!(Instant::now() < deadline, "no namespace of its own");
+            thread::sleep(Duration::from_millis(5));
+        }
+        container
+    }
+
+    fn id(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn case_30_an_other_end_in_a_namespace_without_a_name_is_seen_as_well() {
+    let Some(namespaces) = namespaces("the other end in a container") else { return };
+    let container = Container::start(&namespaces.server);
+    namespaces.server_ip("link add near0 type veth peer name far0");
+    namespaces.server_ip("link set near0 up");
+    namespaces.server_ip(&format!("link set far0 netns {}", container.id()));
+    let found = run_in(&namespaces.server, || {
+        self_test::look(if_nametoindex("near0").expect("interface"), NATIVE)
+    });
+    let other_end = "far0".to_owned();
+    let expected = [
+        Trap::NoProgramAtOtherEnd { other_end: other_end.clone(), is_elsewhere: true },
+        Trap::UnfinishedChecksums { other_end, is_elsewhere: true },
     ];
     assert_eq!(found, expected);
 }

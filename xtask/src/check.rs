@@ -28,7 +28,8 @@ pub(crate) fn command() -> Result<()> {
     report.step("documentation", documentation);
     report.step("tests", tests);
     report.step("instruction counts", instruction_counts);
-    report.step("end to end", end_to_end);
+    report.step("end to end", || end_to_end(&e2e::Options::plain()));
+    report.step("end to end, region", || end_to_end(&e2e::Options::region()));
     report.finish()
 }
 
@@ -172,11 +173,11 @@ fn instruction_counts() -> Result<Outcome> {
 }
 
 /// Two real clients and a file; what it needs is not on every machine.
-fn end_to_end() -> Result<Outcome> {
+fn end_to_end(options: &e2e::Options) -> Result<Outcome> {
     if let Some(reason) = e2e::obstacle() {
         return Ok(Outcome::Skipped(reason));
     }
-    e2e::command(&e2e::Options::default())?;
+    e2e::command(options)?;
     Ok(Outcome::Done)
 }
 

@@ -18,33 +18,52 @@ pub(crate) fn certificate_file(directory: &Path, address: IpAddr) -> PathBuf {
     directory.join(format!("{}.crt", address.to_string().replace(':', "")))
 }
 
+/// Returns the pin of a certificate in a PEM file: the SHA-256 of its DER form.
+pub(crate) fn pin(certificate: &Path) -> Result<String> {
+    let leaf = CertificateDer::from_pem_file(certificate)
+        .with_context(|| format!("reading the certificate {}", certificate.display()))?;
+    let digits: String = Sha256::digest(&leaf).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(format!("sha256-raw:{digits}"))
+}
+
 /// Returns a DERP map, as indented JSON, with one region of one node at `address`.
 ///
-/// The node's certificate is pinned by the SHA-256 of its DER form, read from `certificate`.
+/// The node's certificate is pinned, as it is in the file `certificate`.
 pub(crate) fn of_one_node(
     address: IpAddr,
     certificate: &Path,
     tls_port: u16,
     stun_port: Option<u16>,
 ) -> Result<String> {
-    let leaf = CertificateDer::from_pem_file(certificate)
-        .with_context(|| format!("reading the certificate {}", certificate.display()))?;
-    let pin: String = Sha256::digest(&leaf).iter().map(|byte| format!("{byte:02x}")).collect();
+    of_nodes(&[(address, certificate.to_owned())], tls_port, stun_port)
+}
+
+/// Returns the same with several nodes, each with its address and the file of its certificate, in the
+/// order in which clients shall prefer them.
+pub(crate) fn of_nodes(
+    nodes: &[(IpAddr, PathBuf)],
+    tls_port: u16,
+    stun_port: Option<u16>,
+) -> Result<String> {
+    let node = |(number, (address, certificate)): (usize, &(IpAddr, PathBuf))| {
+        Ok(json!({
+            "Name": if number == 0 { "dev".to_owned() } else { format!("dev{}", number + 1) },
+            "RegionID": REGION,
+            "HostName": address,
+            "CertName": pin(certificate)?,
+            "DERPPort": tls_port,
+            // Clients take -1 for "no STUN here" and 0 for the usual port.
+            "STUNPort": stun_port.map_or(-1, i32::from),
+        }))
+    };
+    let nodes = nodes.iter().enumerate().map(node).collect::<Result<Vec<_>>>()?;
     let map = json!({
         "OmitDefaultRegions": true,
         "Regions": { REGION.to_string(): {
             "RegionID": REGION,
             "RegionCode": "dev",
             "RegionName": "derpd development relay",
-            "Nodes": [{
-                "Name": "dev",
-                "RegionID": REGION,
-                "HostName": address,
-                "CertName": format!("sha256-raw:{pin}"),
-                "DERPPort": tls_port,
-                // Clients take -1 for "no STUN here" and 0 for the usual port.
-                "STUNPort": stun_port.map_or(-1, i32::from),
-            }],
+            "Nodes": nodes,
         }},
     });
     serde_json::to_string_pretty(&map).context("writing JSON")

@@ -9,6 +9,9 @@ use crate::process::{self, CommandExt as _};
 /// The oldest minor release of Go 1 that builds `tailscale.com` v1.103.0-pre.
 const OLDEST_MINOR: u32 = 26;
 
+/// With this tag, which the tests name too, Tailscale's client can speak WebSocket outside of browsers.
+pub(crate) const TAGS: &str = "-tags=ts_debug_websockets";
+
 /// Returns a command for `go`.
 pub(crate) fn command() -> Command {
     process::command("go")
@@ -33,7 +36,7 @@ pub(crate) fn check_modules(module: &Path) -> Result<()> {
     check_version()?;
     command()
         .current_dir(module)
-        .args(["list", "-deps", "-test", "./..."])
+        .args(["list", TAGS, "-deps", "-test", "./..."])
         .read()
         .map(drop)
         .context("the Go modules that the tests use are not there and cannot be downloaded")

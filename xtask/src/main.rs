@@ -2,16 +2,19 @@
 
 mod apt;
 mod bench;
+mod browser;
 mod check;
 mod derp_map;
 mod e2e;
 mod ebpf;
 mod go;
 mod instructions;
+mod interop;
 mod namespaces;
 mod process;
 mod proxies;
 mod run;
+mod scale;
 mod test;
 mod workspace;
 
@@ -40,8 +43,12 @@ enum Task {
     Bench(bench::Options),
     /// Copy a file between two real Tailscale clients through the relay, in network namespaces
     E2e(e2e::Options),
+    /// Run the protocol cases against derpd and against Tailscale's derper, and compare
+    Interop(interop::Options),
     /// Count the instructions of the packet path and compare them with the committed ones
     Instructions(instructions::Options),
+    /// Measure how far one region goes: the tables of docs/SCALE.md
+    Scale,
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
     Check,
 }
@@ -53,7 +60,9 @@ fn main() -> ExitCode {
         Task::Test { arguments } => test::command(&arguments),
         Task::Bench(options) => bench::command(&options),
         Task::E2e(options) => e2e::command(&options),
+        Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
+        Task::Scale => scale::command(),
         Task::Check => check::command(),
     };
     match result {

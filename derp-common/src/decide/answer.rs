@@ -1,11 +1,8 @@
 //! STUN on a port where it is served.
 
-use core::sync::atomic::AtomicU64;
-
-use super::{Arrival, Host, Outcome, StunBucket, is_foreign, names_one_host};
+use super::{Arrival, Host, Outcome, StunBuckets, check_source};
 use crate::{
-    address::Family,
-    cell,
+    address::{Family, OwnPlaces},
     checksum::Sum,
     eth,
     frame::Frame,
@@ -22,26 +19,29 @@ use crate::{
 pub(super) fn answer<I: Ip, P: Packet, H: Host>(
     frame: &mut Frame<'_, P>,
     arrival: &Arrival<'_>,
+    own: OwnPlaces,
     host: &H,
 ) -> Result<Outcome, Reason> {
     let &Arrival { udp, datagram, at, length, .. } = arrival;
-    names_one_host(I::FAMILY, datagram)?;
-    if length < HEADER {
-        is_foreign(&datagram.source, host)?;
-        return Err(Reason::NotStun);
+    check_source(I::FAMILY, datagram, own, host)?;
+    let is_usual = length == request::USUAL_LENGTH && is_usual(frame, at)?;
+    if !is_usual {
+        if length < HEADER {
+            return Err(Reason::NotStun);
+        }
+        frame.ensure(at + HEADER).ok_or(Reason::Malformed)?;
+        request::check_header::<{ request::KERNEL_MAX }, _>(frame, at, length)?;
     }
-    frame.ensure(at + HEADER).ok_or(Reason::Malformed)?;
-    let header = request::check_header::<{ request::KERNEL_MAX }, _>(frame, at, length);
-    // An answer to a question of ours is for whoever has asked it.
-    if header == Ok(()) && arrival.settings.has(Switches::SHED_STUN) {
-        return Err(Reason::StunShed);
-    }
-    allow::<I, H>(arrival, header.is_ok(), host)?;
-    header?;
-    let refuse = |_| Err(Reason::UnknownAttribute);
-    let message = request::check_body::<{ request::KERNEL_MAX }, { request::KERNEL_ATTRIBUTES }, _>(
-        frame, at, length, refuse,
-    )?;
+    allow::<I, H>(arrival, host)?;
+    let message = if is_usual {
+        frame.ensure(at + request::USUAL_LENGTH).ok_or(Reason::Malformed)?;
+        request::check_usual(frame, at)?
+    } else {
+        let refuse = |_| Err(Reason::UnknownAttribute);
+        request::check_body::<{ request::KERNEL_MAX }, { request::KERNEL_ATTRIBUTES }, _>(
+            frame, at, length, refuse,
+        )?
+    };
     let addresses = datagram.source.sum(I::FAMILY).plus(datagram.destination.sum(I::FAMILY));
     let intact = match (udp.checksum, I::FAMILY) {
         (0, Family::Ipv4) => true,
@@ -54,31 +54,31 @@ pub(super) fn answer<I: Ip, P: Packet, H: Host>(
     Ok(reply::<I, P>(frame, arrival, addresses).into())
 }
 
-/// Checks that the source is not this host, and if it is a `request`, that it is within its allowance.
-///
-/// Requests are counted before the costly checks: what is over the rate is to cost little.
 #[inline(always)]
-fn allow<I: Ip, H: Host>(arrival: &Arrival<'_>, request: bool, host: &H) -> Result<(), Reason> {
-    let source = &arrival.datagram.source;
-    let rate = arrival.settings.stun_rate;
-    if rate.interval == 0 || !request {
-        return is_foreign(source, host);
+fn is_usual<P: Packet>(frame: &mut Frame<'_, P>, at: usize) -> Result<bool, Reason> {
+    frame.ensure(at + request::USUAL_LENGTH).ok_or(Reason::Malformed)?;
+    Ok(request::is_usual(frame, at))
+}
+
+/// Checks that a request may be answered now, before the costly checks: what is over the rate is to cost
+/// little. (An answer to a question of ours, which is no request, is for whoever has asked it.)
+#[inline(always)]
+fn allow<I: Ip, H: Host>(arrival: &Arrival<'_>, host: &H) -> Result<(), Reason> {
+    let Arrival { settings, datagram, .. } = arrival;
+    if settings.has(Switches::SHED_STUN) {
+        return Err(Reason::StunShed);
     }
-    let (key, rest) = source.rate_key(I::FAMILY);
-    let now = host.now();
-    let Some(bucket) = host.stun_bucket(key) else {
-        is_foreign(source, host)?;
-        if let Some(full_at) = rate.take(0, now) {
-            let full_at = AtomicU64::new(full_at);
-            host.add_stun_bucket(key, StunBucket { full_at, foreign: AtomicU64::new(rest) });
-        }
+    if settings.stun_rate.interval == 0 {
         return Ok(());
-    };
-    if cell::load(&bucket.foreign) != rest {
-        is_foreign(source, host)?;
-        cell::store(&bucket.foreign, rest);
     }
-    if rate.take_from(&bucket.full_at, now) { Ok(()) } else { Err(Reason::StunOverRate) }
+    let key = datagram.source.rate_key(I::FAMILY);
+    let buckets = host.stun_buckets(StunBuckets::index(key, settings.stun_mask));
+    // Without a bucket, a source is answered.
+    if buckets.is_none_or(|it| it.take(key, settings.stun_rate, host.now())) {
+        Ok(())
+    } else {
+        Err(Reason::StunOverRate)
+    }
 }
 
 /// Turns a frame whose request was accepted into its answer.

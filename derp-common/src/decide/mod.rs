@@ -4,13 +4,17 @@
 //! only when everything about it is decided, so what is passed up the stack is untouched.
 
 mod answer;
+mod buckets;
 mod forward;
 mod host;
 
-pub use self::host::{EVENT_RATE, Host, StunBucket};
+pub use self::{
+    buckets::StunBuckets,
+    host::{EVENT_RATE, Host},
+};
 use crate::{
-    address::{Address, AddressKind, Family},
-    eth,
+    address::{AddressKind, Family, OwnPlaces},
+    cell, eth,
     flow::{Class, Datagram, admit, class, identify},
     frame::Frame,
     ip::{Ip, Ipv4, Ipv6},
@@ -100,7 +104,10 @@ fn decision<H: Host>(family: Family, outcome: Outcome, host: &H) -> Decision {
 fn decide_ip<I: Ip, P: Packet, H: Host>(mut frame: Frame<'_, P>, host: &H) -> Outcome {
     match serve::<I, P, H>(&mut frame, host) {
         Ok(outcome) => outcome,
-        Err(reason) => reason.into(),
+        Err(reason) => {
+            cell::seldom();
+            reason.into()
+        }
     }
 }
 
@@ -146,49 +153,56 @@ fn serve<I: Ip, P: Packet, H: Host>(frame: &mut Frame<'_, P>, host: &H) -> Resul
     if length >= 8 {
         frame.ensure(at + 8).ok_or(Reason::Malformed)?;
     }
-    let now = host.now();
     // Matched once, and what it holds used at once: what a value holds on other paths only, the compiler
     // leaves undefined, and the verifier does not let it be carried along.
     let hop = match identify(frame, at, length, services, datagram, host) {
         Ok(Class::Stun) => {
-            check_destination(frame, datagram, host)?;
-            return answer::answer::<I, P, H>(frame, arrival, host);
+            let own = check_destination(frame, datagram, host)?;
+            return answer::answer::<I, P, H>(frame, arrival, own, host);
         }
         Ok(class @ Class::Control { .. }) => {
             // It is counted, so it must first be known to be meant for this host.
-            check_destination(frame, datagram, host)?;
-            check_source(I::FAMILY, datagram, host)?;
-            return match admit(datagram, class, settings, host, now) {
+            let own = check_destination(frame, datagram, host)?;
+            check_source(I::FAMILY, datagram, own, host)?;
+            return match admit(datagram, class, settings, host, || host.now()) {
                 Ok(_) => Err(Reason::NotRelayed),
                 Err(reason) => Err(reason),
             };
         }
-        Ok(class) => admit(datagram, class, settings, host, now),
+        Ok(class) => admit(datagram, class, settings, host, || host.now()),
         Err(reason) => Err(reason),
     };
     match hop {
         Ok(hop) => forward::forward::<I, P, H>(frame, arrival, &hop, host),
         Err(reason) => {
-            check_destination(frame, datagram, host)?;
-            check_source(I::FAMILY, datagram, host)?;
+            let own = check_destination(frame, datagram, host)?;
+            check_source(I::FAMILY, datagram, own, host)?;
             tell(reason, frame, arrival, host);
             Err(reason)
         }
     }
 }
 
-/// Checks that the frame is addressed to this host.
+/// Checks that the frame is addressed to this host, and returns where addresses of this host are.
 #[inline(always)]
 fn check_destination<P: Packet, H: Host>(
     frame: &Frame<'_, P>,
     datagram: &Datagram,
     host: &H,
-) -> Result<(), Reason> {
+) -> Result<OwnPlaces, Reason> {
+    if let Some(place) = host.address_place(&datagram.destination)
+        && place.address == datagram.destination
+        && place.kind == AddressKind::Unicast as u32
+        && place.ingress == host.ingress()
+        && eth::is_for(frame, place.interface.mac) == Some(true)
+    {
+        return Ok(place.own);
+    }
     check_mac(frame, host)?;
     if host.address_kind(&datagram.destination) != Some(AddressKind::Unicast as u32) {
         return Err(Reason::NotLocal);
     }
-    Ok(())
+    Ok(OwnPlaces::ANY)
 }
 
 /// Checks that the frame is addressed to the interface it came in by.
@@ -204,26 +218,19 @@ fn check_mac<P: Packet, H: Host>(frame: &Frame<'_, P>, host: &H) -> Result<(), R
 
 /// Checks that the sender names one host, and not this one.
 #[inline(always)]
-fn check_source<H: Host>(family: Family, datagram: &Datagram, host: &H) -> Result<(), Reason> {
-    names_one_host(family, datagram)?;
-    is_foreign(&datagram.source, host)
-}
-
-#[inline(always)]
-fn names_one_host(family: Family, datagram: &Datagram) -> Result<(), Reason> {
-    if datagram.source_port != 0 && datagram.source.is_usable_source(family) {
-        Ok(())
-    } else {
-        Err(Reason::UnusableSource)
+fn check_source<H: Host>(
+    family: Family,
+    datagram: &Datagram,
+    own: OwnPlaces,
+    host: &H,
+) -> Result<(), Reason> {
+    if datagram.source_port == 0 || !datagram.source.is_usable_source(family) {
+        return Err(Reason::UnusableSource);
     }
-}
-
-#[inline(always)]
-fn is_foreign<H: Host>(address: &Address, host: &H) -> Result<(), Reason> {
-    match host.address_kind(address) {
-        None => Ok(()),
-        Some(_) => Err(Reason::UnusableSource),
+    if own.may_hold(&datagram.source) && host.address_kind(&datagram.source).is_some() {
+        return Err(Reason::UnusableSource);
     }
+    Ok(())
 }
 
 /// Tells the daemon what it may want to learn from.

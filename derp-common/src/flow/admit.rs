@@ -91,7 +91,7 @@ pub fn admit<'a, T: Tables>(
     class: Class,
     settings: &Settings,
     tables: &'a T,
-    now: u64,
+    now: impl FnOnce() -> u64,
 ) -> Result<Hop<'a>, Reason> {
     let hop = find(datagram, class, settings, tables, now)?;
     if hop.is_local_address(datagram) { Ok(hop) } else { Err(Reason::OtherLocal) }
@@ -110,12 +110,12 @@ pub fn find<'a, T: Tables>(
     class: Class,
     settings: &Settings,
     tables: &'a T,
-    now: u64,
+    now: impl FnOnce() -> u64,
 ) -> Result<Hop<'a>, Reason> {
     match class {
         Class::Stun => Err(Reason::NotRelayed),
         Class::Geneve { vni } => by_vni(datagram, vni, settings, tables),
-        Class::Control { vni, sender } => Err(control(vni, sender, settings, tables, now)),
+        Class::Control { vni, sender } => Err(control(vni, sender, settings, tables, now())),
         Class::WireGuard { index } => by_source(datagram, index, tables),
         Class::Any => by_source(datagram, 0, tables),
         Class::Known { value } => by_value(datagram, value, tables),

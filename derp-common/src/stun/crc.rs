@@ -1,13 +1,16 @@
 //! CRC-32 of ISO 3309, as FINGERPRINT uses it, four or eight bytes at a step.
 
 /// `TABLES[k][b]` is the CRC of byte `b` followed by `k` zero bytes.
-static TABLES: [[u32; 256]; 8] = tables();
+static TABLES: [[u32; 256]; 24] = tables();
+
+/// The first of them, where compiled.
+const TABLES_OF_ONE: [u32; 256] = tables()[0];
 
 /// The reflected polynomial.
 const POLYNOMIAL: u32 = 0xedb8_8320;
 
-const fn tables() -> [[u32; 256]; 8] {
-    let mut tables = [[0; 256]; 8];
+const fn tables() -> [[u32; 256]; 24] {
+    let mut tables = [[0; 256]; 24];
     let mut byte = 0;
     while byte < 256 {
         let mut crc = byte as u32;
@@ -20,7 +23,7 @@ const fn tables() -> [[u32; 256]; 8] {
         byte += 1;
     }
     let mut zeros = 1;
-    while zeros < 8 {
+    while zeros < 24 {
         let mut byte = 0;
         while byte < 256 {
             let crc = tables[zeros - 1][byte];
@@ -30,6 +33,37 @@ const fn tables() -> [[u32; 256]; 8] {
         zeros += 1;
     }
     tables
+}
+
+/// Returns the CRC of these bytes, to be known when compiled.
+pub(super) const fn of(bytes: &[u8]) -> u32 {
+    let mut crc = !0;
+    let mut at = 0;
+    while at < bytes.len() {
+        crc = crc >> 8 ^ TABLES_OF_ONE[(crc as u8 ^ bytes[at]) as usize];
+        at += 1;
+    }
+    !crc
+}
+
+/// Returns what these twelve bytes, in the place of zeroes, with twelve more to follow, change in a CRC.
+///
+/// A CRC is linear: each byte's part in it depends on its place only, so that no step waits for another.
+#[inline(always)]
+pub(super) fn of_transaction([a, b, c, d, e, f, g, h]: [u8; 8], [i, j, k, l]: [u8; 4]) -> u32 {
+    let part = |zeros: usize, byte: u8| TABLES[zeros][usize::from(byte)];
+    part(23, a)
+        ^ part(22, b)
+        ^ part(21, c)
+        ^ part(20, d)
+        ^ part(19, e)
+        ^ part(18, f)
+        ^ part(17, g)
+        ^ part(16, h)
+        ^ part(15, i)
+        ^ part(14, j)
+        ^ part(13, k)
+        ^ part(12, l)
 }
 
 /// A running CRC-32.

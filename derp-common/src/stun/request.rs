@@ -1,7 +1,7 @@
 //! Recognises a Binding request (RFC 8489 sections 5, 6.3.1 and 14).
 
 use super::{
-    ATTRIBUTE_HEADER, BINDING_REQUEST, Crc, FINGERPRINT, FINGERPRINT_XOR, HEADER, MAGIC_COOKIE,
+    ATTRIBUTE_HEADER, BINDING_REQUEST, Crc, FINGERPRINT, FINGERPRINT_XOR, HEADER, MAGIC_COOKIE, crc,
 };
 use crate::{checksum::Sum, packet::Packet, reason::Reason};
 
@@ -71,6 +71,70 @@ pub fn check_body<const MAX: usize, const ATTRIBUTES: usize, P: Packet>(
         return Err(Reason::InvalidFingerprint);
     }
     Ok(digest.sum)
+}
+
+/// Bytes of the request that Tailscale's clients send, of which nothing varies but the transaction id and
+/// FINGERPRINT's value: SOFTWARE, "tailnode", and FINGERPRINT.
+pub const USUAL_LENGTH: usize = 40;
+
+/// That request with zeroes for what varies.
+const USUAL: [u8; USUAL_LENGTH] =
+    *b"\x00\x01\x00\x14\x21\x12\xa4\x42\0\0\0\0\0\0\0\0\0\0\0\0\x80\x22\x00\x08tailnode\x80\x28\x00\x04\0\0\0\0";
+
+/// The CRC over it.
+const USUAL_CRC: u32 = crc::of(USUAL.split_at(USUAL_LENGTH - 8).0);
+
+/// The sum over it.
+const USUAL_SUM: Sum = {
+    let mut sum = Sum::ZERO;
+    let mut at = 0;
+    while at < USUAL_LENGTH {
+        sum = sum.half(u16::from_ne_bytes([USUAL[at], USUAL[at + 1]]));
+        at += 2;
+    }
+    sum
+};
+
+/// Eight bytes of it.
+const fn usual(at: usize) -> [u8; 8] {
+    match USUAL.split_at(at).1.first_chunk() {
+        Some(bytes) => *bytes,
+        None => [0; 8],
+    }
+}
+
+/// Tells whether the [`USUAL_LENGTH`] bytes at `at` are that request, as far as it does not vary.
+#[inline(always)]
+pub fn is_usual<P: Packet>(packet: &P, at: usize) -> bool {
+    let [Some(a), Some(b), Some(c)] = [0, 20, 28].map(|it| packet.read(at + it)) else {
+        return false;
+    };
+    // One comparison: three would be three ways on for the verifier to follow.
+    let differs =
+        |found: [u8; 8], wanted: [u8; 8]| u64::from_ne_bytes(found) ^ u64::from_ne_bytes(wanted);
+    differs(a, const { usual(0) })
+        | differs(b, const { usual(20) })
+        | differs(c, const { usual(28) })
+        == 0
+}
+
+/// Checks the rest of a request of which [`is_usual`] is true, and returns its sum for the UDP checksum: as
+/// [`check`], in half the time.
+///
+/// # Errors
+///
+/// [`Reason::InvalidFingerprint`].
+#[inline(always)]
+pub fn check_usual<P: Packet>(packet: &P, at: usize) -> Result<Sum, Reason> {
+    let cut = Reason::InvalidStunLength;
+    let first: [u8; 8] = packet.read(at + 8).ok_or(cut)?;
+    let last: [u8; 4] = packet.read(at + 16).ok_or(cut)?;
+    let stored = packet.word(at + 36).ok_or(cut)?;
+    let crc = USUAL_CRC ^ crc::of_transaction(first, last);
+    if stored != (crc ^ FINGERPRINT_XOR).to_be() {
+        return Err(Reason::InvalidFingerprint);
+    }
+    Ok(add_pair(USUAL_SUM, first).word(u32::from_ne_bytes(last)).word(stored))
 }
 
 /// Checks the header only, which tells what kind of message it is and whether it may be long enough.

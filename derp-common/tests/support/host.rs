@@ -8,8 +8,8 @@ use std::{
 };
 
 use derp_common::{
-    Address, Host, Interface, Settings,
-    decide::StunBucket,
+    Address, AddressPlace, Host, Interface, Settings,
+    decide::StunBuckets,
     flow::{Control, Leg, LegCells, LegStatistics, Source, Tables, table::Senders},
     maps::Event,
 };
@@ -27,7 +27,7 @@ pub(crate) struct TestHost {
     pub(crate) now: Cell<u64>,
     pub(crate) events: RefCell<Vec<Event>>,
     statistics: Vec<LegCells>,
-    stun_buckets: RefCell<HashMap<u64, &'static StunBucket>>,
+    stun_buckets: Vec<StunBuckets>,
     event_bucket: AtomicU64,
 }
 
@@ -46,7 +46,7 @@ impl TestHost {
             now: Cell::new(1_000_000_000_000),
             events: RefCell::default(),
             statistics: (0..2 * slots).map(|_| LegCells::default()).collect(),
-            stun_buckets: RefCell::default(),
+            stun_buckets: (0..=settings.stun_mask).map(|_| StunBuckets::default()).collect(),
             event_bucket: AtomicU64::new(0),
         }
     }
@@ -105,6 +105,10 @@ impl Host for TestHost {
         self.interfaces.get(&index)
     }
 
+    fn address_place(&self, _address: &Address) -> Option<&AddressPlace> {
+        None
+    }
+
     fn address_kind(&self, address: &Address) -> Option<u32> {
         self.addresses.get(address).copied()
     }
@@ -113,12 +117,8 @@ impl Host for TestHost {
         self.now.get()
     }
 
-    fn stun_bucket(&self, key: u64) -> Option<&StunBucket> {
-        self.stun_buckets.borrow().get(&key).copied()
-    }
-
-    fn add_stun_bucket(&self, key: u64, bucket: StunBucket) {
-        self.stun_buckets.borrow_mut().insert(key, Box::leak(Box::new(bucket)));
+    fn stun_buckets(&self, index: u32) -> Option<&StunBuckets> {
+        self.stun_buckets.get(index as usize)
     }
 
     fn event_bucket(&self) -> Option<&AtomicU64> {

@@ -20,7 +20,7 @@ mod question;
 mod tailscaled;
 mod verdict;
 mod watch;
-mod web;
+pub(crate) mod web;
 mod webhook;
 
 use std::{
@@ -36,6 +36,7 @@ use parking_lot::{Mutex, RwLock};
 pub use tailscaled::DEFAULT_SOCKET;
 use tokio::{runtime::Handle, sync::Notify};
 pub use verdict::Verdict;
+pub(crate) use web::in_words;
 
 use self::{
     control_server::Token,

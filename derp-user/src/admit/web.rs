@@ -24,11 +24,11 @@ const MAX_REDIRECTS: usize = 10;
 
 /// A request that may have to be sent several times.
 #[derive(Clone)]
-pub(super) struct Question {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct Question {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl fmt::Debug for Question {
@@ -39,11 +39,11 @@ impl fmt::Debug for Question {
 }
 
 /// The head of an answer, whose body is still to be read.
-pub(super) struct Answer(Response<Incoming>);
+pub(crate) struct Answer(Response<Incoming>);
 
 /// A client for HTTP and HTTPS that keeps connections for the next question.
 #[derive(Clone)]
-pub(super) struct Web {
+pub(crate) struct Web {
     client: Arc<Client<HttpsConnector<HttpConnector>, Full<Bytes>>>,
 }
 
@@ -53,8 +53,21 @@ impl Web {
     /// # Errors
     ///
     /// If there are none, and the address that `flag` names is an HTTPS one.
-    pub(super) fn new(flag: &'static str, uri: &Uri) -> Result<Self, AdmitError> {
-        let tls = match Trust::System.tls_config() {
+    pub(crate) fn new(flag: &'static str, uri: &Uri) -> Result<Self, AdmitError> {
+        Self::trusting(&Trust::System, flag, uri)
+    }
+
+    /// A client that trusts whom `trust` says.
+    ///
+    /// # Errors
+    ///
+    /// If that is nobody, and the address that `flag` names is an HTTPS one.
+    pub(crate) fn trusting(
+        trust: &Trust,
+        flag: &'static str,
+        uri: &Uri,
+    ) -> Result<Self, AdmitError> {
+        let tls = match trust.tls_config() {
             Err(error) if uri.scheme_str() == Some("https") => {
                 return Err(AdmitError::NoRoots { flag, reason: error.to_string() });
             }
@@ -79,7 +92,7 @@ impl Web {
     /// # Errors
     ///
     /// In words, if no answer came.
-    pub(super) async fn ask(&self, mut question: Question) -> Result<Answer, String> {
+    pub(crate) async fn ask(&self, mut question: Question) -> Result<Answer, String> {
         for _ in 0..=MAX_REDIRECTS {
             let mut request = Request::new(Full::new(question.body.clone()));
             *request.method_mut() = question.method.clone();
@@ -101,7 +114,7 @@ impl Web {
 
 impl Answer {
     /// The status of the answer.
-    pub(super) fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.0.status()
     }
 
@@ -110,7 +123,7 @@ impl Answer {
     /// # Errors
     ///
     /// In words, if the connection breaks.
-    pub(super) async fn body(mut self, limit: usize) -> Result<(Vec<u8>, bool), String> {
+    pub(crate) async fn body(mut self, limit: usize) -> Result<(Vec<u8>, bool), String> {
         read_body(self.0.body_mut(), limit).await
     }
 }
@@ -125,7 +138,7 @@ fn trusting_nobody() -> ClientConfig {
 }
 
 /// The first `limit` bytes of a body, and whether these are all.
-pub(super) async fn read_body(
+pub(crate) async fn read_body(
     body: &mut Incoming,
     limit: usize,
 ) -> Result<(Vec<u8>, bool), String> {
@@ -190,13 +203,13 @@ fn resolve(base: &Uri, location: &str) -> Option<Uri> {
 }
 
 /// Whether an address is an absolute one of HTTP or HTTPS.
-pub(super) fn is_web_address(uri: &Uri) -> bool {
+pub(crate) fn is_web_address(uri: &Uri) -> bool {
     matches!(uri.scheme_str(), Some("http" | "https"))
         && uri.host().is_some_and(|host| !host.is_empty())
 }
 
 /// An error with its causes: hyper's own words alone say little.
-pub(super) fn in_words(error: &dyn std::error::Error) -> String {
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

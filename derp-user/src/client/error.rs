@@ -69,6 +69,30 @@ pub enum ClientError {
         /// What the TLS library said.
         source: rustls::Error,
     },
+    /// The proxy cannot be used: it speaks another protocol than plain HTTP.
+    #[error("{0} is no proxy that can be used: write http://host:port")]
+    ProxyScheme(String),
+    /// The proxy does not connect us.
+    #[error("the proxy {proxy} does not connect us to {target}: HTTP status {status}")]
+    ProxyRefused {
+        /// The proxy.
+        proxy: String,
+        /// The relay.
+        target: String,
+        /// Status of its answer.
+        status: u16,
+    },
+    /// The region has no relay that could be dialled.
+    #[error("region {0} has no relay: all of its nodes only answer STUN, or there are none")]
+    NoRelay(String),
+    /// No relay of the region could be logged in to.
+    #[error("no relay of region {region} lets us in: {}", reasons.join("; "))]
+    Region {
+        /// The region's code.
+        region: String,
+        /// What each of them did, in the order they were tried.
+        reasons: Vec<String>,
+    },
     /// The answer to the upgrade is not HTTP.
     #[error("{host} does not answer in HTTP: {reason}")]
     NotHttp {

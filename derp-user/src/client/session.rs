@@ -1,8 +1,9 @@
 //! A logged-in connection, whole and in halves.
 
-use std::{cell::RefCell, io, sync::Arc, time::Duration};
+use std::{cell::RefCell, io, ops::Range, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use rustls::{ProtocolVersion, pki_types::CertificateDer};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -12,15 +13,18 @@ use super::{
     ClientError,
     wire::{Outgoing, Phase, Wire},
 };
-use crate::proto::{
-    client::{
-        login::ServerInfo,
-        read::{Found, Message, MessageReader},
-        write,
+use crate::{
+    proto::{
+        client::{
+            login::ServerInfo,
+            read::{Found, Message, MessageReader},
+            write,
+        },
+        frame::{HEADER_LENGTH, PING_DATA_LENGTH},
+        keys::{KEY_LENGTH, NodePublic},
+        message,
     },
-    frame::PING_DATA_LENGTH,
-    keys::NodePublic,
-    message,
+    relay::limit::TokenBucket,
 };
 
 /// A connection on which nothing comes, or nothing can be sent, for this long has ended. Relays send
@@ -160,6 +164,16 @@ impl Line {
         self.link.write(bytes).await
     }
 
+    /// The version of TLS, if there is TLS.
+    pub(super) fn tls_version(&self) -> Option<ProtocolVersion> {
+        self.link.state.lock().wire.tls_version()
+    }
+
+    /// The server's certificates, its own first.
+    pub(super) fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        self.link.state.lock().wire.certificates()
+    }
+
     pub(super) fn received(&self) -> &[u8] {
         &self.received
     }
@@ -208,11 +222,17 @@ impl Client {
         self.server_info
     }
 
+    /// Host and port of the relay.
+    pub fn host(&self) -> &str {
+        &self.line.link.host
+    }
+
     /// Separates sending from receiving. The connection closes when both halves are dropped.
     pub fn split(self) -> (Sender, Receiver) {
+        let limit = Limit::of(&self.server_info);
         let Line { link, received, ended } = self.line;
         let link = Arc::new(link);
-        let sender = Sender { link: Arc::clone(&link), frame: Vec::new() };
+        let sender = Sender { link: Arc::clone(&link), frame: Vec::new(), limit, held_back: 0 };
         let receiver = Receiver {
             link,
             received,
@@ -238,15 +258,39 @@ impl Client {
     }
 }
 
+/// How much the relay has asked its client to send at most.
+struct Limit(Option<TokenBucket>);
+
+impl Limit {
+    fn of(info: &ServerInfo) -> Self {
+        let ServerInfo { bytes_per_second, bytes_burst, .. } = *info;
+        Self((bytes_per_second > 0).then(|| {
+            TokenBucket::new(bytes_per_second as f64, bytes_burst as f64, Instant::now().into())
+        }))
+    }
+
+    /// Whether a packet of this length may be sent now.
+    fn allows(&mut self, packet: usize) -> bool {
+        let length = HEADER_LENGTH + KEY_LENGTH + packet;
+        let bucket = self.0.as_mut();
+        bucket.is_none_or(|bucket| bucket.take_many(length as f64, Instant::now().into()))
+    }
+}
+
 /// The sending half.
 pub struct Sender {
     link: Arc<Link>,
     frame: Vec<u8>,
+    limit: Limit,
+    held_back: u64,
 }
 
 impl Sender {
     /// Sends `packet` to the client with the key `destination`, and waits until the socket has taken
     /// it. Relays lose packets rather than wait; nobody says whether it arrives.
+    ///
+    /// A packet beyond the rate that the relay has asked its clients to keep to
+    /// ([`Client::server_info`]) is not sent, but counted ([`Self::held_back`]).
     ///
     /// # Errors
     ///
@@ -258,7 +302,17 @@ impl Sender {
     ) -> Result<(), ClientError> {
         self.frame.clear();
         write::send_packet(&mut self.frame, destination, packet)?;
+        if !self.limit.allows(packet.len()) {
+            self.held_back += 1;
+            return Ok(());
+        }
         self.link.write(&self.frame).await
+    }
+
+    /// Packets that were not sent because the relay wants no more per second.
+    #[must_use]
+    pub const fn held_back(&self) -> u64 {
+        self.held_back
     }
 
     /// Tells the relay whether it is this client's home.
@@ -356,6 +410,18 @@ impl Receiver {
     ///
     /// If the connection has ended, by the relay, by a fault, or by [`SILENCE_TIMEOUT`].
     pub async fn recv(&mut self) -> Result<Message<'_>, ClientError> {
+        let frame = self.next_frame().await?;
+        Ok(self.message(frame))
+    }
+
+    /// What the frame at this place says.
+    pub(super) fn message(&self, frame: Range<usize>) -> Message<'_> {
+        Message::parse(&self.received[frame])
+            .expect("the reader finds only frames that can be understood")
+    }
+
+    /// Waits for a frame, whose place stays good until this is called again, and answers it if it is a Ping.
+    pub(super) async fn next_frame(&mut self) -> Result<Range<usize>, ClientError> {
         let frame = loop {
             let found = self
                 .reader
@@ -377,12 +443,10 @@ impl Receiver {
                 }
             }
         };
-        let message = Message::parse(&self.received[frame])
-            .expect("the reader finds only frames that can be understood");
-        if let Message::Ping(data) = message {
+        if let Message::Ping(data) = self.message(frame.clone()) {
             self.link.answer(&data)?;
         }
-        Ok(message)
+        Ok(frame)
     }
 
     /// Waits until there are more bytes than before.

@@ -27,11 +27,19 @@ impl Target {
     /// Host and port as they stand in a URL or a Host header; the scheme's own port is left out.
     pub fn authority(&self) -> String {
         let usual = if self.tls { Self::HTTPS_PORT } else { Self::HTTP_PORT };
-        let host = match self.host.parse::<Ipv6Addr>() {
+        if self.port == usual { self.bracketed_host() } else { self.authority_with_port() }
+    }
+
+    /// Host and port, whatever the port is.
+    pub(super) fn authority_with_port(&self) -> String {
+        format!("{}:{}", self.bracketed_host(), self.port)
+    }
+
+    fn bracketed_host(&self) -> String {
+        match self.host.parse::<Ipv6Addr>() {
             Ok(ip) => format!("[{ip}]"),
             Err(_) => self.host.clone(),
-        };
-        if self.port == usual { host } else { format!("{host}:{}", self.port) }
+        }
     }
 }
 

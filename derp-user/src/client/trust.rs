@@ -1,25 +1,33 @@
 //! Which certificates a client accepts.
 
 use std::{
+    cell::OnceCell,
+    fmt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
+use parking_lot::Mutex;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
-        Resumption,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
 };
 
 use super::ClientError;
-use crate::{files, proto::keys::decode_hex, tls::AcceptAny};
+use crate::{
+    files,
+    proto::keys::{decode_hex, encode_hex},
+    tls::AcceptAny,
+};
 
 /// Which certificate a relay must show.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -44,6 +52,12 @@ pub enum Trust {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Pin([u8; 32]);
 
+impl fmt::Display for Pin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "sha256-raw:{}", encode_hex(&self.0))
+    }
+}
+
 impl FromStr for Pin {
     type Err = ClientError;
 
@@ -60,30 +74,107 @@ impl Trust {
     /// The TLS settings of a client. As Tailscale's clients, it offers no ALPN; it never resumes a
     /// session, so that each connection costs the relay the same.
     pub(crate) fn tls_config(&self) -> Result<ClientConfig, ClientError> {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let accept_any = AcceptAny(Arc::clone(&provider));
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|source| ClientError::Tls { host: "this machine".to_owned(), source })?;
+        Ok(self.judge()?.tls_config())
+    }
+
+    /// What judges certificates so.
+    pub(super) fn judge(&self) -> Result<Judge, ClientError> {
+        let accept_any = AcceptAny(provider());
         let verifier: Arc<dyn ServerCertVerifier> = match self {
-            Self::System => return Ok(finished(builder.with_root_certificates(system_roots()?))),
-            Self::Roots(path) => {
-                return Ok(finished(builder.with_root_certificates(roots_in(path)?)));
-            }
+            Self::System => by_authorities(system_roots()?)?,
+            Self::Roots(path) => by_authorities(roots_in(path)?)?,
             Self::Pinned(pin) => Arc::new(Pinned { pins: vec![*pin], signatures: accept_any }),
             Self::PinnedAny(pins) => {
                 Arc::new(Pinned { pins: pins.clone(), signatures: accept_any })
             }
             Self::Anything => Arc::new(accept_any),
         };
-        Ok(finished(builder.dangerous().with_custom_certificate_verifier(verifier)))
+        let is_pinned = matches!(self, Self::Pinned(_) | Self::PinnedAny(_));
+        Ok(Judge { verifier, is_pinned })
     }
 }
 
-fn finished(
-    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
-) -> ClientConfig {
-    let mut config = builder.with_no_client_auth();
+/// Judges certificates, for any number of relays.
+#[derive(Clone, Debug)]
+pub(super) struct Judge {
+    verifier: Arc<dyn ServerCertVerifier>,
+    /// Whether it knows the certificate itself.
+    pub(super) is_pinned: bool,
+}
+
+impl Judge {
+    /// Judges by this name instead of the one that was asked for.
+    pub(super) fn by_name(self, name: ServerName<'static>) -> Self {
+        let verifier = Arc::new(Renamed { judge: self.verifier, name });
+        Self { verifier, ..self }
+    }
+
+    pub(super) fn tls_config(&self) -> ClientConfig {
+        tls_config(Arc::clone(&self.verifier))
+    }
+
+    /// Settings with which a handshake goes on whatever is shown, and who knows what the judge says of it.
+    pub(super) fn overruled(&self) -> (ClientConfig, Arc<Witness>) {
+        let judge = Arc::clone(&self.verifier);
+        let witness = Arc::new(Witness { judge, verdict: Mutex::default() });
+        (tls_config(Arc::<Witness>::clone(&witness)), witness)
+    }
+}
+
+/// The judge of those relays of a map for which it names no certificate. There may be none, so it is made for
+/// the first of them; it takes a while to read a system's authorities.
+pub(crate) struct UsualJudge<'a> {
+    trust: &'a Trust,
+    made: OnceCell<Judge>,
+}
+
+impl<'a> UsualJudge<'a> {
+    pub(crate) fn new(trust: &'a Trust) -> Self {
+        Self { trust, made: OnceCell::new() }
+    }
+
+    pub(super) fn get(&self) -> Result<Judge, ClientError> {
+        if let Some(judge) = self.made.get() {
+            return Ok(judge.clone());
+        }
+        let judge = self.trust.judge()?;
+        Ok(self.made.get_or_init(|| judge).clone())
+    }
+
+    /// Reads the authorities now, and not while something is measured.
+    ///
+    /// # Errors
+    ///
+    /// If those cannot be read that an operator has named. Whether the system's can matters only to relays that
+    /// need them.
+    pub(crate) fn prepare(&self) -> Result<(), ClientError> {
+        match (self.get(), self.trust) {
+            (Err(error), Trust::Roots(_)) => Err(error),
+            (Ok(_) | Err(_), _) => Ok(()),
+        }
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn by_authorities(roots: RootCertStore) -> Result<Arc<dyn ServerCertVerifier>, ClientError> {
+    let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+    let verifier = builder.build().map_err(|error| ClientError::Tls {
+        host: "this machine".to_owned(),
+        source: Error::General(error.to_string()),
+    })?;
+    Ok(verifier)
+}
+
+fn tls_config(verifier: Arc<dyn ServerCertVerifier>) -> ClientConfig {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has the default versions")
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
     config.resumption = Resumption::disabled();
     // The server's mesh reduces its connections to their keys.
     config.enable_secret_extraction = true;
@@ -116,6 +207,33 @@ fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
     Ok(roots)
 }
 
+/// Leaves signatures to another verifier.
+macro_rules! signatures_of {
+    ($field:ident) => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.$field.verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            self.$field.verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.$field.supported_verify_schemes()
+        }
+    };
+}
+
 /// Accepts the pinned certificates alone.
 #[derive(Debug)]
 struct Pinned {
@@ -142,27 +260,62 @@ impl ServerCertVerifier for Pinned {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
+    signatures_of!(signatures);
+}
+
+/// Judges a certificate by another name than the one that the server was asked for.
+#[derive(Debug)]
+struct Renamed {
+    judge: Arc<dyn ServerCertVerifier>,
+    name: ServerName<'static>,
+}
+
+/// Judges nothing itself: keeps what another says of the certificate, and goes on whatever that is.
+#[derive(Debug)]
+pub(super) struct Witness {
+    judge: Arc<dyn ServerCertVerifier>,
+    verdict: Mutex<Option<Error>>,
+}
+
+impl Witness {
+    /// What is wrong with the certificate.
+    pub(super) fn verdict(&self) -> Option<Error> {
+        self.verdict.lock().clone()
+    }
+}
+
+impl ServerCertVerifier for Renamed {
+    fn verify_server_cert(
         &self,
-        message: &[u8],
         certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.signatures.verify_tls12_signature(message, certificate, signature)
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Self { judge, name } = self;
+        judge.verify_server_cert(certificate, intermediates, name, ocsp_response, now)
     }
 
-    fn verify_tls13_signature(
+    signatures_of!(judge);
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
         &self,
-        message: &[u8],
         certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.signatures.verify_tls13_signature(message, certificate, signature)
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let judged =
+            self.judge.verify_server_cert(certificate, intermediates, name, ocsp_response, now);
+        *self.verdict.lock() = judged.err();
+        Ok(ServerCertVerified::assertion())
     }
 
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.signatures.supported_verify_schemes()
-    }
+    signatures_of!(judge);
 }
 
 #[cfg(test)]
@@ -174,7 +327,9 @@ mod tests {
     #[test]
     fn pins_are_read_as_in_a_derp_map() {
         let digits = "0a".repeat(32);
-        assert_eq!(format!("sha256-raw:{digits}").parse::<Pin>().unwrap(), Pin([10; 32]));
+        let text = format!("sha256-raw:{digits}");
+        assert_eq!(text.parse::<Pin>().unwrap(), Pin([10; 32]));
+        assert_eq!(Pin([10; 32]).to_string(), text);
         for text in [digits.as_str(), "sha256-raw:", "sha256-raw:0a", "SHA256-RAW:00"] {
             let error = text.parse::<Pin>().unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("64 hex"), "{error}");

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use rustls::{ClientConfig, Error, client::UnbufferedClientConnection, pki_types::ServerName};
+use rustls::{
+    ClientConfig, Error, ProtocolVersion,
+    client::UnbufferedClientConnection,
+    pki_types::{CertificateDer, ServerName},
+};
 
 use crate::tls::session::{Incomplete, Session, SessionError};
 pub(crate) use crate::tls::session::{Outgoing, Phase};
@@ -34,6 +38,22 @@ impl Wire {
         let rustls = UnbufferedClientConnection::new(config, name)?;
         let layer = Layer::Tls(Box::new(Session::new(rustls)));
         Ok(Self { layer, incomplete: Incomplete::default(), failed: false })
+    }
+
+    /// The version of TLS that was agreed on, once it was.
+    pub(crate) fn tls_version(&self) -> Option<ProtocolVersion> {
+        match &self.layer {
+            Layer::Plain => None,
+            Layer::Tls(session) => session.version(),
+        }
+    }
+
+    /// The certificates that the server has shown, its own first.
+    pub(crate) fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        match &self.layer {
+            Layer::Plain => Vec::new(),
+            Layer::Tls(session) => session.certificates().to_vec(),
+        }
     }
 
     /// What goes on when something else takes over the connection: its TLS session, if it has one, and

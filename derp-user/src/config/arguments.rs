@@ -18,6 +18,9 @@ pub enum Invocation {
     Help(String),
 }
 
+/// Flags whose values no message may repeat.
+const SECRETS: [&str; 1] = ["acme-eab-key"];
+
 /// How similar an unknown flag must be to a known one to be suggested.
 const SIMILAR: f64 = 0.6;
 
@@ -132,6 +135,7 @@ fn describe(error: &clap::Error) -> UsageError {
         return UsageError::Other(error.kind().to_string());
     };
     let name = flag.trim_start_matches('-').split([' ', '[', '=']).next().unwrap_or_default();
+    let value = if SECRETS.contains(&name) { "...".to_owned() } else { value };
     let reason = match std::error::Error::source(error) {
         Some(source) => source.to_string(),
         None => match error.get(ContextKind::ValidValue) {

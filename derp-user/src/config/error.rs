@@ -76,15 +76,6 @@ pub enum ConfigError {
     /// The value of `-home` cannot be used.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// TLS is asked for with a way to get certificates that does not exist here.
-    #[error(
-        "listening with TLS needs -certmode manual: derpd supports no other certificate mode{}",
-        if *.by_default { " (and -a has the TLS port 443)" } else { "" }
-    )]
-    CertificateMode {
-        /// No mode was given.
-        by_default: bool,
-    },
     /// TLS without a directory for certificates.
     #[error("-certdir must name a directory (its default needs XDG_CACHE_HOME or HOME)")]
     NoCertificateDirectory,
@@ -143,11 +134,7 @@ impl ConfigError {
     /// Exit status for this error: 2 where the command line is at fault, else 1.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Flag { .. }
-            | Self::Home(_)
-            | Self::CertificateMode { .. }
-            | Self::NoCertificateDirectory
-            | Self::NoKeyPath => 2,
+            Self::Flag { .. } | Self::Home(_) | Self::NoCertificateDirectory | Self::NoKeyPath => 2,
             Self::Variable { .. }
             | Self::Access(_)
             | Self::Read { .. }

@@ -5,6 +5,7 @@
 
 mod admission;
 mod arguments;
+mod certificates;
 mod duration;
 mod error;
 mod file;
@@ -16,6 +17,7 @@ mod resolve;
 mod unsupported;
 
 pub use arguments::{Invocation, parse};
+pub use certificates::TlsSettings;
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{FileSettings, PeerRelaySettings, Pin, RelaySettings, StunSettings, load_file};
@@ -25,7 +27,7 @@ pub use rate_file::load_rate_limit;
 pub use relay_keys::{RelayKeys, load_relay_keys};
 pub use resolve::{
     Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshConfig, MeshKeySource,
-    TcpSettings, TlsSettings,
+    TcpSettings,
 };
 
 #[cfg(test)]

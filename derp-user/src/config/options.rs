@@ -5,7 +5,10 @@ use std::num::NonZeroUsize;
 use clap::{Parser, ValueEnum, builder::ValueParser};
 
 use super::GoDuration;
-use crate::dataplane::{Mode, Pin};
+use crate::{
+    acme::BindingKey,
+    dataplane::{Mode, Pin},
+};
 
 /// Where certificates come from; the words are derper's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -13,9 +16,9 @@ use crate::dataplane::{Mode, Pin};
 pub enum CertificateMode {
     /// Files in `-certdir`.
     Manual,
-    /// ACME; only accepted where no certificate is needed.
+    /// ACME, with Let's Encrypt or the server of `--acme-directory`.
     LetsEncrypt,
-    /// Google's ACME; only accepted where no certificate is needed.
+    /// ACME, with Google's server.
     Gcp,
 }
 
@@ -31,18 +34,18 @@ pub enum CertificateMode {
     after_help = ENVIRONMENT_HELP
 )]
 pub struct Options {
-    /// Listen address: `:port`, `ip:port` or `[ip6]:port`. On port 443, or with `-certmode manual`, it speaks TLS;
-    /// elsewhere plain HTTP
+    /// Listen address: `:port`, `ip:port` or `[ip6]:port`. On port 443, with `-certmode manual` or
+    /// with --acme-directory it speaks TLS; elsewhere plain HTTP
     #[arg(id = "a", long = "a", value_name = "ADDRESS", default_value = ":443", help_heading = LISTENING)]
     pub a: String,
     /// Port of the plain HTTP listener beside TLS, for captive portal checks and redirects; -1 for none
-    #[arg(id = "http-port", long, value_name = "PORT", default_value = "80", value_parser = clap::value_parser!(i32).range(-1..=65535), allow_hyphen_values = true, help_heading = LISTENING)]
+    #[arg(id = "http-port", long, value_name = "PORT", default_value = "80", value_parser = ValueParser::new(parse_http_port), allow_hyphen_values = true, help_heading = LISTENING)]
     pub http_port: i32,
     /// Answer STUN
     #[arg(id = "stun", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
     pub stun: bool,
     /// UDP port of STUN
-    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", help_heading = LISTENING)]
+    #[arg(id = "stun-port", long, value_name = "PORT", default_value = "3478", value_parser = ValueParser::new(parse_port), help_heading = LISTENING)]
     pub stun_port: u16,
     /// Relay packets; if not, `/derp` answers that the server is disabled
     #[arg(id = "derp", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = LISTENING)]
@@ -57,13 +60,36 @@ pub struct Options {
     /// Name the certificate is for; may be an IP address
     #[arg(id = "hostname", long, value_name = "NAME", default_value = "derp.tailscale.com", help_heading = IDENTITY)]
     pub hostname: String,
-    /// Where certificates come from: `manual` reads NAME.crt and NAME.key from -certdir and, for an IP address,
-    /// makes them if missing. derper's other modes are not supported
-    #[arg(id = "certmode", long, value_name = "MODE", hide_possible_values = true, help_heading = IDENTITY)]
-    pub certmode: Option<CertificateMode>,
+    /// Where certificates come from: `manual` reads NAME.crt and NAME.key from -certdir, again when they change, and,
+    /// for an IP address, makes them if missing; `letsencrypt` and `gcp` order them by ACME from Let's Encrypt or
+    /// Google and keep them in -certdir
+    #[arg(id = "certmode", long, value_name = "MODE", default_value = "letsencrypt", hide_possible_values = true, help_heading = IDENTITY)]
+    pub certmode: CertificateMode,
     /// Directory of certificates [default: tailscale/derper-certs in the user's cache directory]
     #[arg(id = "certdir", long, value_name = "DIRECTORY", help_heading = IDENTITY)]
     pub certdir: Option<String>,
+    /// E-mail address that the certificate authority may write to
+    #[arg(id = "acme-email", long, value_name = "ADDRESS", default_value = "", hide_default_value = true, help_heading = ACME)]
+    pub acme_email: String,
+    /// Certificates for the IP addresses of this server too
+    #[arg(id = "acme-ip-certs", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = ACME)]
+    pub acme_ip_certs: bool,
+    /// Name of the external account, for `-certmode gcp` or --acme-directory
+    #[arg(id = "acme-eab-kid", long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = ACME)]
+    pub acme_eab_kid: String,
+    /// Its key, in base64
+    #[arg(id = "acme-eab-key", long, value_name = "KEY", help_heading = ACME)]
+    pub acme_eab_key: Option<BindingKey>,
+    /// Another server than Let's Encrypt's, by the address of its directory
+    #[arg(id = "acme-directory", long, value_name = "URL", default_value = "", hide_default_value = true, help_heading = ACME)]
+    pub acme_directory: String,
+    /// PEM file with the authorities that sign the certificate of that server, instead of the system's
+    #[arg(id = "acme-ca-file", long, value_name = "FILE", default_value = "", hide_default_value = true, help_heading = ACME)]
+    pub acme_ca_file: String,
+    /// Profile of the certificates, one of those that the server has [default: the server's choice; for IP
+    /// addresses `shortlived`]
+    #[arg(id = "acme-profile", long, value_name = "NAME", default_value = "", hide_default_value = true, help_heading = ACME)]
+    pub acme_profile: String,
     /// File with the key that servers of one mesh share, 64 hex digits [default: /home/derp/keys/derp-mesh.key or
     /// $HOME/keys/derp-mesh.key if it exists]
     #[arg(id = "mesh-psk-file", long, value_name = "FILE", help_heading = IDENTITY)]
@@ -127,7 +153,7 @@ pub struct Options {
     #[arg(id = "accept-connection-limit", long, value_name = "NUMBER", default_value = "+Inf", value_parser = ValueParser::new(parse_rate), help_heading = LIMITS)]
     pub accept_connection_limit: f64,
     /// New TLS connections at once, over the limit per second
-    #[arg(id = "accept-connection-burst", long, value_name = "NUMBER", default_value = "9223372036854775807", hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..), help_heading = LIMITS)]
+    #[arg(id = "accept-connection-burst", long, value_name = "NUMBER", default_value = "9223372036854775807", hide_default_value = true, value_parser = ValueParser::new(parse_burst), help_heading = LIMITS)]
     pub accept_connection_burst: u64,
     /// Idle time before TCP keepalive probes; negative for none
     #[arg(id = "tcp-keepalive-time", long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true, help_heading = LIMITS)]
@@ -170,6 +196,7 @@ pub struct Options {
 
 const LISTENING: &str = "Listening";
 const IDENTITY: &str = "Keys and certificates";
+const ACME: &str = "Certificates by ACME";
 const MESH: &str = "Mesh";
 const ADMISSION: &str = "Admission";
 const LIMITS: &str = "Limits";
@@ -179,6 +206,9 @@ const OTHER: &str = "Other";
 const USAGE: &str = "derpd [flags]
        derpd check               shows what the kernel data plane needs, and what is attached
        derpd detach              removes what stays attached when derpd has ended
+       derpd derpmap [flags]     prints the DERP map of the relay with these flags, for Tailscale or Headscale
+       derpd netcheck --help     shows how this machine reaches the relays of a DERP map
+       derpd probe --help        checks the relays of a DERP map, for monitoring
        derpd bench --help        measures any DERP server by putting load on it
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
@@ -217,6 +247,24 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
         Ok(rate) if rate >= 0.0 => Ok(rate),
         Ok(_) | Err(_) => Err("must be a number of connections per second, or +Inf"),
     }
+}
+
+fn parse_port(text: &str) -> Result<u16, &'static str> {
+    text.parse().map_err(|_| "must be a port from 0 to 65535")
+}
+
+fn parse_http_port(text: &str) -> Result<i32, &'static str> {
+    match text {
+        "-1" => Ok(-1),
+        _ => text
+            .parse::<u16>()
+            .map(i32::from)
+            .map_err(|_| "must be a port from 0 to 65535, or -1 for none"),
+    }
+}
+
+fn parse_burst(text: &str) -> Result<u64, &'static str> {
+    text.parse().ok().filter(|&burst| burst > 0).ok_or("must be a number of connections from 1")
 }
 
 fn parse_workers(text: &str) -> Result<NonZeroUsize, String> {

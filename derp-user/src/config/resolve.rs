@@ -10,7 +10,9 @@ use std::{
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
-use super::{CertificateMode, ConfigError, GoDuration, Options, admission};
+use super::{
+    CertificateMode, ConfigError, GoDuration, Options, TlsSettings, admission, certificates,
+};
 use crate::{
     admit,
     client::{ClientError, Trust},
@@ -114,15 +116,6 @@ impl std::fmt::Display for ListenAddress {
             None => write!(formatter, ":{}", self.port),
         }
     }
-}
-
-/// What TLS needs.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct TlsSettings {
-    /// Directory of certificate and key.
-    pub certificate_directory: PathBuf,
-    /// Port of the plain HTTP listener, unless switched off.
-    pub http_port: Option<u16>,
 }
 
 /// Where the server's private key comes from.
@@ -308,7 +301,7 @@ fn workers(
 
 impl Environment<'_> {
     /// A variable that is set and not empty.
-    fn text(&self, name: &str) -> Option<String> {
+    pub(super) fn text(&self, name: &str) -> Option<String> {
         (self.variable)(name).filter(|value| !value.is_empty())
     }
 }
@@ -345,29 +338,11 @@ fn tls_settings(
     listen: ListenAddress,
     environment: &Environment<'_>,
 ) -> Result<Option<TlsSettings>, ConfigError> {
-    if listen.port != TLS_PORT && options.certmode != Some(CertificateMode::Manual) {
-        return Ok(None);
-    }
-    if options.certmode != Some(CertificateMode::Manual) {
-        return Err(ConfigError::CertificateMode { by_default: options.certmode.is_none() });
-    }
-    let certificate_directory = match options.certdir.as_deref() {
-        Some("") => None,
-        Some(directory) => Some(PathBuf::from(directory)),
-        None => default_certificate_directory(environment),
-    };
-    Ok(Some(TlsSettings {
-        certificate_directory: certificate_directory.ok_or(ConfigError::NoCertificateDirectory)?,
-        http_port: u16::try_from(options.http_port).ok(),
-    }))
-}
-
-fn default_certificate_directory(environment: &Environment<'_>) -> Option<PathBuf> {
-    let cache = match environment.text("XDG_CACHE_HOME") {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(environment.text("HOME")?).join(".cache"),
-    };
-    Some(cache.join("tailscale/derper-certs"))
+    // As derper, which knows no other ACME servers.
+    let speaks_tls = listen.port == TLS_PORT
+        || options.certmode == CertificateMode::Manual
+        || !options.acme_directory.is_empty();
+    speaks_tls.then(|| certificates::settings(options, environment)).transpose()
 }
 
 fn key_source(options: &Options, environment: &Environment<'_>) -> Result<KeySource, ConfigError> {

@@ -2,10 +2,11 @@ use std::{
     ffi::OsString, fs, num::NonZeroUsize, os::unix::fs::PermissionsExt, path::Path, time::Duration,
 };
 
+use hyper::Uri;
 use proptest::prelude::*;
 
 use super::{key_file::*, *};
-use crate::{client::Trust, http::Home, relay::limit::RateLimit, server::AcceptLimit};
+use crate::{acme, client::Trust, http::Home, relay::limit::RateLimit, server::AcceptLimit};
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
     match parse(arguments.iter().map(OsString::from))? {
@@ -50,7 +51,7 @@ fn defaults_are_derpers() {
     assert_eq!((options.http_port, options.stun_port), (80, 3478));
     assert!(options.stun && options.derp && !options.dev && !options.version);
     assert_eq!(options.hostname, "derp.tailscale.com");
-    assert_eq!(options.certmode, None);
+    assert_eq!(options.certmode, CertificateMode::LetsEncrypt);
     assert_eq!(options.tcp_keepalive_time, GoDuration::from_seconds(600));
     assert_eq!(options.tcp_user_timeout, GoDuration::from_seconds(15));
     assert_eq!(options.tcp_write_timeout, GoDuration::from_seconds(2));
@@ -108,9 +109,12 @@ fn faults_are_one_sentence_that_names_the_flag() {
         (&["serve"], "unexpected argument \"serve\""),
         (&["-"], "unexpected argument \"-\""),
         (&["--"], "unexpected argument \"--\""),
-        (&["-http-port", "x"], "-http-port \"x\": invalid digit found in string"),
-        (&["-http-port=70000"], "-http-port \"70000\": 70000 is not in -1..=65535"),
-        (&["-stun-port=65536"], "-stun-port \"65536\": 65536 is not in 0..=65535"),
+        (&["-http-port", "x"], "-http-port \"x\": must be a port from 0 to 65535, or -1 for none"),
+        (
+            &["-http-port=70000"],
+            "-http-port \"70000\": must be a port from 0 to 65535, or -1 for none",
+        ),
+        (&["-stun-port=65536"], "-stun-port \"65536\": must be a port from 0 to 65535"),
         (
             &["-tcp-write-timeout", "5"],
             "-tcp-write-timeout \"5\": a duration needs a unit, as in 15s, 1h30m or 100ms",
@@ -121,10 +125,7 @@ fn faults_are_one_sentence_that_names_the_flag() {
         ),
         (&["-workers=0"], "-workers \"0\": must be a number from 1 to 1024"),
         (&["-min-workers=many"], "-min-workers \"many\": must be a number from 1 to 1024"),
-        (
-            &["-xdp-mode=fast"],
-            "-xdp-mode \"fast\": unknown XDP mode \"fast\": expected native, generic, auto or off",
-        ),
+        (&["-xdp-mode=fast"], "-xdp-mode \"fast\": must be native, generic, auto or off"),
         (&["-certmode=none"], "-certmode \"none\": must be one of manual, letsencrypt, gcp"),
         (&["-ace"], "-ace: derpd does not support tunnels for Tailscale's control plane"),
         (&["-verify-clients=perhaps"], "-verify-clients \"perhaps\": must be true or false"),
@@ -193,23 +194,120 @@ fn listen_addresses() {
     }
 }
 
+/// The settings of ACME for a relay with this hostname.
+fn acme(hostname: &str, arguments: &[&str]) -> Result<acme::Settings, ConfigError> {
+    let hostname = format!("-hostname={hostname}");
+    let arguments = [&["-certdir=/certs", hostname.as_str()], arguments].concat();
+    Ok(resolve(&arguments)?.tls.unwrap().acme.unwrap())
+}
+
+#[test]
+fn certificates_come_by_acme_unless_told_otherwise() {
+    let expected = || acme::Settings {
+        directory: Uri::from_static("https://acme-v02.api.letsencrypt.org/directory"),
+        own_directory: false,
+        trust: Trust::System,
+        contact: None,
+        binding: None,
+        profile: None,
+        addresses: false,
+        serves_http: true,
+    };
+    let name = "Derp.example.com";
+    assert_eq!(acme(name, &[]).unwrap(), expected());
+    // As in derper, Let's Encrypt is not told of an external account.
+    let eab = ["-acme-eab-kid=kid", "-acme-eab-key=a2V5"];
+    assert_eq!(acme(name, &eab).unwrap(), expected());
+    assert_eq!(
+        acme("192.0.2.7", &["-certmode=letsencrypt", "-acme-ip-certs", "-http-port=-1"]).unwrap(),
+        acme::Settings { addresses: true, serves_http: false, ..expected() }
+    );
+    let binding = || Some(acme::Binding { id: "kid".to_owned(), key: "a2V5".parse().unwrap() });
+    assert_eq!(
+        acme(name, &[&["-certmode=gcp", "-acme-email=a@b.example"], &eab[..]].concat()).unwrap(),
+        acme::Settings {
+            directory: Uri::from_static("https://dv.acme-v02.api.pki.goog/directory"),
+            contact: Some("a@b.example".to_owned()),
+            binding: binding(),
+            ..expected()
+        }
+    );
+    let own = ["--acme-directory=https://ca.example:9000/acme", "--acme-ca-file=/ca.pem"];
+    assert_eq!(
+        acme(name, &[&own[..], &["--acme-profile=tlsserver"], &eab[..]].concat()).unwrap(),
+        acme::Settings {
+            directory: Uri::from_static("https://ca.example:9000/acme"),
+            own_directory: true,
+            trust: Trust::Roots("/ca.pem".into()),
+            binding: binding(),
+            profile: Some("tlsserver".to_owned()),
+            ..expected()
+        }
+    );
+}
+
+#[test]
+fn flags_of_acme_are_checked() {
+    let name = "derp.example.com";
+    let gcp = "-certmode=gcp";
+    let cases: &[(&str, &[&str], &str)] = &[
+        ("derp.tailscale.com", &[], "-hostname \"derp.tailscale.com\": is derper's default"),
+        ("relay", &[], "-hostname \"relay\": certificates by ACME need a DNS name"),
+        ("a_b.example.com", &[], "need a DNS name"),
+        ("*.example.com", &[], "need a DNS name"),
+        ("derp.example.com.", &[], "need a DNS name"),
+        ("192.0.2.7", &[], "an IP address needs -certmode manual"),
+        (
+            "192.0.2.7",
+            &[gcp, "-acme-eab-kid=k", "-acme-eab-key=a2V5", "-acme-email=a@b"],
+            "a DNS name",
+        ),
+        (
+            name,
+            &["-certmode=manual", "-acme-ip-certs"],
+            "-acme-ip-certs \"true\": needs -certmode l",
+        ),
+        (name, &["-certmode=manual", "--acme-directory=https://a"], "needs -certmode letsencrypt"),
+        (name, &[gcp], "-certmode \"gcp\": needs -acme-eab-kid and -acme-eab-key"),
+        (name, &[gcp, "-acme-eab-kid=k"], "needs -acme-eab-kid and -acme-eab-key"),
+        (name, &[gcp, "-acme-eab-kid=k", "-acme-eab-key=a2V5"], "needs -acme-email"),
+        (name, &[gcp, "-acme-ip-certs"], "-acme-ip-certs needs -certmode letsencrypt"),
+        (name, &[gcp, "--acme-directory=https://a.example/"], "has a server of its own"),
+        (name, &["-acme-email=somebody"], "-acme-email \"somebody\": write name@host"),
+        (name, &["-acme-email=a@b,c@d"], "write name@host"),
+        (name, &["--acme-directory=http://ca.example/"], "write https://host/path"),
+        (name, &["--acme-directory=https://u:p@ca.example/"], "write https://host/path"),
+        (name, &["--acme-directory=ca.example"], "write https://host/path"),
+        (name, &["--acme-directory=https://a/", "-acme-eab-kid=k"], "needs -acme-eab-key"),
+        (name, &["--acme-directory=https://a/", "-acme-eab-key=a2V5"], "needs -acme-eab-kid"),
+    ];
+    for (hostname, arguments, expected) in cases {
+        let error = acme(hostname, arguments).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(error.exit_status(), 2);
+    }
+    assert!(acme(name, &["--acme-directory=https://a/", "-acme-eab-key="]).is_ok());
+    let error = options(&["-acme-eab-key=a secret"]).unwrap_err();
+    assert_eq!(error.to_string(), "-acme-eab-key \"...\": must be base64");
+}
+
 #[test]
 fn tls_follows_port_and_certificate_mode() {
     let manual = "-certmode=manual";
     let tls = |arguments: &[&str]| resolve(arguments).map(|config| config.tls);
-    let expected =
-        |http_port| Some(TlsSettings { certificate_directory: "/certs".into(), http_port });
+    let expected = |http_port| {
+        let certificate_directory = "/certs".into();
+        Some(TlsSettings { certificate_directory, acme: None, http_port })
+    };
     assert_eq!(tls(&[manual, "-certdir=/certs"]).unwrap(), expected(Some(80)));
     assert_eq!(
         tls(&[manual, "-certdir=/certs", "-a=:1", "-http-port=-1"]).unwrap(),
         expected(None)
     );
     assert_eq!(tls(&["-a=:8080"]).unwrap(), None);
-    assert_eq!(tls(&["-a=:8080", "-certmode=letsencrypt"]).unwrap(), None);
-    for arguments in [["-a=:443"].as_slice(), &["-a=:https", "-certmode=letsencrypt"]] {
-        let error = tls(arguments).unwrap_err();
-        assert!(matches!(error, ConfigError::CertificateMode { .. }), "{error}");
-    }
+    let own = ["-a=:1", "-hostname=a.example", "-certdir=/certs", "--acme-directory=https://ca/"];
+    assert!(tls(&own).unwrap().unwrap().acme.is_some());
+    assert_eq!(tls(&["-a=:8080", "-certmode=letsencrypt", "-acme-ip-certs"]).unwrap(), None);
     for arguments in [[manual].as_slice(), &[manual, "-certdir="]] {
         assert!(matches!(tls(arguments), Err(ConfigError::NoCertificateDirectory)));
     }

@@ -23,12 +23,8 @@ enum Kind {
     Detail,
 }
 
-const FOREIGN: [Foreign; 10] = [
+const FOREIGN: [Foreign; 6] = [
     foreign("ace", Kind::Switch, "tunnels for Tailscale's control plane"),
-    foreign("acme-eab-key", Kind::Detail, "certificates by ACME"),
-    foreign("acme-eab-kid", Kind::Detail, "certificates by ACME"),
-    foreign("acme-email", Kind::Detail, "certificates by ACME"),
-    foreign("acme-ip-certs", Kind::Switch, "certificates by ACME"),
     foreign("bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
     foreign("secrets-cache-dir", Kind::Detail, "secrets from setec"),
     foreign("secrets-path-prefix", Kind::Detail, "secrets from setec"),

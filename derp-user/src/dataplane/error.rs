@@ -18,11 +18,11 @@ pub enum DataplaneError {
     /// The binary holds no kernel program.
     #[error(
         "this derpd was built without its XDP program; build it again after \
-         `cargo xtask build-ebpf`, or use --xdp-mode off"
+         `cargo xtask build-ebpf`, or use -xdp-mode off"
     )]
     NoObject,
     /// A mode was asked for by name, but no interface.
-    #[error("--xdp-mode {0} needs an interface; name one with --xdp-interface")]
+    #[error("-xdp-mode {0} needs an interface; name one with -xdp-interface")]
     NoInterface(Mode),
     /// No interface has this name.
     #[error("network interface {name:?} does not exist; `ip -br link` lists those that do")]
@@ -70,7 +70,7 @@ pub enum DataplaneError {
         interface: String,
     },
     /// The driver cannot do it.
-    #[error("the driver of {interface} has no {mode} XDP; use --xdp-mode generic or auto")]
+    #[error("the driver of {interface} has no {mode} XDP; use -xdp-mode generic or auto")]
     Unsupported {
         /// The interface.
         interface: String,

@@ -7,13 +7,10 @@ use std::{
 };
 
 use aya::maps::{DevMapHash, MapData, xdp::XdpMapError};
-use derp_common::{
-    Address, AddressKind, Interface,
-    maps::{ADDRESSES, DEVICES, INTERFACES},
-};
-use nix::{ifaddrs::InterfaceAddress, sys::socket::SockaddrStorage};
+use derp_common::{Address, AddressKind, Interface, maps::DEVICES};
+use nix::sys::socket::SockaddrStorage;
 
-use super::{DataplaneError, Tables, features::Features, flows::is_missing};
+use super::{DataplaneError, LocalAddress, Tables, features::Features, flows::is_missing};
 
 /// Returns the unicast addresses of this host, loopback left out, in this thread's network namespace.
 ///
@@ -22,14 +19,14 @@ use super::{DataplaneError, Tables, features::Features, flows::is_missing};
 /// When the kernel cannot be asked.
 pub fn local_addresses() -> Result<Vec<IpAddr>, DataplaneError> {
     let Snapshot { addresses, .. } = Snapshot::read()?;
-    let unicast = addresses.into_iter().filter(|(_, kind)| *kind == AddressKind::Unicast);
+    let unicast = addresses.into_iter().filter(|(_, it)| it.kind == AddressKind::Unicast);
     Ok(unicast.map(|(address, _)| address).collect())
 }
 
 /// The host's addresses and MACs at one moment.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Snapshot {
-    addresses: BTreeMap<IpAddr, AddressKind>,
+    addresses: BTreeMap<IpAddr, LocalAddress>,
     /// By interface index.
     macs: BTreeMap<u32, [u8; 6]>,
 }
@@ -39,39 +36,48 @@ impl Snapshot {
     pub(super) fn read() -> Result<Self, DataplaneError> {
         let entries = nix::ifaddrs::getifaddrs()
             .map_err(|errno| DataplaneError::Addresses(io::Error::from(errno)))?;
+        let (links, addresses): (Vec<_>, Vec<_>) = entries
+            .filter(|entry| entry.address.is_some())
+            .partition(|entry| entry.address.is_some_and(|it| it.as_link_addr().is_some()));
         let mut snapshot = Self::default();
-        for entry in entries {
-            snapshot.add(&entry);
+        let mut indexes = BTreeMap::new();
+        for entry in links {
+            let link = entry.address.as_ref().and_then(SockaddrStorage::as_link_addr);
+            let Some(index) = link.and_then(|link| u32::try_from(link.ifindex()).ok()) else {
+                continue;
+            };
+            if let Some(mac) = link.and_then(|link| link.addr()) {
+                snapshot.macs.insert(index, mac);
+            }
+            indexes.insert(entry.interface_name, index);
+        }
+        for entry in addresses {
+            // An alias, `eth0:1`, is named apart and has no link of its own.
+            let link = entry.interface_name.split(':').next().unwrap_or_default();
+            let interface = indexes.get(link).copied().unwrap_or(0);
+            if let Some(ip) = entry.address.as_ref().and_then(ip) {
+                snapshot.add(ip, entry.broadcast.as_ref().and_then(ip_v4), interface);
+            }
         }
         Ok(snapshot)
     }
 
     /// Returns this host's own addresses.
     pub(super) fn unicast(&self) -> impl Iterator<Item = IpAddr> {
-        let own = self.addresses.iter().filter(|(_, kind)| **kind == AddressKind::Unicast);
+        let own = self.addresses.iter().filter(|(_, it)| it.kind == AddressKind::Unicast);
         own.map(|(ip, _)| *ip)
     }
 
-    fn add(&mut self, entry: &InterfaceAddress) {
-        let Some(address) = &entry.address else { return };
-        if let Some(link) = address.as_link_addr() {
-            if let (Ok(index), Some(mac)) = (u32::try_from(link.ifindex()), link.addr()) {
-                self.macs.insert(index, mac);
-            }
-        } else if let Some(ip) = ip(address) {
-            self.add_address(ip, entry.broadcast.as_ref().and_then(ip_v4));
-        }
-    }
-
-    fn add_address(&mut self, ip: IpAddr, broadcast: Option<Ipv4Addr>) {
+    fn add(&mut self, ip: IpAddr, broadcast: Option<Ipv4Addr>, interface: u32) {
         let address = Address::from(ip);
         // What no request may come from cannot be asked at either: loopback, multicast and their like.
         if address.is_usable_source(address.family()) {
-            self.addresses.insert(ip, AddressKind::Unicast);
+            self.addresses.insert(ip, LocalAddress { kind: AddressKind::Unicast, interface });
         }
         if let Some(broadcast) = broadcast {
+            let local = LocalAddress { kind: AddressKind::Broadcast, interface };
             // An address that another interface has as its own stays one.
-            self.addresses.entry(broadcast.into()).or_insert(AddressKind::Broadcast);
+            self.addresses.entry(broadcast.into()).or_insert(local);
         }
     }
 }
@@ -90,55 +96,24 @@ pub(super) struct HostTables {
     tables: Tables,
     /// The interfaces that packets can be redirected to, each under its index.
     devices: DevMapHash<MapData>,
-    written: Written,
+    /// Indexes of those.
+    written: BTreeSet<u32>,
     /// Indexes of the interfaces the program is attached to.
     attached: Vec<u32>,
     /// Asks drivers what they can do; absent where the kernel cannot be asked.
     features: Option<Features>,
 }
 
-/// What is in the kernel's tables.
-#[derive(Default)]
-struct Written {
-    addresses: BTreeMap<IpAddr, AddressKind>,
-    /// By interface index.
-    interfaces: BTreeMap<u32, Interface>,
-    /// Interfaces that packets can be redirected to.
-    devices: BTreeSet<u32>,
-}
-
 impl HostTables {
     /// Takes the tables with what an earlier daemon has written, if any did: a program that uses them goes
     /// on meanwhile, and only what differs from the host will change.
     pub(super) fn adopt(
-        mut tables: Tables,
+        tables: Tables,
         devices: DevMapHash<MapData>,
         attached: Vec<u32>,
     ) -> Result<Self, DataplaneError> {
-        let mut written = Written::default();
-        let addresses: Vec<_> = tables.addresses.iter().collect();
-        for entry in addresses {
-            let (address, kind) = entry.map_err(DataplaneError::map(ADDRESSES))?;
-            match [AddressKind::Unicast, AddressKind::Broadcast]
-                .into_iter()
-                .find(|it| *it as u32 == kind)
-            {
-                Some(kind) => {
-                    written.addresses.insert(address.into(), kind);
-                }
-                None => {
-                    let removed = tables.addresses.remove(&address);
-                    removed.map_err(DataplaneError::map(ADDRESSES))?;
-                }
-            }
-        }
-        for entry in tables.interfaces.iter() {
-            let (index, interface) = entry.map_err(DataplaneError::map(INTERFACES))?;
-            written.interfaces.insert(index, interface);
-        }
-        for key in devices.keys() {
-            written.devices.insert(key.map_err(DataplaneError::map(DEVICES))?);
-        }
+        let keys: Result<_, _> = devices.keys().collect();
+        let written = keys.map_err(DataplaneError::map(DEVICES))?;
         let features = Features::open()
             .inspect_err(|error| tracing::debug!(%error, "drivers cannot be asked"))
             .ok();
@@ -154,19 +129,17 @@ impl HostTables {
     }
 
     fn refresh_addresses(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
+        let wanted: BTreeMap<_, _> =
+            now.addresses.iter().map(|(ip, local)| (Address::from(*ip), *local)).collect();
         // Removals first, so that a full table has room for what replaces them.
-        for ip in missing(&self.written.addresses, &now.addresses) {
-            tracing::debug!(%ip, "address gone");
-            let removed = self.tables.addresses.remove(&Address::from(ip));
-            removed.map_err(DataplaneError::map(ADDRESSES))?;
-            self.written.addresses.remove(&ip);
+        for address in missing(self.tables.addresses(), &wanted) {
+            tracing::debug!(ip = %IpAddr::from(address), "address gone");
+            self.tables.remove_address(&address)?;
         }
-        for (&ip, &kind) in &now.addresses {
-            if self.written.addresses.get(&ip) != Some(&kind) {
-                tracing::debug!(%ip, ?kind, "address");
-                let added = self.tables.addresses.insert(Address::from(ip), kind as u32, 0);
-                added.map_err(DataplaneError::map(ADDRESSES))?;
-                self.written.addresses.insert(ip, kind);
+        for (&address, &local) in &wanted {
+            if self.tables.addresses().get(&address) != Some(&local) {
+                tracing::debug!(ip = %IpAddr::from(address), ?local, "address");
+                self.tables.insert_address(address, local)?;
             }
         }
         Ok(())
@@ -174,28 +147,24 @@ impl HostTables {
 
     /// An interface is a device before the program is told to redirect to it, and for as long.
     fn refresh_interfaces(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
-        for index in missing(&self.written.interfaces, &now.macs) {
+        for index in missing(self.tables.interfaces(), &now.macs) {
             tracing::warn!(index, "interface with XDP attached is gone, or no longer configured");
-            let removed = self.tables.interfaces.remove(&index);
-            removed.map_err(DataplaneError::map(INTERFACES))?;
-            self.written.interfaces.remove(&index);
+            self.tables.remove_interface(index)?;
         }
         for (&index, &mac) in &now.macs {
             let is_target = self.is_redirect_target(index) && self.add_device(index)?;
             let interface =
                 Interface { is_redirect_target: u16::from(is_target), ..Interface::new(mac) };
-            if self.written.interfaces.get(&index) != Some(&interface) {
+            if self.tables.interfaces().get(&index) != Some(&interface) {
                 tracing::debug!(index, is_target, "interface");
-                let added = self.tables.interfaces.insert(index, interface, 0);
-                added.map_err(DataplaneError::map(INTERFACES))?;
-                self.written.interfaces.insert(index, interface);
+                self.tables.insert_interface(index, interface)?;
             }
         }
-        let is_target = |index: &u32| {
-            self.written.interfaces.get(index).is_some_and(|it| it.is_redirect_target != 0)
-        };
+        let interfaces = self.tables.interfaces();
+        let is_target =
+            |index: &u32| interfaces.get(index).is_some_and(|it| it.is_redirect_target != 0);
         let unused: Vec<_> =
-            self.written.devices.iter().filter(|index| !is_target(index)).copied().collect();
+            self.written.iter().filter(|index| !is_target(index)).copied().collect();
         for index in unused {
             match self.devices.remove(index) {
                 // The kernel removes interfaces that are gone.
@@ -204,7 +173,7 @@ impl HostTables {
                 }
                 Ok(()) | Err(_) => {}
             }
-            self.written.devices.remove(&index);
+            self.written.remove(&index);
         }
         Ok(())
     }
@@ -218,12 +187,12 @@ impl HostTables {
 
     /// Returns whether it is one.
     fn add_device(&mut self, index: u32) -> Result<bool, DataplaneError> {
-        if self.written.devices.contains(&index) {
+        if self.written.contains(&index) {
             return Ok(true);
         }
         match self.devices.insert(index, index, None, 0) {
             Ok(()) => {
-                self.written.devices.insert(index);
+                self.written.insert(index);
                 Ok(true)
             }
             Err(XdpMapError::MapError(error)) => Err(DataplaneError::map(DEVICES)(error)),
@@ -248,9 +217,9 @@ mod tests {
         let mut snapshot = Snapshot::default();
         for (address, broadcast) in entries {
             let broadcast = broadcast.map(|text| text.parse().expect("broadcast"));
-            snapshot.add_address(address.parse().expect("address"), broadcast);
+            snapshot.add(address.parse().expect("address"), broadcast, 1);
         }
-        snapshot.addresses.into_iter().map(|(ip, kind)| (ip.to_string(), kind)).collect()
+        snapshot.addresses.into_iter().map(|(ip, it)| (ip.to_string(), it.kind)).collect()
     }
 
     #[test]

@@ -11,7 +11,10 @@ use aya::{
     maps::{HashMap, Map, MapData, MapInfo},
     programs::ProgramInfo,
 };
-use derp_common::maps::{ADDRESSES, INTERFACES, SLOTS, SOURCES, STUN_BUCKETS};
+use derp_common::{
+    decide::StunBuckets,
+    maps::{ADDRESSES, INTERFACES, SLOTS, SOURCES, STUN_BUCKETS},
+};
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 use serde::Serialize;
@@ -186,7 +189,7 @@ fn sizes_of(generation: &Generation) -> MapSizes {
     let usual = MapSizes::default();
     MapSizes {
         slots: entries(SLOTS).unwrap_or(usual.slots),
-        stun_buckets: entries(STUN_BUCKETS).unwrap_or(usual.stun_buckets),
+        stun_buckets: entries(STUN_BUCKETS).map_or(usual.stun_buckets, StunBuckets::sources),
     }
 }
 

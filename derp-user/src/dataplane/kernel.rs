@@ -4,7 +4,7 @@ use std::{borrow::Cow, io, path::Path};
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::{
         ProgramError, ProgramInfo, TestRun as _, TestRunAttrs, TestRunOptions, Xdp as XdpProgram,
         links::FdLink,
@@ -14,10 +14,11 @@ use aya::{
 use aya_log::EbpfLogger;
 use aya_obj::programs::XdpAttachType;
 use derp_common::{
-    Address, Family, Interface, Reason, Settings,
+    Family, Reason, Settings,
+    decide::StunBuckets,
     maps::{
-        ADDRESSES, COUNTERS, COUNTERS_CAPACITY, Counter, INTERFACES, PROGRAM, SETTINGS,
-        counter_index,
+        ADDRESS_PLACES, ADDRESSES, COUNTERS, COUNTERS_CAPACITY, Counter, INTERFACE_PLACES,
+        INTERFACES, PROGRAM, SETTINGS, counter_index,
     },
 };
 
@@ -26,6 +27,8 @@ use super::{
     error::os_error,
     layout::Layout,
     pin::{Generation, LinkPin, PinError},
+    tables::{Maps, Tables},
+    xdp::Target,
 };
 
 /// The XDP program, in the kernel, with its maps.
@@ -35,7 +38,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// The program of an earlier daemon, where it is used instead of the one in `ebpf`.
     kept: Option<XdpProgram>,
-    slots: u32,
+    sizes: MapSizes,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Counter>,
     tables: Option<Tables>,
@@ -43,15 +46,6 @@ pub struct Kernel {
 
 /// What the program has to say, which is only ever that it failed; it goes to the `log` crate.
 pub(super) type KernelLog = EbpfLogger<&'static dyn log::Log>;
-
-/// What the kernel knows of this host: its addresses and the MACs of its interfaces.
-#[derive(Debug)]
-pub struct Tables {
-    /// Addresses of this host, and what kind each is (`AddressKind`).
-    pub addresses: HashMap<MapData, Address, u32>,
-    /// Interfaces the program is attached to, by index.
-    pub interfaces: HashMap<MapData, u32, Interface>,
-}
 
 /// One counter of the kernel program, summed over the CPUs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -138,25 +132,28 @@ impl Kernel {
     fn new(mut ebpf: Ebpf, sizes: MapSizes) -> Result<Self, DataplaneError> {
         let settings = take(&mut ebpf, SETTINGS)?;
         let counters = take(&mut ebpf, COUNTERS)?;
-        let addresses = take(&mut ebpf, ADDRESSES)?;
-        let interfaces = take(&mut ebpf, INTERFACES)?;
-        let tables = Some(Tables { addresses, interfaces });
-        let slots = sizes.slots;
-        Ok(Self { ebpf, kept: None, slots, settings, counters, tables })
+        let tables = Some(Tables::adopt(Maps {
+            addresses: take(&mut ebpf, ADDRESSES)?,
+            address_places: take(&mut ebpf, ADDRESS_PLACES)?,
+            interfaces: take(&mut ebpf, INTERFACES)?,
+            interface_places: take(&mut ebpf, INTERFACE_PLACES)?,
+        })?);
+        Ok(Self { ebpf, kept: None, sizes, settings, counters, tables })
     }
 
     fn load_program(&mut self) -> Result<(), DataplaneError> {
         program_mut(&mut self.ebpf)?.load().map_err(DataplaneError::from_program)
     }
 
-    /// Tells the program what to serve, with `slot_mask` set to the size of the tables. What is written
+    /// Tells the program what to serve, with its masks set to the sizes of the tables. What is written
     /// already is not written again.
     ///
     /// # Errors
     ///
     /// When the map cannot be read or written.
     pub fn configure(&mut self, mut settings: Settings) -> Result<(), DataplaneError> {
-        settings.slot_mask = self.slots - 1;
+        settings.slot_mask = self.sizes.slots - 1;
+        settings.stun_mask = StunBuckets::count(self.sizes.stun_buckets) - 1;
         if self.settings()? == settings {
             return Ok(());
         }
@@ -210,14 +207,13 @@ impl Kernel {
     /// Attaches the program to an interface until the link that is pinned at `path` is removed.
     pub(super) fn attach_pinned(
         &mut self,
-        interface: &str,
-        index: u32,
+        target: &Target,
         mode: AttachedMode,
         path: &Path,
     ) -> Result<(), DataplaneError> {
         let id = self
-            .attach_index(index, mode)
-            .map_err(|source| DataplaneError::from_attach(interface, mode, source))?;
+            .attach_index(target.index, mode)
+            .map_err(|source| DataplaneError::from_attach(&target.name, mode, source))?;
         let link = self.active_mut()?.take_link(id).map_err(DataplaneError::from_program)?;
         let link = FdLink::try_from(link).map_err(|_| PinError::NoLinks)?;
         let pinned = link.pin(path);

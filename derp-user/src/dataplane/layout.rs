@@ -6,6 +6,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aya_obj::{EbpfSectionKind, Object};
 use derp_common::{
     Reason, Settings,
+    decide::StunBuckets,
     flow::table::MAX_SLOTS,
     maps::{
         DEFAULT_SLOTS, LEG_STATISTICS, LEGS, SENDERS, SLOTS, SOURCES, STUN_BUCKETS,
@@ -57,13 +58,13 @@ impl MapSizes {
             SLOTS | SENDERS => Some(self.slots),
             LEG_STATISTICS | SOURCES => Some(self.slots * 2),
             LEGS => Some(self.slots * 4),
-            STUN_BUCKETS => Some(self.stun_buckets),
+            STUN_BUCKETS => Some(StunBuckets::count(self.stun_buckets)),
             _ => None,
         }
     }
 }
 
-/// Most STUN sources that can be followed; each takes some 100 bytes.
+/// Most STUN sources that can be followed; each takes 16 bytes.
 const MAX_STUN_BUCKETS: u32 = 1 << 24;
 
 /// The first half of a SHA-256.

@@ -20,6 +20,7 @@ mod pin;
 mod pinned;
 pub mod route;
 pub mod self_test;
+mod tables;
 mod watch;
 mod xdp;
 
@@ -28,11 +29,12 @@ pub use self::{
     events::{FlowEvent, FlowEvents},
     flows::{FlowMaps, FlowTableError, KernelTables, Place, StoredFlow},
     host::local_addresses,
-    kernel::{Count, Kernel, Tables, interface_name},
+    kernel::{Count, Kernel, interface_name},
     layout::MapSizes,
     mode::{AttachedMode, Mode, UnknownMode},
     object::{embedded_object, object_hash},
     pin::{DEFAULT_DIRECTORY, Pin, PinError, UnknownPin},
+    tables::{LocalAddress, Tables},
     watch::Watcher,
     xdp::{Attachment, Prepared, Xdp, XdpOptions},
 };

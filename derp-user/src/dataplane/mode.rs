@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use aya::programs::XdpMode;
 
-/// What `--xdp-mode` asks for.
+/// What `-xdp-mode` asks for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Mode {
     /// In the driver, or fail.
@@ -52,15 +52,15 @@ impl fmt::Display for Mode {
 
 /// The text is no XDP mode.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown XDP mode {0:?}: expected native, generic, auto or off")]
-pub struct UnknownMode(String);
+#[error("must be native, generic, auto or off")]
+pub struct UnknownMode;
 
 impl FromStr for Mode {
     type Err = UnknownMode;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let found = Self::ALL.into_iter().find(|mode| mode.as_str() == text);
-        found.ok_or_else(|| UnknownMode(text.to_owned()))
+        found.ok_or(UnknownMode)
     }
 }
 
@@ -112,8 +112,8 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_refused_by_name() {
+    fn an_unknown_name_is_refused() {
         let error = "Native".parse::<Mode>().expect_err("case matters").to_string();
-        assert!(error.contains("\"Native\"") && error.contains("generic"), "{error}");
+        assert_eq!(error, "must be native, generic, auto or off");
     }
 }

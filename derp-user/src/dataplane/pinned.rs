@@ -105,25 +105,26 @@ impl Published {
     pub(super) fn attach(
         &mut self,
         kernel: &mut Kernel,
-        name: &str,
-        index: u32,
+        target: &Target,
         mode: Mode,
     ) -> Result<AttachedMode, DataplaneError> {
-        let links = &self.0.links;
-        let existing = links.iter().find(|link| link.is_alive && link.index == index).cloned();
+        let links = self.0.links.iter();
+        let existing = links.filter(|link| link.is_alive).find(|link| link.index == target.index);
+        let existing = existing.cloned();
         let attached = match existing {
             Some(link) if mode.candidates().contains(&link.mode) => {
                 match take_over(kernel, &link) {
                     Ok(()) => Ok(link.mode),
                     Err(error) => {
-                        tracing::warn!(interface = name, %error, "attaching anew, with a gap");
+                        let interface = &target.name;
+                        tracing::warn!(interface, %error, "attaching anew, with a gap");
                         self.free(&link)?;
-                        self.attach_new(kernel, name, index, mode)
+                        self.attach_new(kernel, target, mode)
                     }
                 }
             }
-            Some(link) => self.change_mode(kernel, name, &link, mode),
-            None => self.attach_new(kernel, name, index, mode),
+            Some(link) => self.change_mode(kernel, target, &link, mode),
+            None => self.attach_new(kernel, target, mode),
         };
         if attached.is_ok() {
             self.0.unused.0.take();
@@ -135,18 +136,19 @@ impl Published {
     fn change_mode(
         &mut self,
         kernel: &mut Kernel,
-        name: &str,
+        target: &Target,
         link: &LinkPin,
         mode: Mode,
     ) -> Result<AttachedMode, DataplaneError> {
-        tracing::warn!(interface = name, from = %link.mode, to = %mode, "changing the mode, with a gap");
+        let interface = &target.name;
+        tracing::warn!(interface, from = %link.mode, to = %mode, "changing the mode, with a gap");
         self.free(link)?;
-        let changed = self.attach_new(kernel, name, link.index, mode);
+        let changed = self.attach_new(kernel, target, mode);
         if changed.is_err() {
             // This daemon will not run. What ran before should.
             let path = LinkPin::path(self.0.directory.path(), link.mode, link.index);
-            if let Err(error) = kernel.attach_pinned(name, link.index, link.mode, &path) {
-                tracing::warn!(interface = name, %error, "it cannot be attached as before, either");
+            if let Err(error) = kernel.attach_pinned(target, link.mode, &path) {
+                tracing::warn!(interface, %error, "it cannot be attached as before, either");
             }
         }
         changed
@@ -155,22 +157,21 @@ impl Published {
     fn attach_new(
         &mut self,
         kernel: &mut Kernel,
-        name: &str,
-        index: u32,
+        target: &Target,
         mode: Mode,
     ) -> Result<AttachedMode, DataplaneError> {
-        try_modes(name, index, mode, |candidate| {
-            let path = LinkPin::path(self.0.directory.path(), candidate, index);
+        try_modes(target, mode, |candidate| {
+            let path = LinkPin::path(self.0.directory.path(), candidate, target.index);
             // An interface that is gone may have had the same number.
             if let Some(stale) = self.0.links.iter().find(|link| link.path == path).cloned() {
                 self.free(&stale)?;
             }
             let deadline = Instant::now() + FREE_PATIENCE;
             loop {
-                match kernel.attach_pinned(name, index, candidate, &path) {
+                match kernel.attach_pinned(target, candidate, &path) {
                     // It was ours a moment ago.
                     Err(DataplaneError::Occupied { .. })
-                        if self.0.freed.contains(&index) && Instant::now() < deadline =>
+                        if self.0.freed.contains(&target.index) && Instant::now() < deadline =>
                     {
                         thread::sleep(FREE_RETRY);
                     }

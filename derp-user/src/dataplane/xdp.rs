@@ -90,7 +90,7 @@ impl Xdp {
             }
             Mode::Auto if options.interfaces.is_empty() => {
                 pinned::leave(options.pin.directory(), false);
-                tracing::info!("STUN is answered in userspace: no --xdp-interface is given");
+                tracing::info!("STUN is answered in userspace: no -xdp-interface is given");
                 return Ok(None);
             }
             Mode::Native | Mode::Generic if options.interfaces.is_empty() => {
@@ -254,8 +254,8 @@ impl Prepared {
         let is_adopted = self.is_adopted();
         let Self { mut kernel, host, pinned, targets, mode } = self;
         if !is_adopted {
-            for Target { name, index } in &targets {
-                self_test::rehearse(&mut kernel, name, *index)?;
+            for target in &targets {
+                self_test::rehearse(&mut kernel, target)?;
             }
         }
         let mut places = match pinned {
@@ -264,9 +264,9 @@ impl Prepared {
         };
         let mut attachments = Vec::new();
         let mut failure = None;
-        for Target { name, index } in &targets {
-            match places.attach(&mut kernel, name, *index, mode) {
-                Ok(mode) => attachments.push(Attachment { interface: name.clone(), mode }),
+        for target in &targets {
+            match places.attach(&mut kernel, target, mode) {
+                Ok(mode) => attachments.push(Attachment { interface: target.name.clone(), mode }),
                 // With several interfaces, one that cannot do it does not rob the others.
                 Err(error) if mode == Mode::Auto => failure = Some(error),
                 Err(error) => return Err(error),
@@ -302,7 +302,7 @@ fn test(
         let Some(target) = targets.iter().find(|target| target.name == *interface) else {
             continue;
         };
-        match self_test::report(kernel, &settings, interface, target.index, *mode) {
+        match self_test::report(kernel, &settings, target, *mode) {
             // It would have been refused, had it been seen before it was attached.
             Err(error) if wanted == Mode::Auto => tracing::error!("{error}"),
             result => result?,
@@ -324,29 +324,27 @@ impl Places {
     fn attach(
         &mut self,
         kernel: &mut Kernel,
-        name: &str,
-        index: u32,
+        target: &Target,
         mode: Mode,
     ) -> Result<AttachedMode, DataplaneError> {
         match self {
             Self::OfThisProcess => {
-                try_modes(name, index, mode, |candidate| kernel.attach(name, candidate))
+                try_modes(target, mode, |candidate| kernel.attach(&target.name, candidate))
             }
-            Self::Pinned(pinned) => pinned.attach(kernel, name, index, mode),
+            Self::Pinned(pinned) => pinned.attach(kernel, target, mode),
         }
     }
 }
 
 /// Tries the modes that `mode` allows on an interface, and returns the first that works.
 pub(super) fn try_modes(
-    name: &str,
-    index: u32,
+    target: &Target,
     mode: Mode,
     mut attach: impl FnMut(AttachedMode) -> Result<(), DataplaneError>,
 ) -> Result<AttachedMode, DataplaneError> {
     let mut failure = DataplaneError::NoInterface(mode);
     for &candidate in mode.candidates() {
-        let attached = self_test::refuse(name, index, candidate).and_then(|()| attach(candidate));
+        let attached = self_test::refuse(target, candidate).and_then(|()| attach(candidate));
         match attached {
             Ok(()) => return Ok(candidate),
             // Another program is there in either mode, and it is not ours to push aside.

@@ -1,10 +1,10 @@
 //! What the forwarder does with one datagram. Pure: the kernel program decides with the same functions.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use derp_common::{
     Reason, Settings, SlicePacket,
-    flow::{Class, Datagram, Hop, Tables, find, identify, table::statistics_index},
+    flow::{Class, Datagram, Hop, Leg, Tables, find, identify, table::statistics_index},
 };
 
 use crate::stun::is_one_host;
@@ -83,7 +83,7 @@ pub fn decide<T: Tables>(
         return Err(because(Reason::NotLocal));
     }
     let refuse = |reason| Refusal { reason, class: Some(class) };
-    let hop = find(datagram, class, settings, tables, now).map_err(refuse)?;
+    let hop = find(datagram, class, settings, tables, || now).map_err(refuse)?;
     let learn = (!hop.is_local_address(datagram)).then_some(class);
     let forward = Forward { learn, ..onward(&hop, delivery.hop_limit).map_err(refuse)? };
     let index = statistics_index(hop.slot, hop.side);
@@ -101,18 +101,10 @@ fn onward(hop: &Hop<'_>, hop_limit: Option<u8>) -> Result<Forward, Reason> {
         Some(limit) => Some(limit - 1),
         None => None,
     };
-    let destination = IpAddr::from(hop.to.remote);
-    let local = IpAddr::from(hop.to.local);
-    let source = if !local.is_unspecified() {
-        local
-    } else if destination.is_ipv4() {
-        Ipv4Addr::UNSPECIFIED.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let Leg { remote, remote_port, local, local_port, .. } = *hop.to;
     Ok(Forward {
-        destination: SocketAddr::new(destination, u16::from_be(hop.to.remote_port)),
-        source: SocketAddr::new(source, u16::from_be(hop.to.local_port)),
+        destination: SocketAddr::new(remote.into(), u16::from_be(remote_port)),
+        source: SocketAddr::new(local.into(), u16::from_be(local_port)),
         hop_limit,
         learn: None,
     })
@@ -241,9 +233,8 @@ mod tests {
 
     #[test]
     fn routing_chooses_where_the_local_address_is_not_known() {
-        let unknown = |remote| Leg { local: Address([0; 4]), ..leg(remote, LOCAL_B) };
         for (remote, source) in [(B, "0.0.0.0:40000"), ("[2001:db8:b::20]:51820", "[::]:40000")] {
-            let tables = tables(leg(A, LOCAL_A), unknown(remote));
+            let tables = tables(leg(A, LOCAL_A), leg(remote, source));
             let data = geneve(VNI, 0);
             assert_eq!(run(&tables, &data, A, LOCAL_A), forward(remote, source));
             let Ok(Action::Forward(back)) = run(&tables, &data, remote, LOCAL_B) else {

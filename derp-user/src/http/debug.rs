@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, reply};
+use super::{Origin, Reply, Site, flows, mesh, reply};
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -27,6 +27,7 @@ impl Site {
                 Err(findings) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, &findings),
             },
             "/debug/flows" => flows::respond(request, (self.settings.flows)()),
+            "/debug/mesh" => mesh::respond(request, &(self.settings.mesh)()),
             _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };
         below_index(reply::browser(page))
@@ -39,7 +40,8 @@ impl Site {
             ("Version", settings.version.to_owned()),
             ("Machine", settings.machine.clone()),
             ("TLS hostname", settings.hostname.clone()),
-            ("Mesh key", settings.has_mesh_key.to_string()),
+            ("Mesh key", (settings.has_mesh_key)().to_string()),
+            ("Mesh", mesh::summary(&(settings.mesh)())),
             ("Admission", (settings.admission)()),
         ]
         .into_iter()
@@ -55,6 +57,8 @@ impl Site {
              <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
              <li><a href=\"/debug/flows\">UDP flows</a>, also \
              <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
+             <li><a href=\"/debug/mesh\">Mesh</a>, also \
+             <a href=\"/debug/mesh?format=json\">as JSON</a></li>\n\
              </ul>\n"
         );
         reply::page("derper debug", &main)

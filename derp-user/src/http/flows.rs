@@ -28,7 +28,8 @@ pub(super) fn respond(request: &Parts, mut flows: Vec<FlowView>) -> Reply {
     reply::html(StatusCode::OK, reply::page("derpd flows", &page(&flows)))
 }
 
-fn wants_json(request: &Parts) -> bool {
+/// Whether the query, or else the Accept header, asks for JSON.
+pub(super) fn wants_json(request: &Parts) -> bool {
     let query = request.uri.query().unwrap_or_default();
     let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
     if let Some((_, format)) = format {
@@ -114,9 +115,14 @@ fn cells(side: &str, end: &EndView) -> String {
 }
 
 fn count(count: &CountView) -> String {
-    match count.packets {
+    amount(count.packets, count.bytes)
+}
+
+/// Returns packets and their bytes in words.
+pub(super) fn amount(packets: u64, total: u64) -> String {
+    match packets {
         0 => "nothing".to_owned(),
-        packets => format!("{packets} packets, {}", bytes(count.bytes)),
+        _ => format!("{packets} packets, {}", bytes(total)),
     }
 }
 

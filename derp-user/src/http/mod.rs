@@ -7,10 +7,12 @@ mod access;
 mod debug;
 mod flows;
 mod home;
+mod mesh;
 mod path;
 mod reply;
 mod serve;
 mod upgrade;
+mod websocket;
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -23,9 +25,10 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 pub use serve::{Outcome, serve_connection, serve_port80};
-pub use upgrade::{Upgrade, upgrade_refusal};
+pub use upgrade::{Entry, Upgrade};
+pub use websocket::Handshake;
 
-use crate::flow::FlowView;
+use crate::{flow::FlowView, metrics::MeshView};
 
 /// A whole response; every page here fits in memory.
 pub type Reply = Response<Full<Bytes>>;
@@ -51,6 +54,9 @@ pub enum Listener {
     Port80,
 }
 
+/// The key authorization for a token (RFC 8555 section 8.3).
+pub type AcmeChallenge = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
 /// What the pages show and where live values come from.
 pub struct Settings {
     /// What unmatched paths show.
@@ -64,17 +70,21 @@ pub struct Settings {
     /// Version of the program, for the debug index.
     pub version: &'static str,
     /// Whether a mesh key is set, for the debug index.
-    pub has_mesh_key: bool,
+    pub has_mesh_key: Box<dyn Fn() -> bool + Send + Sync>,
     /// Says in words who may use the relay, for the debug index.
     pub admission: Box<dyn Fn() -> String + Send + Sync>,
     /// Who may see `/debug/`.
     pub access: DebugAccess,
+    /// Answers an authority that checks the name of this server, where certificates come by ACME.
+    pub acme_challenge: Option<AcmeChallenge>,
     /// When the process started.
     pub started: Instant,
     /// Renders the metrics.
     pub varz: Box<dyn Fn() -> String + Send + Sync>,
     /// Returns the UDP flows.
     pub flows: Box<dyn Fn() -> Vec<FlowView> + Send + Sync>,
+    /// Returns what the links to the other servers of the region are doing.
+    pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -86,6 +96,8 @@ pub struct Site {
 
 /// Largest challenge of a captive portal check that is answered.
 const MAX_CHALLENGE: usize = 64;
+/// Where an authority looks for the answers to its challenges.
+const ACME_PATH: &str = "/.well-known/acme-challenge/";
 /// Path of the style sheet; the pages' own security policy forbids styles inside the page.
 const STYLE_PATH: &str = "/derpd.css";
 
@@ -106,11 +118,16 @@ impl Site {
         }
     }
 
-    /// Whether this request, on the main listener, begins a DERP connection.
-    fn takes_over(&self, request: &Parts) -> bool {
-        self.settings.derp_enabled
-            && request.uri.path() == "/derp"
-            && Upgrade::of(&request.headers) == Upgrade::Derp
+    /// How this request, on the main listener, begins a DERP connection, if it does.
+    fn entry(&self, request: &Parts) -> Option<Entry> {
+        if !self.settings.derp_enabled || request.uri.path() != "/derp" {
+            return None;
+        }
+        match Upgrade::of(&request.headers) {
+            Upgrade::Derp => Some(Entry::Derp),
+            Upgrade::WebSocket => Handshake::of(request).ok().map(Entry::WebSocket),
+            Upgrade::Absent | Upgrade::Other(_) => None,
+        }
     }
 
     fn respond_main(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -125,7 +142,7 @@ impl Site {
             "/derp" if !self.settings.derp_enabled => {
                 reply::text(StatusCode::NOT_FOUND, "derp server disabled")
             }
-            "/derp" => upgrade_refusal(Upgrade::of(&request.headers), origin.remote),
+            "/derp" => upgrade::refusal(request, origin.remote),
             "/derp/probe" | "/derp/latency-check" => probe(&request.method),
             "/generate_204" => generate_204(request),
             "/bootstrap-dns" => bootstrap_dns(),
@@ -143,6 +160,14 @@ impl Site {
         let path = request.uri.path();
         if path == "/generate_204" {
             return generate_204(request);
+        }
+        if let (Some(challenge), Some(token)) =
+            (&self.settings.acme_challenge, path.strip_prefix(ACME_PATH))
+        {
+            return match challenge(token) {
+                Some(answer) => reply::exact_text(StatusCode::OK, answer),
+                None => reply::text(StatusCode::NOT_FOUND, "no such challenge"),
+            };
         }
         if path.starts_with("/debug") {
             return self.respond_main(request, origin);

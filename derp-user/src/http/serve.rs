@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Listener, Origin, Site};
+use super::{Entry, Listener, Origin, Site};
 use crate::proxy_protocol::TrustedProxies;
 
 /// A client gets this long to send a request head, also between two requests.
@@ -53,6 +53,8 @@ pub enum Outcome<IO> {
         unread: Bytes,
         /// The head of the request.
         request: Box<Parts>,
+        /// What it asks for.
+        entry: Entry,
     },
 }
 
@@ -66,8 +68,8 @@ where
     let derp_request = Rc::new(RefCell::new(None));
     let service = service_fn(|request: Request<Incoming>| {
         let (request, _body) = request.into_parts();
-        if site.takes_over(&request) {
-            *derp_request.borrow_mut() = Some(Box::new(request));
+        if let Some(entry) = site.entry(&request) {
+            *derp_request.borrow_mut() = Some((Box::new(request), entry));
             // hyper must not answer: with fast start there is no HTTP response at all.
             return Either::Left(pending());
         }
@@ -81,9 +83,9 @@ where
     .await;
     let request = derp_request.take();
     match (finished, request) {
-        (true, Some(request)) => {
+        (true, Some((request, entry))) => {
             let parts = connection.into_parts();
-            Outcome::Derp { io: parts.io.into_inner(), unread: parts.read_buf, request }
+            Outcome::Derp { io: parts.io.into_inner(), unread: parts.read_buf, request, entry }
         }
         _ => Outcome::Done,
     }

@@ -8,6 +8,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::metrics::{AddressView, LinkState, PeerView};
 
 const LOOPBACK: &str = "127.0.0.1:4000";
 const STRANGER: &str = "198.51.100.7:4000";
@@ -19,9 +20,11 @@ fn settings() -> Settings {
         hostname: "derp.example.com".to_owned(),
         machine: "relay<1>".to_owned(),
         version: "1.2.3",
-        has_mesh_key: false,
+        has_mesh_key: Box::new(|| false),
+        mesh: Box::new(MeshView::default),
         admission: Box::new(|| "open: <everybody>".to_owned()),
         access: DebugAccess::default(),
+        acme_challenge: None,
         started: Instant::now(),
         varz: Box::new(|| "derp_accepts 1\n".to_owned()),
         flows: Box::new(Vec::new),
@@ -91,7 +94,7 @@ fn derp_can_be_switched_off() {
     let off = || Settings { derp_enabled: false, ..settings() };
     let (status, _, body) = ask(off(), "GET /derp", &[("Upgrade", "DERP")], main_from(STRANGER));
     assert_eq!((status, body.as_str()), (404, "derp server disabled\n"));
-    assert!(!Site::new(off()).takes_over(&request("GET /derp", &[("Upgrade", "DERP")])));
+    assert_eq!(Site::new(off()).entry(&request("GET /derp", &[("Upgrade", "DERP")])), None);
     let (_, _, page) = ask(off(), "GET /", &[], main_from(STRANGER));
     assert!(page.contains("disabled"));
 }
@@ -178,6 +181,27 @@ fn case_62_port_80_redirects_to_https() {
     assert_eq!((status, body.as_str()), (400, "Use HTTPS\n"));
     assert_eq!(ask80("GET /debug/", LOOPBACK).0, 200);
     assert_eq!(ask80("GET /debug/", STRANGER).0, 403);
+}
+
+#[test]
+fn challenges_are_answered_on_port_80_where_there_are_any() {
+    let with_challenge = || Settings {
+        acme_challenge: Some(Box::new(|token| (token == "abc").then(|| "abc.xyz".to_owned()))),
+        ..settings()
+    };
+    let path = "GET /.well-known/acme-challenge/abc";
+    let ask_for = |settings, path, origin| {
+        let (status, _, body) = ask(settings, path, &[], origin);
+        (status, body)
+    };
+    let port80 = port80_from(STRANGER);
+    assert_eq!(ask_for(with_challenge(), path, port80), (200, "abc.xyz".to_owned()));
+    let (status, _) = ask_for(with_challenge(), "GET /.well-known/acme-challenge/other", port80);
+    assert_eq!(status, 404);
+    // Elsewhere the path means nothing: redirected, or the home page.
+    assert_eq!(ask_for(settings(), path, port80).0, 302);
+    let (status, body) = ask_for(with_challenge(), path, main_from(STRANGER));
+    assert_eq!((status, body.contains("abc.xyz")), (200, false));
 }
 
 #[test]
@@ -350,7 +374,7 @@ async fn derp_after_another_request_is_handed_over() {
         client.write_all(upgrade).await.unwrap();
     })
     .await;
-    let Outcome::Derp { unread, request, mut io } = outcome else { panic!("not handed over") };
+    let Outcome::Derp { unread, request, mut io, .. } = outcome else { panic!("not handed over") };
     let mut unread = unread.to_vec();
     io.read_to_end(&mut unread).await.unwrap();
     assert_eq!(unread, b"\x02abc");
@@ -521,4 +545,69 @@ fn flows_are_behind_the_access_rule() {
         let (status, _, body) = ask(settings(), line, &[], main_from(STRANGER));
         assert_eq!((status, body.as_str()), (403, "debug access denied\n"));
     }
+}
+
+fn some_mesh() -> MeshView {
+    let address = |last: u8, state| AddressView {
+        address: ([192, 0, 2, last], 443).into(),
+        state,
+        seconds: 61,
+        server_key: Some(format!("nodekey:{}", "0a".repeat(32))),
+        connects: 2,
+        failures: 1,
+        last_failure: Some("Recv: the peer <closed> the link".to_owned()),
+        clients: 12,
+        forwarded_packets: 3,
+        forwarded_bytes: 12_345_678,
+        dropped_packets: 4,
+    };
+    let peer = |name: &str, look_up_fault: Option<&str>, addresses| PeerView {
+        name: name.to_owned(),
+        dials: format!("{name}:443"),
+        look_up_fault: look_up_fault.map(str::to_owned),
+        addresses,
+    };
+    MeshView {
+        peers: vec![
+            peer("a.example", None, vec![address(1, LinkState::Up), address(2, LinkState::Own)]),
+            peer("b.example", Some("cannot look up b.example: <no>"), vec![]),
+            peer("c.example", None, vec![address(3, LinkState::Down)]),
+        ],
+    }
+}
+
+#[test]
+fn the_mesh_is_shown_to_people_and_told_to_programs() {
+    let ask_mesh = |line| {
+        let settings = Settings { mesh: Box::new(some_mesh), ..settings() };
+        ask(settings, line, &[], main_from(LOOPBACK))
+    };
+    let (status, _, page) = ask_mesh("GET /debug/mesh");
+    assert_eq!(status, 200);
+    for part in [
+        "1 of 2 links up",
+        "<td>192.0.2.1:443</td><td>up</td><td>1 min 1 s</td>",
+        "<td>this server</td>",
+        "the peer &lt;closed&gt; the link",
+        "cannot look up b.example: &lt;no&gt;",
+        "3 packets, 12 MB",
+    ] {
+        assert!(page.contains(part), "{part} is missing from\n{page}");
+    }
+    let index = ask_mesh("GET /debug/").2;
+    assert!(index.contains("<th>Mesh</th><td>1 of 2 links up</td>"), "{index}");
+
+    let (_, headers, body) = ask_mesh("GET /debug/mesh?format=json");
+    assert_eq!(headers["content-type"].to_str().unwrap(), "application/json");
+    let document: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let first = &document["peers"][0]["addresses"][0];
+    assert_eq!((&first["state"], &first["clients"]), (&"up".into(), &12.into()));
+    assert_eq!(document["peers"][0]["addresses"][1]["state"], "own");
+    assert!(document["peers"][1]["look_up_fault"].is_string());
+
+    let alone = ask(settings(), "GET /debug/mesh", &[], main_from(LOOPBACK)).2;
+    assert!(alone.contains("<p>none. "), "{alone}");
+    let (status, _, body) =
+        ask(settings(), "GET /debug/mesh?format=json", &[], main_from(STRANGER));
+    assert_eq!((status, body.as_str()), (403, "debug access denied\n"));
 }

@@ -2,9 +2,12 @@
 
 use std::net::SocketAddr;
 
-use hyper::{HeaderMap, StatusCode, http::header};
+use hyper::{
+    HeaderMap, StatusCode,
+    http::{header, request::Parts},
+};
 
-use super::{Reply, reply};
+use super::{Handshake, Reply, reply};
 
 /// What the `Upgrade` header of a request for `/derp` asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,6 +20,15 @@ pub enum Upgrade<'a> {
     Absent,
     /// Something else.
     Other(&'a [u8]),
+}
+
+/// How a request begins a DERP connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Entry {
+    /// DERP at once.
+    Derp,
+    /// DERP inside WebSocket messages.
+    WebSocket(Handshake),
 }
 
 impl<'a> Upgrade<'a> {
@@ -47,17 +59,20 @@ impl<'a> Upgrade<'a> {
 
 /// The answer to a request for `/derp` that cannot become a DERP connection. A strange upgrade is logged, because
 /// it usually means a proxy in between.
-pub fn upgrade_refusal(upgrade: Upgrade<'_>, remote: SocketAddr) -> Reply {
-    let message = match upgrade {
-        Upgrade::Derp | Upgrade::Absent => "DERP requires connection upgrade",
-        Upgrade::WebSocket => "DERP over WebSocket is not supported",
+pub(super) fn refusal(request: &Parts, remote: SocketAddr) -> Reply {
+    match Upgrade::of(&request.headers) {
+        Upgrade::Derp | Upgrade::Absent => {}
+        Upgrade::WebSocket => {
+            if let Err(fault) = Handshake::of(request) {
+                return fault.reply();
+            }
+        }
         Upgrade::Other(value) => {
             let value = value.escape_ascii();
             tracing::info!("derp: {remote}: weird upgrade: \"{value}\"");
-            "DERP requires connection upgrade"
         }
-    };
-    reply::text(StatusCode::UPGRADE_REQUIRED, message)
+    }
+    reply::text(StatusCode::UPGRADE_REQUIRED, "DERP requires connection upgrade")
 }
 
 #[cfg(test)]

@@ -100,6 +100,8 @@ macro_rules! counters {
 counters! {
     /// Connections that began the DERP protocol, before login.
     accepts,
+    /// Those of them over WebSocket.
+    websocket_accepts,
     /// TCP connections accepted on the TLS listener.
     tls_accepted,
     /// TCP connections closed at once because the accept limit was reached.

@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus::TextEncoder;
 
 use super::{
-    DropReason, Gauges, PacketKind, Totals, UdpFigures,
+    DropReason, Gauges, MeshView, PacketKind, Totals, UdpFigures,
     counters::FRAMES_PER_WRITE_BOUNDS,
     families::{Families, Sample},
     process::ProcessFigures,
 };
-use crate::{admit::AdmissionFigures, relay::limit::RateLimit};
+use crate::{admit::AdmissionFigures, relay::limit::RateLimit, tls::CertificateFigures};
 
 /// What the userspace STUN server has counted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,8 +66,8 @@ pub struct Report {
     pub started: SystemTime,
     /// How long ago that was, by a clock that never jumps.
     pub uptime: Duration,
-    /// Whether the main listener speaks TLS; without it the TLS counters do not exist.
-    pub tls: bool,
+    /// The certificates of the main listener; without TLS neither they nor the TLS counters exist.
+    pub certificates: Option<CertificateFigures>,
     /// Sums over all workers.
     pub totals: Totals,
     /// Values of the moment.
@@ -80,6 +80,8 @@ pub struct Report {
     pub proxy_faults: Option<u64>,
     /// What came of SIGHUP.
     pub reloads: Reloads,
+    /// The links to the other servers of the region.
+    pub mesh: MeshView,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
     /// What is served over UDP in userspace.
@@ -190,6 +192,11 @@ impl Report {
             ),
             ("derp_sent_pong", "Pong frames written.", totals.sent_pong),
             ("derp_unknown_frames", "Frames of unknown type, ignored.", totals.unknown_frames),
+            (
+                "derp_websocket_accepts",
+                "DERP connections begun over WebSocket, before login.",
+                totals.websocket_accepts,
+            ),
         ] {
             families.counter(name, help, value);
         }
@@ -247,7 +254,25 @@ impl Report {
             "Connections that joined another one of the same key.",
             gauges.total_dup_client_conns,
         );
-        if self.tls {
+        if let Some(certificates) = &self.certificates {
+            let seconds = |time: &SystemTime| {
+                time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+            };
+            families.gauges(
+                "derpd_certificate_expiry_timestamp_seconds",
+                "End of the life of each certificate since the Unix epoch in seconds.",
+                certificates.expiries.iter().map(|(name, time)| Sample {
+                    labels: [("name", name.as_str())],
+                    value: seconds(time),
+                }),
+            );
+            families.counters(
+                "derpd_certificate_updates_total",
+                "New certificates while the relay ran, by result.",
+                [("ok", certificates.updates), ("failed", certificates.failures)].map(
+                    |(result, count)| Sample { labels: [("result", result)], value: count as f64 },
+                ),
+            );
             families.counter(
                 "tls_listener_accepted_connections",
                 "Connections accepted on the TLS listener.",
@@ -304,6 +329,7 @@ impl Report {
         }
         let help = "Links to mesh peers that stand.";
         families.gauge("derpd_mesh_links", help, gauges.mesh_links as f64);
+        self.mesh.add_to(families);
     }
 
     fn admission(&self, families: &mut Families) {
@@ -470,10 +496,14 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, net::SocketAddr};
 
     use super::*;
-    use crate::{admit::Verdict, flow::StateView, metrics::WorkerCounters};
+    use crate::{
+        admit::Verdict,
+        flow::StateView,
+        metrics::{AddressView, LinkState, PeerView, WorkerCounters},
+    };
 
     fn udp_totals() -> crate::udp::Totals {
         let tally = crate::udp::Tally::default();
@@ -493,7 +523,14 @@ mod tests {
             version: "1.2.3",
             started: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
             uptime: Duration::from_millis(12_900),
-            tls: true,
+            certificates: Some(CertificateFigures {
+                expiries: vec![(
+                    "derp.example.com".to_owned(),
+                    UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+                )],
+                updates: 10,
+                failures: 11,
+            }),
             totals: Totals::sum([&worker]),
             gauges: Gauges { clients_local: 2, clients_remote: 3, ..Gauges::default() },
             admission: AdmissionFigures {
@@ -508,6 +545,26 @@ mod tests {
             rates: Some(Some(RateLimit { bytes_per_second: 1000, burst: 65568, announced: false })),
             proxy_faults: Some(6),
             reloads: Reloads { good: 7, bad: 8 },
+            mesh: MeshView {
+                peers: vec![PeerView {
+                    name: "b.example".to_owned(),
+                    dials: "b.example:443".to_owned(),
+                    look_up_fault: None,
+                    addresses: vec![AddressView {
+                        address: SocketAddr::from(([192, 0, 2, 1], 443)),
+                        state: LinkState::Up,
+                        seconds: 5,
+                        server_key: None,
+                        connects: 1,
+                        failures: 0,
+                        last_failure: None,
+                        clients: 7,
+                        forwarded_packets: 3,
+                        forwarded_bytes: 300,
+                        dropped_packets: 0,
+                    }],
+                }],
+            },
             stun: Some(StunTotals {
                 requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
                 families: [("ipv4", 7), ("ipv6", 0)],
@@ -587,13 +644,21 @@ mod tests {
             "derp_total_dup_client_conns",
             "derp_unknown_frames",
             "derp_watchers",
+            "derp_websocket_accepts",
             "derpd_active_workers",
             "derpd_admission_cache_hits_total",
             "derpd_admissions_total",
             "derpd_allow_list_age_seconds",
             "derpd_allowed_keys",
+            "derpd_certificate_expiry_timestamp_seconds",
+            "derpd_certificate_updates_total",
             "derpd_mesh_connects_total",
             "derpd_mesh_failures_total",
+            "derpd_mesh_link_clients",
+            "derpd_mesh_link_connects_total",
+            "derpd_mesh_link_forwarded_bytes_total",
+            "derpd_mesh_link_forwarded_packets_total",
+            "derpd_mesh_link_up",
             "derpd_mesh_links",
             "derpd_mesh_packets_dropped_total",
             "derpd_open_relay",
@@ -654,6 +719,10 @@ mod tests {
             "derp_rate_limit_per_client_burst_bytes 65568",
             "derpd_proxy_protocol_errors_total 6",
             "derpd_reloads_total{result=\"failed\"} 8",
+            "derpd_mesh_link_clients{peer=\"b.example\",address=\"192.0.2.1:443\"} 7",
+            "derpd_certificate_expiry_timestamp_seconds{name=\"derp.example.com\"} 1800000000",
+            "derpd_certificate_updates_total{result=\"ok\"} 10",
+            "derpd_certificate_updates_total{result=\"failed\"} 11",
             "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
             "derpd_xdp_interface{interface=\"eth0\",mode=\"native\"} 1",
             "process_start_unix_time 1700000000",
@@ -669,7 +738,7 @@ mod tests {
     #[test]
     fn leaves_out_what_does_not_run() {
         let report = Report {
-            tls: false,
+            certificates: None,
             rates: None,
             proxy_faults: None,
             stun: None,
@@ -680,6 +749,7 @@ mod tests {
         let names = family_names(&report.to_text());
         assert!(!names.iter().any(|name| {
             name.starts_with("tls_")
+                || name.contains("certificate")
                 || name.contains("rate_limit")
                 || name.contains("proxy")
                 || name.starts_with("stun_")

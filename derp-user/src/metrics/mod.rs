@@ -7,11 +7,13 @@
 pub mod counters;
 pub mod export;
 mod families;
+mod mesh;
 pub(crate) mod process;
 mod udp;
 
 pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
 pub use export::{AttachedInterface, KernelCount, Reloads, Report, StunTotals};
+pub use mesh::{AddressView, LinkState, MeshView, PeerView};
 pub use udp::UdpFigures;
 
 pub use crate::relay::packet::{DropReason, PacketKind};

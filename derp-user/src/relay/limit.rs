@@ -67,15 +67,20 @@ impl TokenBucket {
 
     /// Takes one token, if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
+        self.take_many(1.0, now)
+    }
+
+    /// Takes this many tokens, if there are as many; none otherwise.
+    pub fn take_many(&mut self, count: f64, now: Instant) -> bool {
         if self.per_second.is_infinite() {
             return true;
         }
         let elapsed = now.saturating_duration_since(self.filled_at).as_secs_f64();
         self.tokens = (self.tokens + elapsed * self.per_second).min(self.burst);
         self.filled_at = self.filled_at.max(now);
-        let allowed = self.tokens >= 1.0;
+        let allowed = self.tokens >= count;
         if allowed {
-            self.tokens -= 1.0;
+            self.tokens -= count;
         }
         allowed
     }

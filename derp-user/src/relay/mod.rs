@@ -10,6 +10,7 @@ pub mod packet;
 pub mod queue;
 mod roster;
 mod watching;
+mod ways;
 
 pub use forwarding::Heard;
 
@@ -326,9 +327,18 @@ impl<H: Clone> Relay<H> {
         self.rosters.contains_key(key)
     }
 
-    /// A link to a mesh peer stands; `link` is its name among the connections.
-    pub fn link_up(&mut self, link: ConnectionId, handle: H) {
-        self.forwarding.open(link, handle);
+    /// A link to the mesh peer whose key is `server` stands, the only one to it; `link` is its name among
+    /// the connections.
+    ///
+    /// From now on it does not matter which servers this one is a client of. Every server of a region is a
+    /// client of every other, so that otherwise each would hold the square of their number of ways.
+    pub fn link_up(&mut self, link: ConnectionId, handle: H, server: NodePublic) -> Vec<Effect<H>> {
+        let mut effects = Vec::new();
+        while let Some(other) = self.forwarding.any_link(&server) {
+            self.forwarder_removed(&mut effects, other, server);
+        }
+        self.forwarding.open(link, handle, server);
+        effects
     }
 
     /// The mesh peer at the other end of a link said these things, in this order.
@@ -340,11 +350,10 @@ impl<H: Clone> Relay<H> {
         let mut effects = Vec::new();
         for heard in heard {
             match heard {
-                Heard::Present(key) if key != self.own_key => {
-                    self.forwarder_added(&mut effects, link, key);
-                }
-                // This server itself, which the peer sees as one of its clients.
-                Heard::Present(_) => {}
+                // This server itself, which the peer sees as one of its clients, or another.
+                Heard::Present(key) | Heard::Gone(key)
+                    if key == self.own_key || self.forwarding.is_server(&key) => {}
+                Heard::Present(key) => self.forwarder_added(&mut effects, link, key),
                 Heard::Gone(key) => self.forwarder_removed(&mut effects, link, key),
             }
         }
@@ -417,6 +426,11 @@ impl<H: Clone> Relay<H> {
     /// How many connections are registered.
     pub fn connections(&self) -> u64 {
         self.clients.len() as u64
+    }
+
+    /// How many keys are connected to mesh peers only.
+    pub fn remote_keys(&self) -> u64 {
+        self.remote_keys
     }
 
     /// How many connections, keys and watchers there are.

@@ -158,7 +158,7 @@ fn a_long_list_is_told_in_pieces_and_news_of_the_rest_is_not() {
 #[test]
 fn keys_behind_links_are_routed_there_unless_they_are_here() {
     let (mut relay, now) = relay();
-    relay.link_up(10, "link");
+    relay.link_up(10, "link", key(0xaa));
     assert_eq!(
         relay.link_heard(10, heard(&[1, 2, 0xff], &[])),
         [route(1, Some("link")), route(2, Some("link")),]
@@ -185,7 +185,7 @@ fn keys_behind_links_are_routed_there_unless_they_are_here() {
 fn case_48_the_forwarder_seen_first_is_preferred() {
     let (mut relay, _) = relay();
     for (link, name) in [(10, "a"), (11, "b"), (12, "c")] {
-        relay.link_up(link, name);
+        relay.link_up(link, name, key(0xa0 + link as u8));
     }
     let counts = |relay: &Relay<&str>| {
         let census = relay.census();
@@ -217,7 +217,7 @@ fn receivers_hear_when_a_sender_leaves_the_region() {
     relay.register(1, "receiver", presence(1), now);
     relay.register(2, "watcher", presence(3), now);
     relay.watch(2);
-    relay.link_up(10, "link");
+    relay.link_up(10, "link", key(0xaa));
     relay.link_heard(10, heard(&[2], &[]));
     relay.first_packet(key(2), 1);
     relay.register(4, "moved", presence(2), now);
@@ -239,21 +239,36 @@ fn receivers_hear_when_a_sender_leaves_the_region() {
 fn case_49_a_broken_link_takes_its_keys_along() {
     let (mut relay, now) = relay();
     relay.register(1, "receiver", presence(1), now);
-    relay.link_up(10, "a");
-    relay.link_up(11, "b");
+    relay.link_up(10, "a", key(0xaa));
+    relay.link_up(11, "b", key(0xbb));
     relay.link_heard(10, heard(&[2, 3, 4], &[]));
     relay.link_heard(11, heard(&[3], &[]));
     for sender in [2, 3, 4] {
         relay.first_packet(key(sender), 1);
     }
     let (first, more) = relay.link_down(10, 2);
-    assert_eq!(first, [route(2, None), gone("receiver", 2), route(3, Some("b"))]);
+    assert_eq!(first, [route(4, None), gone("receiver", 4), route(3, Some("b"))]);
     assert!(more);
     let (rest, more) = relay.link_down(10, 2);
-    assert_eq!(rest, [route(4, None), gone("receiver", 4)]);
+    assert_eq!(rest, [route(2, None), gone("receiver", 2)]);
     assert!(!more);
     assert_eq!(relay.census().links, 1);
     assert_eq!(relay.link_heard(10, heard(&[5], &[])), Effects::new(), "too late");
+    assert_eq!(relay.check(), Ok(()));
+}
+
+#[test]
+fn servers_that_a_link_leads_to_are_no_remote_keys() {
+    let (mut relay, _) = relay();
+    assert_eq!(relay.link_up(10, "a", key(0xaa)), Effects::new());
+    assert_eq!(relay.link_heard(10, heard(&[0xbb], &[])), [route(0xbb, Some("a"))]);
+    assert_eq!(relay.link_up(11, "b", key(0xbb)), [route(0xbb, None)], "known by its own link now");
+    assert_eq!(relay.link_heard(10, heard(&[0xbb], &[])), Effects::new());
+    assert_eq!(relay.link_heard(11, heard(&[0xaa, 1], &[])), [route(1, Some("b"))]);
+    assert_eq!(relay.census().remote_keys, 1);
+    assert_eq!(relay.link_heard(10, heard(&[], &[0xbb])), Effects::new());
+    assert_eq!(relay.link_down(11, 9), (vec![route(1, None)], false));
+    assert_eq!(relay.link_heard(10, heard(&[0xbb], &[])), [route(0xbb, Some("a"))]);
     assert_eq!(relay.check(), Ok(()));
 }
 
@@ -354,15 +369,22 @@ proptest! {
                 Operation::Watch(at) => relay.watch(nth(at)),
                 Operation::LinkUp(link) => {
                     if links.insert(link) {
-                        relay.link_up(1000 + link, 1000 + link);
+                        // The model's clients include the first server.
+                        let server = if link == 0 { 0 } else { 0xa0 + link as u8 };
+                        if link == 0 { forwarders.retain(|(_, key_byte)| *key_byte != 0) }
+                        relay.link_up(1000 + link, 1000 + link, key(server))
+                    } else {
+                        Vec::new()
                     }
-                    Vec::new()
                 }
                 Operation::LinkHeard(link, is_present, key_byte) => {
                     let entry = (1000 + link, key_byte);
                     if !is_present {
                         forwarders.retain(|other| *other != entry);
-                    } else if links.contains(&link) && !forwarders.contains(&entry) {
+                    } else if links.contains(&link)
+                        && !forwarders.contains(&entry)
+                        && !(key_byte == 0 && links.contains(&0))
+                    {
                         forwarders.push(entry);
                     }
                     let key = key(key_byte);

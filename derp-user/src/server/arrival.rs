@@ -1,7 +1,8 @@
-//! From an accepted TCP connection to a registered DERP session: TLS, the HTTP request, the login.
+//! From an accepted TCP connection to a registered DERP session: TLS, the HTTP request, WebSocket if it
+//! asks for that, the login.
 
 use std::{
-    io,
+    io, mem,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -14,19 +15,21 @@ use tokio::{
     task::spawn_local,
     time::timeout,
 };
+use tungstenite::protocol::frame::coding::CloseCode;
 
 use super::{
     connection::Connection,
+    life,
     link::{Link, Parts},
-    session::{self, Session},
+    session::Session,
     throttle::Throttle,
-    transport::TransportError,
+    transport::{TransportError, close_frame},
     upgrade::{self, Options},
     worker::{Stranger, Worker},
 };
 use crate::{
     admit::{Applicant, Refusal},
-    http::{self, Listener, Origin, Outcome},
+    http::{self, Entry, Handshake, Listener, Origin, Outcome},
     proto::{
         frame::HEADER_LENGTH,
         keys::NodePublic,
@@ -38,7 +41,7 @@ use crate::{
 
 /// Time for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Time for a refused client's socket to take the end of the TLS session.
+/// Time for the socket of a client that must go to take the farewell.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time to take the ServerKey frame, and then again to send ClientInfo.
 const LOGIN_STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,6 +57,8 @@ pub(super) enum ArrivalError {
     Login(#[from] LoginError),
     #[error("client {0} rejected: {1}")]
     Refused(NodePublic, Refusal),
+    #[error("a WebSocket client without the derp subprotocol")]
+    Subprotocol,
     #[error("no {0} within the time allowed")]
     TimedOut(&'static str),
     #[error("the system's random number generator failed: {0}")]
@@ -73,7 +78,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>)
     let remote = stranger.remote;
     match arrive(&worker, stranger).await {
         Ok(Some(session)) => {
-            spawn_local(session::run(session, worker));
+            spawn_local(life::run(session, worker));
         }
         Ok(None) => {}
         Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),
@@ -92,7 +97,10 @@ async fn arrive(
     Stranger { id, remote, stream }: Stranger<TcpStream>,
 ) -> Result<Option<Session>, ArrivalError> {
     let mut link = match worker.settings().tls.clone() {
-        Some(config) => Link::tls(stream, config)?,
+        Some(acceptor) => {
+            let config = acceptor.config(|| Ok(stream.local_addr()?.ip()))?;
+            Link::tls(stream, config)?
+        }
         None => Link::plain(stream),
     };
     if let Err(error) = timeout(HANDSHAKE_TIMEOUT, link.handshake())
@@ -103,46 +111,110 @@ async fn arrive(
         worker.counters().tls_handshake_failures.increment();
         return Err(error);
     }
+    if link.is_validation() {
+        let _ = timeout(FAREWELL_TIMEOUT, link.shutdown()).await;
+        return Ok(None);
+    }
     let origin = Origin { remote, listener: Listener::Main { tls: link.is_tls() } };
     let site = Arc::clone(&worker.settings().site);
-    let (mut link, unread, request) = match http::serve_connection(link, origin, site).await {
-        Outcome::Derp { io, unread, request } => (io, unread, request),
+    let (mut link, unread, request, entry) = match http::serve_connection(link, origin, site).await
+    {
+        Outcome::Derp { io, unread, request, entry } => (io, unread, request, entry),
         Outcome::Done => return Ok(None),
     };
-    worker.counters().accepts.increment();
+    let options = Options::of(&entry, &request.headers);
+    let entered = match greet(worker, &mut link, &entry, options, unread.into()).await {
+        Ok(unread) => log_in(worker, &mut link, remote, unread).await,
+        Err(error) => Err(error),
+    };
+    match entered {
+        Ok((logged_in, trusted, early)) => {
+            let traits = ClientTraits {
+                mesh_peer: trusted,
+                prober: logged_in.info.is_prober,
+                not_ideal: options.not_ideal,
+            };
+            enter(worker, link, (id, remote), logged_in, traits, early).map(Some)
+        }
+        Err(error) => {
+            // As well as the socket takes it: the client is told nothing else.
+            let _ = timeout(FAREWELL_TIMEOUT, link.shutdown()).await;
+            Err(error)
+        }
+    }
+}
 
-    let options = Options::of(&request.headers);
+/// Answers the request for DERP; the client's bytes behind it, of which `unread` are known.
+async fn greet(
+    worker: &Worker,
+    link: &mut Link,
+    entry: &Entry,
+    options: Options,
+    mut unread: Vec<u8>,
+) -> Result<Vec<u8>, ArrivalError> {
     let own_key = worker.settings().private_key.public();
-    let mut greeting = if options.fast_start { Vec::new() } else { upgrade::response(&own_key) };
+    let mut greeting = Vec::new();
+    match entry {
+        Entry::Derp if options.fast_start => {}
+        Entry::Derp => greeting = upgrade::response(&own_key),
+        Entry::WebSocket(handshake) => {
+            begin_websocket(link, handshake, mem::take(&mut unread)).await?;
+            worker.counters().websocket_accepts.increment();
+        }
+    }
+    worker.counters().accepts.increment();
     greeting.extend(login::server_key(&own_key));
-    let write_greeting = async {
-        link.write_all(&greeting).await?;
+    say(link, &greeting, "room for the ServerKey frame").await?;
+    Ok(unread)
+}
+
+async fn begin_websocket(
+    link: &mut Link,
+    handshake: &Handshake,
+    early: Vec<u8>,
+) -> Result<(), ArrivalError> {
+    const ROOM: &str = "room for the WebSocket handshake";
+    let mut response = handshake.response();
+    if handshake.speaks_derp() {
+        say(link, &response, ROOM).await?;
+        return Ok(link.begin_websocket(early)?);
+    }
+    close_frame(&mut response, CloseCode::Policy, "client must speak the derp subprotocol");
+    say(link, &response, ROOM).await?;
+    Err(ArrivalError::Subprotocol)
+}
+
+/// Sends `bytes`, for which there should be `what`.
+async fn say(link: &mut Link, bytes: &[u8], what: &'static str) -> Result<(), ArrivalError> {
+    let written = async {
+        link.write_all(bytes).await?;
         link.flush().await
     };
-    timeout(LOGIN_STEP_TIMEOUT, write_greeting)
-        .await
-        .map_err(|_| ArrivalError::TimedOut("room for the ServerKey frame"))??;
-    let mut bytes = Vec::from(unread);
-    let frame_length = timeout(LOGIN_STEP_TIMEOUT, read_client_info(&mut link, &mut bytes))
+    let written = timeout(LOGIN_STEP_TIMEOUT, written).await;
+    Ok(written.map_err(|_| ArrivalError::TimedOut(what))??)
+}
+
+/// Has a client prove its key, and asks whether it may use the relay. Returns who it is, whether it is
+/// a mesh peer, and what it has sent behind its login.
+async fn log_in(
+    worker: &Worker,
+    link: &mut Link,
+    remote: SocketAddr,
+    mut bytes: Vec<u8>,
+) -> Result<(LoggedIn, bool, Vec<u8>), ArrivalError> {
+    let frame_length = timeout(LOGIN_STEP_TIMEOUT, read_client_info(link, &mut bytes))
         .await
         .map_err(|_| ArrivalError::TimedOut("ClientInfo frame"))??;
     let early = bytes.split_off(frame_length);
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
-    let logged_in = login::open_client_info(&worker.settings().private_key, payload)?;
     let settings = worker.settings();
-    let trusted = settings.mesh_key.is_some() && logged_in.info.mesh_key == settings.mesh_key;
+    let logged_in = login::open_client_info(&settings.private_key, payload)?;
+    let trusted = settings.mesh_secret.is_shown_by(logged_in.info.mesh_key.as_ref());
     let applicant = Applicant { key: logged_in.key, address: remote.ip(), trusted };
-    if let Err(refusal) = settings.admission.decide(&applicant).await {
-        // As well as the socket takes it: the client is told nothing else.
-        let _ = timeout(FAREWELL_TIMEOUT, link.shutdown()).await;
-        return Err(ArrivalError::Refused(applicant.key, refusal));
+    match settings.admission.decide(&applicant).await {
+        Ok(_) => Ok((logged_in, trusted, early)),
+        Err(refusal) => Err(ArrivalError::Refused(applicant.key, refusal)),
     }
-    let traits = ClientTraits {
-        mesh_peer: trusted,
-        prober: logged_in.info.is_prober,
-        not_ideal: options.not_ideal,
-    };
-    enter(worker, link, (id, remote), logged_in, traits, early).map(Some)
 }
 
 /// Registers a client that has proven its key. It is visible to others before it is told.

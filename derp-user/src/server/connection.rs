@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use super::{
     VerboseDrops,
     local::LocalInbox,
+    mesh::ForwardTally,
     transport::{Outgoing, Phase, Transport, TransportError},
 };
 use crate::{
@@ -65,8 +66,9 @@ pub(super) struct Connection {
     pub(super) key: NodePublic,
     /// Where it came from, or leads to.
     pub(super) remote: SocketAddr,
-    /// It leads to a mesh peer, which wants ForwardPacket frames where clients want RecvPacket.
-    pub(super) is_link: bool,
+    /// Set if it leads to a mesh peer, which wants ForwardPacket frames where clients want RecvPacket:
+    /// what is handed to it is counted there.
+    forwards: Option<Arc<ForwardTally>>,
     /// Non-blocking. Whether it can be read or written is for the owner to wait for.
     /// `None` for a client in this process, which has no owner either.
     stream: Option<TcpStream>,
@@ -137,7 +139,7 @@ impl Connection {
             id,
             key,
             remote,
-            is_link: false,
+            forwards: None,
             stream: None,
             local: None,
             outbound: Mutex::new(Outbound {
@@ -160,8 +162,18 @@ impl Connection {
     }
 
     /// The same connection, leading to a mesh peer.
-    pub(super) fn into_link(self) -> Self {
-        Self { is_link: true, ..self }
+    pub(super) fn into_link(self, forwards: Arc<ForwardTally>) -> Self {
+        Self { forwards: Some(forwards), ..self }
+    }
+
+    /// Whether it leads to a mesh peer.
+    pub(super) fn is_link(&self) -> bool {
+        self.forwards.is_some()
+    }
+
+    /// Where what is handed to it is counted, if it leads to a mesh peer.
+    pub(super) fn forwards(&self) -> Option<&ForwardTally> {
+        self.forwards.as_deref()
     }
 
     /// Tells `drops` of packets for this client that get lost, if it wants to know.
@@ -244,7 +256,7 @@ impl Connection {
             });
         }
         if !outbound.unsent.is_empty() {
-            let depth = if self.is_link { LINK_QUEUE_FACTOR * queue_depth } else { queue_depth };
+            let depth = if self.is_link() { LINK_QUEUE_FACTOR * queue_depth } else { queue_depth };
             let queue = outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(depth)));
             for frame in frames() {
                 if let Some(oldest) = queue.push(frame) {
@@ -415,6 +427,9 @@ impl Connection {
     /// Counts a relayed frame that will not go this way.
     fn lose(&self, counters: &WorkerCounters, reason: DropReason, frame: &[u8]) {
         count_drop(counters, reason, frame);
+        if let Some(forwards) = &self.forwards {
+            forwards.dropped();
+        }
         if let Some(drops) = &self.verbose_drops {
             drops.note(frame, &self.key, reason);
         }
@@ -493,7 +508,7 @@ impl Connection {
         own_frames: usize,
         relayed: impl Iterator<Item = &'a [u8]>,
     ) {
-        if self.is_link {
+        if self.is_link() {
             return;
         }
         let (mut count, mut bytes) = (0, 0);

@@ -39,6 +39,9 @@ pub(super) struct Hub {
 /// Keys that are forgotten at once when a link ends: others want the lock too.
 const LINK_DOWN_PIECE: usize = 1024;
 
+/// So many keys at other servers take the memory of one connection.
+const KEYS_LIKE_A_CONNECTION: u64 = 40;
+
 impl Hub {
     pub(super) fn new(own_key: NodePublic) -> Self {
         Self {
@@ -123,8 +126,8 @@ impl Hub {
         });
     }
 
-    pub(super) fn link_up(&self, link: &Arc<Connection>) {
-        self.relay.lock().link_up(link.id, Arc::clone(link));
+    pub(super) fn link_up(&self, link: &Arc<Connection>, counters: &WorkerCounters) {
+        self.change(counters, |relay| relay.link_up(link.id, Arc::clone(link), link.key));
     }
 
     pub(super) fn link_heard(
@@ -168,9 +171,10 @@ impl Hub {
         }
     }
 
-    /// How many connections are registered.
-    pub(super) fn connections(&self) -> u64 {
-        self.relay.lock().connections()
+    /// How much memory is held for: connections, and in their measure the keys at other servers.
+    pub(super) fn occupancy(&self) -> u64 {
+        let relay = self.relay.lock();
+        relay.connections() + relay.remote_keys() / KEYS_LIKE_A_CONNECTION
     }
 
     pub(super) fn census(&self) -> Census {
@@ -199,7 +203,7 @@ impl Hub {
                         None => routes.remove(&key),
                     };
                     match before.and_then(Weak::upgrade) {
-                        Some(link) if link.is_link => {
+                        Some(link) if link.is_link() => {
                             self.forwarding_epoch.fetch_add(1, Ordering::AcqRel);
                         }
                         Some(client) => client.set_routed(false),

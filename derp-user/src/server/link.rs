@@ -1,4 +1,4 @@
-//! A connection before it is a DERP session: TLS handshake, HTTP, login. An ordinary asynchronous
+//! A connection before it is a DERP session: TLS handshake, HTTP, WebSocket, login. An ordinary asynchronous
 //! byte stream; it may be slow, the packet path does not come here.
 
 use std::{
@@ -75,6 +75,11 @@ impl Link {
         self.transport.is_tls()
     }
 
+    /// See [`Transport::is_validation`].
+    pub(super) fn is_validation(&self) -> bool {
+        self.transport.is_validation()
+    }
+
     /// Completes the TLS handshake.
     ///
     /// # Errors
@@ -85,6 +90,20 @@ impl Link {
             std::future::poll_fn(|context| self.poll_fill(context)).await?;
         }
         std::future::poll_fn(|context| self.poll_transmit(context)).await
+    }
+
+    /// From now on the peer speaks WebSocket. It has already sent `early`, which nobody has interpreted.
+    ///
+    /// # Errors
+    ///
+    /// If that is no WebSocket; a Close frame is on its way then.
+    pub(super) fn begin_websocket(&mut self, mut early: Vec<u8>) -> Result<(), TransportError> {
+        early.append(&mut self.plain);
+        self.transport.begin_websocket(early);
+        let mut received = self.transport.incomplete().to_vec();
+        let received = self.transport.receive(&mut received, &mut self.plain, &mut self.outgoing);
+        self.phase = *received.as_ref().unwrap_or(&Phase::Ended);
+        received.map(drop)
     }
 
     /// Turns the link into what a session consists of. `first` goes to the peer before anything else.

@@ -125,10 +125,11 @@ impl LocalClient {
         self.frame.extend(header(FrameType::RecvPacket, length));
         self.frame.extend(self.key.as_bytes());
         self.frame.extend(packet);
-        let frame = if receiver.is_link {
+        let frame = if let Some(tally) = receiver.forwards() {
             self.forwarded.clear();
             frame::recv_to_forward(&mut self.forwarded, &self.frame, to);
             self.counters.packets_forwarded_out.increment();
+            tally.handed_over(1, packet.len() as u64);
             &self.forwarded
         } else {
             self.hub.first_packet(self.key, receiver.id);

@@ -6,6 +6,7 @@ mod arrival;
 pub mod bench_support;
 mod connection;
 mod hub;
+mod life;
 mod link;
 mod local;
 mod mesh;
@@ -17,6 +18,7 @@ mod throttle;
 mod transport;
 mod upgrade;
 mod verbose_drops;
+mod wait;
 mod worker;
 
 #[cfg(test)]
@@ -41,20 +43,22 @@ pub use verbose_drops::VerboseDrops;
 
 pub use self::local::{LocalClient, LocalPacket};
 pub use self::mesh::{
-    LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshSettings, Resolver,
-    system_look_up,
+    LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshReloader, MeshSecret,
+    MeshSettings, PreparedMesh, Resolver, system_look_up,
 };
 use self::{
     hub::Hub,
+    mesh::Board,
     worker::{Desk, Shared},
 };
 use crate::{
     admit::Admission,
     http::Site,
-    metrics::{Gauges, Totals, WorkerCounters},
-    proto::keys::{MeshKey, NodePrivate, NodePublic},
+    metrics::{Gauges, MeshView, Totals, WorkerCounters},
+    proto::keys::{NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
+    tls::Acceptor,
 };
 
 /// How many relayed packets of each kind wait for a client whose socket is full, unless set.
@@ -74,9 +78,9 @@ pub struct Settings {
     /// The server's identity.
     pub private_key: NodePrivate,
     /// The secret of the mesh, if the server belongs to one.
-    pub mesh_key: Option<MeshKey>,
+    pub mesh_secret: Arc<MeshSecret>,
     /// TLS for every connection; without it, DERP over plain HTTP.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    pub tls: Option<Acceptor>,
     /// Threads that relay even when fewer would do; more are used as the load grows, up to as many
     /// as the [`Statistics`] were made for.
     pub min_workers: NonZeroUsize,
@@ -108,6 +112,7 @@ pub struct Statistics {
     counters: Arc<[WorkerCounters]>,
     /// What is counted beside the workers, by the [`Mesh`].
     mesh_counters: Arc<WorkerCounters>,
+    mesh_board: Arc<Board>,
     /// What is counted by the [`LocalClient`].
     local_counters: Arc<WorkerCounters>,
     hub: Arc<Hub>,
@@ -120,6 +125,7 @@ impl Statistics {
         Self {
             counters: (0..workers.get()).map(|_| WorkerCounters::default()).collect(),
             mesh_counters: Arc::default(),
+            mesh_board: Arc::default(),
             local_counters: Arc::default(),
             hub: Arc::new(Hub::new(own_key)),
             active_workers: Arc::default(),
@@ -150,6 +156,11 @@ impl Statistics {
             multi_forwarders_deleted: census.multi_forwarders_deleted,
             forwarders_deleted_other: census.forwarders_deleted_other,
         }
+    }
+
+    /// What the links to the other servers of the region are doing.
+    pub fn mesh(&self) -> MeshView {
+        self.mesh_board.view(&self.hub)
     }
 
     /// Ends every connection of these keys. Their clients may come back.

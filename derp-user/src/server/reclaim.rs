@@ -40,8 +40,8 @@ pub(super) struct Reclaim {
 }
 
 impl Reclaim {
-    /// What is to be done now, if anything; `connections` is how many there are. Asked at regular
-    /// times.
+    /// What is to be done now, if anything; `connections` is how many there are, or what is as large.
+    /// Asked at regular times.
     pub(super) fn next(&mut self, connections: u64) -> Option<Step> {
         let leaving = connections < self.last;
         self.last = connections;

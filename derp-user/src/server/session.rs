@@ -1,4 +1,4 @@
-//! A DERP session, and with it the whole journey of a packet from socket to socket.
+//! The whole journey of a packet from socket to socket. It begins when [`life`](super::life) says so.
 //!
 //! A session runs on the worker that accepted it, in small quanta that run to completion: read at
 //! most [`QUANTUM`] bytes, decrypt, find the frames, turn each SendPacket into the RecvPacket its
@@ -8,27 +8,19 @@
 
 use std::{
     collections::HashSet,
-    future::poll_fn,
     io,
     ops::Range,
-    pin::{Pin, pin},
-    rc::Rc,
     sync::{Arc, Weak},
-    task::{Context, Poll},
     time::{Duration, Instant},
-};
-
-use tokio::{
-    io::unix::{AsyncFd, AsyncFdReadyGuard},
-    time::{Sleep, sleep_until},
 };
 
 use super::{
     connection::Connection,
     hub::Hub,
+    mesh::ForwardTally,
     throttle::Throttle,
     transport::{Phase, TransportError},
-    worker::{Message, Scratch, Worker},
+    worker::{Scratch, Worker},
 };
 use crate::{
     metrics::{DropReason, PacketKind, WorkerCounters},
@@ -56,15 +48,12 @@ const KEEP_ALIVE_JITTER: Duration = Duration::from_secs(5);
 const NOT_HERE_PER_SECOND: f64 = 1.0;
 const NOT_HERE_BURST: f64 = 3.0;
 
-/// A mesh peer's writes may take this long: it is a server, and its loss concerns many.
-const MESH_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Most introductions remembered; when exceeded, they start anew. The relay knows them all anyway.
 const MAX_INTRODUCED: usize = 4096;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
-enum End {
+pub(super) enum End {
     #[error("the client closed the connection")]
     Closed,
     #[error("closed by a mesh peer or after a failed write")]
@@ -79,31 +68,9 @@ enum End {
     Read(#[from] io::Error),
 }
 
-/// How a session leaves its worker.
-enum Exit {
-    Ended(End),
-    /// It goes on with another worker.
-    Moves(usize),
-}
-
-/// What the owner of a connection waits for.
-pub(super) enum Event<'a> {
-    /// A deadline may have passed.
-    Time,
-    /// Another task left something to do.
-    Attention,
-    /// The socket may take bytes that it refused before.
-    Writable(Ready<'a>),
-    /// The socket may have bytes, or its end.
-    Readable(Ready<'a>),
-}
-
-pub(super) type Socket = AsyncFd<Arc<Connection>>;
-pub(super) type Ready<'a> = AsyncFdReadyGuard<'a, Arc<Connection>>;
-
 /// What is left to read after a quantum.
 #[derive(Debug, Eq, PartialEq)]
-enum Rest {
+pub(super) enum Rest {
     Empty,
     More,
 }
@@ -138,7 +105,7 @@ impl Route {
             return None;
         }
         self.receiver.upgrade().filter(|receiver| {
-            if receiver.is_link {
+            if receiver.is_link() {
                 self.epoch == hub.forwarding_epoch()
             } else {
                 receiver.is_routed()
@@ -149,10 +116,10 @@ impl Route {
 
 /// The reading half of a client, known to its owner alone.
 pub(super) struct Session {
-    connection: Arc<Connection>,
-    trusted: bool,
-    keep_alive_period: Duration,
-    keep_alive_at: Instant,
+    pub(super) connection: Arc<Connection>,
+    pub(super) trusted: bool,
+    pub(super) keep_alive_period: Duration,
+    pub(super) keep_alive_at: Instant,
     reader: FrameReader,
     /// Plaintext of an incomplete frame.
     partial: Vec<u8>,
@@ -161,7 +128,7 @@ pub(super) struct Session {
     introduced: HashSet<(NodePublic, ConnectionId)>,
     last_route: Option<Route>,
     /// A watcher that has yet to hear of some who are here.
-    tells_more: bool,
+    pub(super) tells_more: bool,
     /// The client's byte rate limit, where clients have one.
     throttle: Option<Box<Throttle>>,
 }
@@ -193,191 +160,18 @@ impl Session {
     }
 
     /// Until when nothing may be read because the client has sent too much.
-    fn throttled_until(&self) -> Option<Instant> {
+    pub(super) fn throttled_until(&self) -> Option<Instant> {
         self.throttle.as_ref()?.waits_until(Instant::now())
     }
-}
 
-/// Runs a registered session until it ends or moves to another worker. If this is dropped, even before
-/// it has begun, the session has ended.
-pub(super) fn run(mut session: Session, worker: Rc<Worker>) -> impl Future<Output = ()> {
-    let departure = Departure {
-        connection: Arc::clone(&session.connection),
-        worker: Rc::clone(&worker),
-        moved: false,
-    };
-    async move {
-        // As a whole: the block would take just the flag along.
-        let mut departure = departure;
-        match serve(&mut session, &worker).await {
-            Exit::Ended(end) => {
-                if matches!(end, End::WriteTimeout) {
-                    worker.counters().write_timeouts.increment();
-                }
-                let Connection { remote, key, .. } = &*session.connection;
-                tracing::debug!("derp client {remote}{}: {end}", key.short());
-            }
-            // A worker that has stopped takes nobody in; then this server stops, and the session ends.
-            Exit::Moves(place) => {
-                departure.moved = worker.send(place, Message::Session(Box::new(session)));
-            }
-        }
-    }
-}
-
-/// Takes a session that nobody runs out of the relay.
-pub(super) fn abandon(session: Session, worker: Rc<Worker>) {
-    drop(Departure { connection: session.connection, worker, moved: false });
-}
-
-/// Takes a connection out of the relay when its session ends, however it ends: also when the server
-/// stops, or when a bug makes the session panic.
-struct Departure {
-    connection: Arc<Connection>,
-    worker: Rc<Worker>,
-    moved: bool,
-}
-
-impl Drop for Departure {
-    fn drop(&mut self) {
-        let Self { connection, worker, moved } = self;
-        if !*moved {
-            worker.hub().unregister(connection.id, worker.counters());
-            connection.end(&mut worker.scratch().write, worker.counters());
-        }
-    }
-}
-
-async fn serve(session: &mut Session, worker: &Worker) -> Exit {
-    let connection = Arc::clone(&session.connection);
-    let socket = match watch(Arc::clone(&connection)) {
-        Ok(socket) => socket,
-        Err(error) => return Exit::Ended(error.into()),
-    };
-    let write_timeout =
-        if session.trusted { Some(MESH_WRITE_TIMEOUT) } else { worker.settings().write_timeout };
-    let mut timer = pin!(sleep_until(session.keep_alive_at.into()));
-
-    connection.flush(&mut worker.scratch().write, worker.counters());
-    if let Err(end) = session.handle_early(worker) {
-        return Exit::Ended(end);
-    }
-    loop {
-        let deadline = connection.stalled_since().and_then(|since| Some(since + write_timeout?));
-        let keep_alive_at = session.keep_alive_at;
-        let throttled_until = session.throttled_until();
-        let times = [deadline, throttled_until].into_iter().flatten();
-        arm(timer.as_mut(), times.fold(keep_alive_at, Instant::min));
-        let reads = throttled_until.is_none();
-        let event =
-            poll_fn(|context| poll_event(&connection, &socket, timer.as_mut(), reads, context));
-        let event = match event.await {
-            Ok(event) => event,
-            Err(error) => return Exit::Ended(error.into()),
-        };
-        if connection.is_closing() {
-            return Exit::Ended(End::Asked);
-        }
-        match event {
-            Event::Readable(mut ready) => {
-                if let Some(place) = worker.other_home(connection.id) {
-                    return Exit::Moves(place);
-                }
-                match session.read_quantum(worker) {
-                    // A read that does not fill the quantum has emptied the socket: to find that out
-                    // by another one would cost a system call.
-                    Ok(Rest::Empty) => ready.clear_ready(),
-                    // To the back of the worker's queue: everybody else has a turn first.
-                    Ok(Rest::More) => tokio::task::yield_now().await,
-                    Err(end) => return Exit::Ended(end),
-                }
-            }
-            Event::Writable(mut ready) => {
-                connection.flush(&mut worker.scratch().write, worker.counters());
-                if connection.is_blocked() {
-                    ready.clear_ready();
-                } else if session.tells_more {
-                    session.tells_more = worker.hub().watch_more(connection.id, worker.counters());
-                }
-            }
-            Event::Attention => {
-                connection.flush(&mut worker.scratch().write, worker.counters());
-                if session.tells_more && !connection.is_blocked() {
-                    session.tells_more = worker.hub().watch_more(connection.id, worker.counters());
-                    tokio::task::yield_now().await;
-                }
-            }
-            Event::Time => {
-                let now = Instant::now();
-                let stalled_since = connection.stalled_since();
-                let overdue = stalled_since.zip(write_timeout);
-                if overdue.is_some_and(|(since, allowed)| now >= since + allowed) {
-                    return Exit::Ended(End::WriteTimeout);
-                }
-                if now >= session.keep_alive_at {
-                    session.keep_alive_at += session.keep_alive_period;
-                    connection.post(message::keep_alive);
-                }
-                if throttled_until.is_some()
-                    && let Err(end) = session.resume(worker)
-                {
-                    return Exit::Ended(end);
-                }
-            }
-        }
-    }
-}
-
-/// Has this worker's runtime watch a connection's socket, until the result is dropped.
-#[expect(unsafe_code, reason = "tokio has no safe call for a socket that is shared with writers")]
-pub(super) fn watch(connection: Arc<Connection>) -> io::Result<Socket> {
-    // SAFETY: a Connection owns one open socket from its creation to its end and never replaces it, and
-    // the AsyncFd holds the Connection.
-    unsafe { AsyncFd::register(connection) }.map_err(io::Error::from)
-}
-
-/// Waits for the next event; fails only when the runtime is going down.
-pub(super) fn poll_event<'a>(
-    connection: &Connection,
-    socket: &'a Socket,
-    timer: Pin<&mut Sleep>,
-    reads: bool,
-    context: &mut Context<'_>,
-) -> Poll<io::Result<Event<'a>>> {
-    // The timer first: a client that never stops sending must not keep its deadlines away.
-    if timer.poll(context).is_ready() {
-        return Poll::Ready(Ok(Event::Time));
-    }
-    if connection.poll_attention(context).is_ready() {
-        return Poll::Ready(Ok(Event::Attention));
-    }
-    if connection.is_blocked()
-        && let Poll::Ready(ready) = socket.poll_write_ready(context)
-    {
-        return Poll::Ready(ready.map(Event::Writable));
-    }
-    if !reads {
-        return Poll::Pending;
-    }
-    socket.poll_read_ready(context).map(|ready| ready.map(Event::Readable))
-}
-
-/// Sets the timer, unless it stands right already.
-pub(super) fn arm(timer: Pin<&mut Sleep>, at: Instant) {
-    if timer.deadline().into_std() != at {
-        timer.reset(at.into());
-    }
-}
-
-impl Session {
     /// Handles what had to wait for the client's rate limit, if the time has come.
-    fn resume(&mut self, worker: &Worker) -> Result<(), End> {
+    pub(super) fn resume(&mut self, worker: &Worker) -> Result<(), End> {
         let Some(throttle) = &mut self.throttle else { return Ok(()) };
         if throttle.resume(Instant::now()) { self.handle_early(worker) } else { Ok(()) }
     }
 
     /// Handles what the client sent in one breath with its login, or what has waited since.
-    fn handle_early(&mut self, worker: &Worker) -> Result<(), End> {
+    pub(super) fn handle_early(&mut self, worker: &Worker) -> Result<(), End> {
         let scratch = &mut *worker.scratch();
         scratch.plain.clear();
         scratch.plain.append(&mut self.partial);
@@ -385,7 +179,7 @@ impl Session {
     }
 
     /// Reads once and delivers everything that came.
-    fn read_quantum(&mut self, worker: &Worker) -> Result<Rest, End> {
+    pub(super) fn read_quantum(&mut self, worker: &Worker) -> Result<Rest, End> {
         let scratch = &mut *worker.scratch();
         let kept = self.connection.incomplete_length();
         let buffer = scratch.received(kept + QUANTUM);
@@ -558,7 +352,7 @@ impl Quantum<'_> {
         match receiver {
             // What came from one mesh peer never goes to another.
             Some(receiver)
-                if !(receiver.is_link && unknown == DropReason::UnknownDestinationOnForward) =>
+                if !(receiver.is_link() && unknown == DropReason::UnknownDestinationOnForward) =>
             {
                 self.runs.push(Run { source, destination, receiver, range });
             }
@@ -571,7 +365,7 @@ impl Quantum<'_> {
         let hub = self.worker.hub();
         let epoch = hub.forwarding_epoch();
         let receiver = hub.active_connection(&destination)?;
-        if !receiver.is_link {
+        if !receiver.is_link() {
             let introduced = &mut self.session.introduced;
             if introduced.len() >= MAX_INTRODUCED {
                 introduced.clear();
@@ -621,8 +415,8 @@ impl Scratch {
             let Some(Run { receiver, .. }) = group.first() else { continue };
             let depth = worker.settings().queue_depth;
             ranges.clear();
-            if receiver.is_link {
-                forward(group, plain, forwarded, worker.counters());
+            if let Some(tally) = receiver.forwards() {
+                forward(group, plain, forwarded, tally, worker.counters());
                 ranges.push(0..forwarded.len());
                 receiver.deliver(forwarded, ranges, write, worker.counters(), depth);
             } else {
@@ -635,12 +429,22 @@ impl Scratch {
 }
 
 /// Fills `forwarded` with the ForwardPacket frames of some runs.
-fn forward(runs: &[Run], plain: &[u8], forwarded: &mut Vec<u8>, counters: &WorkerCounters) {
+fn forward(
+    runs: &[Run],
+    plain: &[u8],
+    forwarded: &mut Vec<u8>,
+    tally: &ForwardTally,
+    counters: &WorkerCounters,
+) {
     forwarded.clear();
+    let (mut packets, mut bytes) = (0, 0);
     for run in runs {
         for frame in Frames::of(&plain[run.range.clone()]) {
             frame::recv_to_forward(forwarded, frame, &run.destination);
-            counters.packets_forwarded_out.increment();
+            packets += 1;
+            bytes += packet_of(frame).1.len() as u64;
         }
     }
+    counters.packets_forwarded_out.add(packets);
+    tally.handed_over(packets, bytes);
 }

@@ -3,7 +3,10 @@
 
 use hyper::HeaderMap;
 
-use crate::proto::{keys::NodePublic, login::PROTOCOL_VERSION};
+use crate::{
+    http::Entry,
+    proto::{keys::NodePublic, login::PROTOCOL_VERSION},
+};
 
 /// What the headers of an upgrade request say about the session.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,10 +18,14 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
-        Self {
-            fast_start: headers.get("Derp-Fast-Start").is_some_and(|value| value == "1"),
-            not_ideal: headers.get("Ideal-Node").is_some_and(|value| !value.is_empty()),
+    /// Reads the headers. A browser, which cannot set any, has no wishes.
+    pub(super) fn of(entry: &Entry, headers: &HeaderMap) -> Self {
+        match entry {
+            Entry::Derp => Self {
+                fast_start: headers.get("Derp-Fast-Start").is_some_and(|value| value == "1"),
+                not_ideal: headers.get("Ideal-Node").is_some_and(|value| !value.is_empty()),
+            },
+            Entry::WebSocket(_) => Self { fast_start: false, not_ideal: false },
         }
     }
 }
@@ -49,7 +56,7 @@ mod tests {
                 hyper::header::HeaderName::from_bytes(name.as_bytes()).unwrap(),
                 HeaderValue::from_static(value),
             )]);
-            let Options { fast_start, not_ideal } = Options::of(&headers);
+            let Options { fast_start, not_ideal } = Options::of(&Entry::Derp, &headers);
             (fast_start, not_ideal)
         };
         assert_eq!(options("Derp-Fast-Start", "1"), (true, false));

@@ -26,10 +26,11 @@ use super::{
     Settings, arrival,
     connection::WriteScratch,
     hub::Hub,
+    life,
     placement::{self, Staffing},
     processor_time::{Meter, ThreadClock},
     reclaim::{self, Reclaim, Step},
-    session::{self, Run, Session},
+    session::{Run, Session},
 };
 use crate::{
     metrics::WorkerCounters,
@@ -198,7 +199,7 @@ pub(super) fn run(
     // Waits for those that are just being sent.
     while let Some(message) = inbox.blocking_recv() {
         if let Message::Session(session) = message {
-            session::abandon(*session, Rc::clone(&worker));
+            life::abandon(*session, Rc::clone(&worker));
         }
     }
     result
@@ -252,7 +253,7 @@ async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Messag
         match message {
             Message::EmptyCache => reclaim::empty_cache(),
             Message::Session(session) => {
-                spawn_local(session::run(*session, Rc::clone(worker)));
+                spawn_local(life::run(*session, Rc::clone(worker)));
             }
             Message::Stranger(Stranger { id, remote, stream }) => {
                 match TcpStream::from_std(stream) {
@@ -268,7 +269,7 @@ async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Messag
 }
 
 /// Looks after what all workers share: uses more of them or fewer, as the load wants it, and returns
-/// memory when many connections have left.
+/// memory when many connections, or very many keys at other servers, have left.
 async fn keep_house(worker: &Worker) {
     let Shared { settings, hub, desks, active, .. } = &*worker.shared;
     let mut staffing = Staffing::new(settings.min_workers.get().min(desks.len()), desks.len());
@@ -285,7 +286,7 @@ async fn keep_house(worker: &Worker) {
             let begun = desks[meters.len()..].iter().map_while(|desk| desk.clock.get());
             meters.extend(begun.map(|&clock| Meter::new(clock, now)));
         }
-        match reclaim.next(hub.connections()) {
+        match reclaim.next(hub.occupancy()) {
             Some(Step::Trim) => drop(tokio::task::spawn_blocking(reclaim::trim)),
             Some(Step::EmptyCaches) => {
                 for desk in desks {

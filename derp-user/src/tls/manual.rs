@@ -1,12 +1,13 @@
 //! `-certmode manual`: certificate and key from two files named after the host name.
 
 use std::{
+    fmt,
     fs::DirBuilder,
     io,
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -27,6 +28,39 @@ pub struct ServerCertificate {
     pub hostname: String,
     /// Chain (leaf first) and private key.
     pub key: CertifiedKey,
+    /// When it is valid.
+    pub lifetime: Lifetime,
+}
+
+/// From when to when a certificate is valid.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Lifetime {
+    /// The beginning.
+    pub not_before: SystemTime,
+    /// The end.
+    pub not_after: SystemTime,
+}
+
+impl Lifetime {
+    /// How long that is.
+    pub fn length(&self) -> Duration {
+        self.not_after.duration_since(self.not_before).unwrap_or_default()
+    }
+
+    fn of(certificate: &CertificateDer<'_>) -> Result<Self, String> {
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
+        let time = |seconds: i64| match u64::try_from(seconds) {
+            Ok(seconds) => SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)),
+            Err(_) => Some(SystemTime::UNIX_EPOCH),
+        };
+        let validity = parsed.validity();
+        let times = (time(validity.not_before.timestamp()), time(validity.not_after.timestamp()));
+        let (Some(not_before), Some(not_after)) = times else {
+            return Err("its dates are out of range".to_owned());
+        };
+        Ok(Self { not_before, not_after })
+    }
 }
 
 impl ServerCertificate {
@@ -38,11 +72,11 @@ impl ServerCertificate {
         chain_pem: &[u8],
         key_pem: &[u8],
     ) -> Result<Self, TlsError> {
-        let certificate_format = |error: &dyn std::fmt::Display| TlsError::CertificateFormat {
+        let certificate_format = |error: &dyn fmt::Display| TlsError::CertificateFormat {
             path: files.certificate.clone(),
             reason: error.to_string(),
         };
-        let key_format = |error: &dyn std::fmt::Display| TlsError::KeyFormat {
+        let key_format = |error: &dyn fmt::Display| TlsError::KeyFormat {
             path: files.key.clone(),
             reason: error.to_string(),
         };
@@ -58,6 +92,7 @@ impl ServerCertificate {
             ParsedCertificate::try_from(leaf).map_err(|error| certificate_format(&error))?;
         let name = ServerName::try_from(hostname).map_err(|_| wrong_name())?;
         verify_server_name(&parsed, &name).map_err(|_| wrong_name())?;
+        let lifetime = Lifetime::of(leaf).map_err(|error| certificate_format(&error))?;
 
         let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|error| key_format(&error))?;
         let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -71,7 +106,7 @@ impl ServerCertificate {
                 key_format(&error)
             }
         })?;
-        Ok(Self { hostname: hostname.to_owned(), key })
+        Ok(Self { hostname: hostname.to_owned(), key, lifetime })
     }
 
     /// For an IP host name, the two lines that tell the operator how to pin this certificate in a DERP map.
@@ -122,25 +157,45 @@ pub fn load_or_create(
     now: SystemTime,
 ) -> Result<ServerCertificate, TlsError> {
     let files = FilePair::new(directory, hostname);
-    let (chain_pem, key_pem) = match (read(&files.certificate)?, read(&files.key)?) {
-        (Some(chain_pem), Some(key_pem)) => (chain_pem, key_pem),
-        (Some(_), None) => {
-            return Err(TlsError::HalfPair { present: files.certificate, missing: files.key });
-        }
-        (None, Some(_)) => {
-            return Err(TlsError::HalfPair { present: files.key, missing: files.certificate });
-        }
-        (None, None) => {
-            let Ok(address) = hostname.parse::<IpAddr>() else {
-                let FilePair { certificate, key } = files;
-                return Err(TlsError::Missing { hostname: hostname.to_owned(), certificate, key });
-            };
+    match (load(&files, hostname), hostname.parse::<IpAddr>()) {
+        (Err(TlsError::Missing { .. }), Ok(address)) => {
             let pair = self_signed(address, now)?;
-            save(directory, &files, pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
-            (pair.certificate_pem.into_bytes(), pair.key_pem.into_bytes())
+            let (chain_pem, key_pem) = (pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes());
+            save(directory, &files, chain_pem, key_pem)?;
+            ServerCertificate::from_pem(hostname, &files, chain_pem, key_pem)
+        }
+        (loaded, _) => loaded,
+    }
+}
+
+/// Loads the certificate of `hostname` from `files`.
+pub(super) fn load(files: &FilePair, hostname: &str) -> Result<ServerCertificate, TlsError> {
+    let FilePair { certificate, key } = files.clone();
+    let (chain_pem, key_pem) = match (read(&certificate)?, read(&key)?) {
+        (Some(chain_pem), Some(key_pem)) => (chain_pem, key_pem),
+        (Some(_), None) => return Err(TlsError::HalfPair { present: certificate, missing: key }),
+        (None, Some(_)) => return Err(TlsError::HalfPair { present: key, missing: certificate }),
+        (None, None) => {
+            return Err(TlsError::Missing { hostname: hostname.to_owned(), certificate, key });
         }
     };
-    ServerCertificate::from_pem(hostname, &files, &chain_pem, &key_pem)
+    ServerCertificate::from_pem(hostname, files, &chain_pem, &key_pem)
+}
+
+/// The certificate that is served for `hostname`, if its file in `directory` exists. Its key is not looked at.
+///
+/// # Errors
+///
+/// If the file cannot be read, or holds no certificate.
+pub fn shown_certificate(
+    directory: &Path,
+    hostname: &str,
+) -> Result<Option<CertificateDer<'static>>, TlsError> {
+    let path = FilePair::new(directory, hostname).certificate;
+    let Some(text) = read(&path)? else { return Ok(None) };
+    let certificate = CertificateDer::from_pem_slice(&text)
+        .map_err(|error| TlsError::CertificateFormat { path, reason: error.to_string() })?;
+    Ok(Some(certificate))
 }
 
 /// The contents of `path`, or `None` if it does not exist.

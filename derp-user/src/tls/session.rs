@@ -3,6 +3,7 @@
 use rustls::{
     Error, ProtocolVersion,
     client::{ClientConnectionData, UnbufferedClientConnection},
+    pki_types::CertificateDer,
     server::{ServerConnectionData, UnbufferedServerConnection},
     unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus},
 };
@@ -204,12 +205,31 @@ impl Unbuffered for UnbufferedServerConnection {
     }
 }
 
+impl Session<UnbufferedClientConnection> {
+    /// The version that has been agreed on, if one has.
+    pub(crate) fn version(&self) -> Option<ProtocolVersion> {
+        self.rustls.protocol_version()
+    }
+
+    /// The server's certificates as far as it has shown them, its own first.
+    pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.rustls.peer_certificates().unwrap_or_default()
+    }
+}
+
 /// A TLS session. While a handshake message is split over records, rustls remembers positions in the
 /// received bytes, so every call must be shown those that it has not taken yet; and after an error
 /// none may follow.
 pub(crate) struct Session<C> {
     rustls: C,
     peer_closed: bool,
+}
+
+impl Session<UnbufferedServerConnection> {
+    /// The application protocol that has been agreed on, if one has.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+        self.rustls.alpn_protocol()
+    }
 }
 
 impl<C: Unbuffered> Session<C> {

@@ -10,7 +10,10 @@ use aws_lc_rs::signature::{
 };
 use proptest::prelude::*;
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConnection, pki_types::ServerName,
+    ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, ServerConnection,
+    SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{ServerName, UnixTime},
 };
 use x509_parser::{
     certificate::X509Certificate,
@@ -182,13 +185,72 @@ fn handshake(
     server_name: &'static str,
     versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> Result<(usize, CertificateDer<'static>, bool), rustls::Error> {
+    let client = shake_hands(config, server_name, versions, &[])?;
+    let chain = client.peer_certificates().unwrap();
+    let ticket = client.tls13_tickets_received() > 0;
+    Ok((chain.len(), chain.last().unwrap().clone().into_owned(), ticket))
+}
+
+/// An authority that checks a name: it knows the extension that rustls does not, and so cannot leave the
+/// certificate to it.
+#[derive(Debug)]
+pub(crate) struct Validator(pub(crate) AcceptAny);
+
+impl ServerCertVerifier for Validator {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// Runs a handshake in memory with a client that offers these application protocols.
+fn shake_hands(
+    config: &Arc<ServerConfig>,
+    server_name: &str,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    protocols: &[&[u8]],
+) -> Result<ClientConnection, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(versions)?
         .with_root_certificates(RootCertStore::empty())
         .with_no_client_auth();
-    client.dangerous().set_certificate_verifier(Arc::new(AcceptAny(provider)));
-    let name = ServerName::try_from(server_name).unwrap();
+    let accept_any = AcceptAny(provider);
+    let verifier: Arc<dyn ServerCertVerifier> = match protocols {
+        [ACME_TLS_PROTOCOL] => Arc::new(Validator(accept_any)),
+        _ => Arc::new(accept_any),
+    };
+    client.dangerous().set_certificate_verifier(verifier);
+    client.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let name = ServerName::try_from(server_name.to_owned()).unwrap();
     let mut client = ClientConnection::new(Arc::new(client), name)?;
     let mut server = ServerConnection::new(Arc::clone(config))?;
     let mut wire = Vec::new();
@@ -212,9 +274,7 @@ fn handshake(
             client.process_new_packets()?;
         }
     }
-    let chain = client.peer_certificates().unwrap();
-    let ticket = client.tls13_tickets_received() > 0;
-    Ok((chain.len(), chain.last().unwrap().clone().into_owned(), ticket))
+    Ok(client)
 }
 
 const TLS12: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS12];
@@ -253,6 +313,150 @@ fn a_named_server_answers_to_its_name_only() {
         // No SNI is sent for an address.
         assert!(handshake(&config, "192.0.2.7", versions).is_err());
     }
+}
+
+/// A certificate for `name` as an authority would issue it.
+fn issued(name: &str) -> ServerCertificate {
+    let (chain, key) = dns_pair(name);
+    let files = FilePair::new(Path::new("/"), name);
+    ServerCertificate::from_pem(name, &files, chain.as_bytes(), key.as_bytes()).unwrap()
+}
+
+fn with_challenges(hostname: &str) -> Certificates {
+    let meta = meta_certificate(&server_key(), now()).unwrap();
+    Certificates::new(hostname, meta).with_challenges()
+}
+
+fn leaf(
+    config: &Arc<ServerConfig>,
+    name: &str,
+    protocols: &[&[u8]],
+) -> Option<CertificateDer<'static>> {
+    let client = shake_hands(config, name, TLS13, protocols).ok()?;
+    Some(client.peer_certificates().unwrap()[0].clone().into_owned())
+}
+
+#[test]
+fn a_new_certificate_is_served_from_the_next_handshake_on() {
+    let certificates = Arc::new(with_challenges("derp.example.com"));
+    let acceptor = Acceptor::new(Arc::clone(&certificates)).unwrap();
+    let config = acceptor.config(|| panic!("the address does not matter")).unwrap();
+    assert_eq!(leaf(&config, "derp.example.com", &[]), None, "there is none yet");
+    for _ in 0..2 {
+        let certificate = issued("derp.example.com");
+        let expected = certificate.key.cert[0].clone();
+        certificates.install(certificates.hostname(), certificate);
+        assert_eq!(leaf(&config, "derp.example.com", &[]), Some(expected.clone()));
+        assert_eq!(certificates.chain(certificates.hostname()).unwrap(), [expected]);
+        assert_eq!(certificates.figures().expiries.len(), 1);
+    }
+    assert_eq!(leaf(&config, "other.example.com", &[]), None);
+}
+
+#[test]
+fn only_an_authority_that_says_so_gets_the_challenge_certificate() {
+    let certificates = Arc::new(with_challenges("derp.example.com"));
+    certificates.install(certificates.hostname(), issued("derp.example.com"));
+    let acceptor = Acceptor::new(Arc::clone(&certificates)).unwrap();
+    let config = acceptor.config(|| panic!("the address does not matter")).unwrap();
+    let normal = leaf(&config, "derp.example.com", &[]).unwrap();
+    let validate = |name: &str| leaf(&config, name, &[ACME_TLS_PROTOCOL]);
+    assert_eq!(validate("derp.example.com"), None, "nothing is being checked");
+
+    let challenges = certificates.challenges().unwrap();
+    let challenge = challenges.offer_tls(certificates.hostname(), &[7; 32]).unwrap();
+    let proof = validate("Derp.example.com").unwrap();
+    assert_ne!(proof, normal);
+    let client = shake_hands(&config, "derp.example.com", TLS12, &[ACME_TLS_PROTOCOL]).unwrap();
+    assert_eq!(client.alpn_protocol(), Some(ACME_TLS_PROTOCOL));
+    assert_eq!(client.peer_certificates().unwrap().len(), 1);
+    assert_eq!(validate("other.example.com"), None);
+    // Everybody else is served as ever.
+    for protocols in [&[][..], &[HTTP], &[HTTP, ACME_TLS_PROTOCOL], &[ACME_TLS_PROTOCOL, HTTP]] {
+        assert_eq!(leaf(&config, "derp.example.com", protocols), Some(normal.clone()));
+    }
+    let client =
+        shake_hands(&config, "derp.example.com", TLS13, &[ACME_TLS_PROTOCOL, HTTP]).unwrap();
+    assert_eq!(client.alpn_protocol(), Some(HTTP));
+    assert_eq!(leaf(&config, "derp.example.com", &[ACME_TLS_PROTOCOL, b"h2"]), None);
+    drop(challenge);
+    assert_eq!(validate("derp.example.com"), None);
+}
+
+#[test]
+fn manual_mode_knows_no_challenges() {
+    let config = config_for("derp.example.com");
+    assert_eq!(config.alpn_protocols, [HTTP]);
+    assert_eq!(leaf(&config, "derp.example.com", &[ACME_TLS_PROTOCOL]), None);
+}
+
+#[test]
+fn addresses_get_certificates_when_clients_come_to_them() {
+    let certificates = Arc::new(with_challenges("derp.example.com").with_addresses(false));
+    certificates.install(certificates.hostname(), issued("derp.example.com"));
+    let acceptor = Acceptor::new(Arc::clone(&certificates)).unwrap();
+    let at = |local: &str| acceptor.config(|| Ok(local.parse().unwrap())).unwrap();
+    assert!(leaf(&at("10.0.0.1"), "derp.example.com", &[]).is_some());
+
+    // No server name is sent for an address.
+    for private in ["10.0.0.1", "127.0.0.1", "169.254.1.1", "100.64.0.1", "fe80::1", "fd00::1"] {
+        assert_eq!(leaf(&at(private), "192.0.2.7", &[]), None);
+    }
+    assert_eq!(certificates.names().len(), 1);
+    let address = Name::new("8.8.8.8");
+    assert_eq!(leaf(&at("::ffff:8.8.8.8"), "8.8.8.8", &[]), None, "there is none yet");
+    assert_eq!(certificates.names().len(), 2);
+    let certificate = issued("8.8.8.8");
+    let expected = certificate.key.cert[0].clone();
+    certificates.install(&address, certificate);
+    assert_eq!(leaf(&at("8.8.8.8"), "8.8.8.8", &[]), Some(expected));
+
+    for last in 0..100 {
+        leaf(&at(&format!("8.8.4.{last}")), "8.8.8.8", &[]);
+    }
+    assert_eq!(certificates.names().len(), 17, "somebody's mistake has limits");
+}
+
+#[test]
+fn behind_address_translation_the_hostname_stands_for_every_address() {
+    let certificates = Arc::new(with_challenges("192.0.2.7").with_addresses(false));
+    let expected = issued("192.0.2.7");
+    let hostname = expected.key.cert[0].clone();
+    certificates.install(certificates.hostname(), expected);
+    let acceptor = Acceptor::new(Arc::clone(&certificates)).unwrap();
+    let at = |local: &str| acceptor.config(|| Ok(local.parse().unwrap())).unwrap();
+    for local in ["10.0.0.1", "192.0.2.7", "2001:db8::1"] {
+        assert_eq!(leaf(&at(local), "192.0.2.7", &[]).as_ref(), Some(&hostname), "{local}");
+    }
+    assert_eq!(leaf(&at("10.0.0.1"), "other.example.com", &[]), None);
+}
+
+#[test]
+fn a_manual_certificate_is_replaced_by_a_good_one_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    install(path, "derp.example.com");
+    let meta = meta_certificate(&server_key(), now()).unwrap();
+    let manual = ManualCertificate::load(path, "derp.example.com", meta, now()).unwrap();
+    let served = || manual.certificates().chain(manual.certificates().hostname()).unwrap();
+    let first = served();
+    let fresh = manual.prepare().unwrap();
+    assert_eq!(manual.apply(fresh), None, "it is the same");
+    assert_eq!(manual.certificates().figures().updates, 0);
+
+    install(path, "derp.example.com");
+    let fresh = manual.prepare().unwrap();
+    assert_eq!(served(), first, "reading changes nothing");
+    assert!(manual.apply(fresh).unwrap().contains("derp.example.com.crt taken into use"));
+    assert_ne!(served(), first);
+    assert_eq!(manual.certificates().figures().updates, 1);
+
+    let second = served();
+    fs::write(path.join("derp.example.com.key"), dns_pair("derp.example.com").1).unwrap();
+    assert!(matches!(manual.prepare(), Err(TlsError::Mismatch { .. })));
+    fs::remove_file(path.join("derp.example.com.key")).unwrap();
+    assert!(matches!(manual.prepare(), Err(TlsError::HalfPair { .. })));
+    assert_eq!(served(), second);
 }
 
 proptest! {

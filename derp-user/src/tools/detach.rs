@@ -4,11 +4,8 @@ use std::{ffi::OsString, fmt, path::PathBuf};
 
 use clap::Parser;
 
-use super::{Invocation, ToolError, parse_arguments};
-use crate::dataplane::{
-    DEFAULT_DIRECTORY,
-    inspect::{self, Detached},
-};
+use super::{Invocation, PinPlace, ToolError, parse_arguments};
+use crate::dataplane::inspect::{self, Detached};
 
 /// Removes the links and maps that derpd has pinned, which detaches its XDP program from every interface. From
 /// then on, userspace answers alone, or nobody if no derpd runs.
@@ -23,9 +20,9 @@ use crate::dataplane::{
     disable_version_flag = true
 )]
 pub struct Arguments {
-    /// Directory where links and maps are pinned, as given to -xdp-pin
-    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_DIRECTORY)]
-    pub pin: PathBuf,
+    /// Where links and maps are pinned.
+    #[command(flatten)]
+    pub pins: PinPlace,
     /// Also while a derpd runs; it goes on in userspace
     #[arg(long)]
     pub force: bool,
@@ -48,8 +45,8 @@ pub fn parse(
 ///
 /// When a derpd uses it, or it cannot be removed.
 pub fn run(arguments: &Arguments) -> Result<Outcome, ToolError> {
-    let detached = inspect::detach(&arguments.pin, arguments.force)?;
-    Ok(Outcome { place: arguments.pin.clone(), detached })
+    let detached = inspect::detach(&arguments.pins.directory, arguments.force)?;
+    Ok(Outcome { place: arguments.pins.directory.clone(), detached })
 }
 
 /// What was removed.

@@ -1,14 +1,34 @@
 //! Tools for whoever runs a relay. Each is a subcommand of `derpd`.
 
+mod addresses;
 pub mod bench;
 pub mod check;
+pub mod derpmap;
 pub mod detach;
+mod monitor;
+pub mod netcheck;
+pub mod probe;
+mod relays;
+mod stun;
 
-use std::{ffi::OsString, io};
+use std::{ffi::OsString, io, path::PathBuf};
 
-use clap::{Parser, error::ErrorKind};
+use clap::{Args, Parser, error::ErrorKind};
 
-use crate::dataplane::PinError;
+use self::monitor::{in_lanes, runtime};
+pub use self::{
+    monitor::{MonitorError, Severity},
+    relays::{Relays, RelaysError},
+};
+use crate::dataplane::{DEFAULT_DIRECTORY, PinError};
+
+/// Where the tools look for pins.
+#[derive(Args, Clone, Debug)]
+pub struct PinPlace {
+    /// Directory where links and maps are pinned, as given to -xdp-pin
+    #[arg(long = "pin", value_name = "DIRECTORY", default_value = DEFAULT_DIRECTORY)]
+    pub directory: PathBuf,
+}
 
 /// What a subcommand's command line asks for.
 #[derive(Clone, Debug)]

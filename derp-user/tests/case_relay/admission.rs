@@ -10,9 +10,10 @@ use std::{
 use crypto_box::SecretKey;
 
 use crate::{
+    differences::{is_derpd, kind},
     fake::{Fake, Reply},
     peer::{Peer, Wire, client_info, random_secret, to_hex},
-    server::{Server, is_derpd, wait_until, write_file},
+    server::{Kind, Server, wait_until, write_file},
 };
 
 const INFO: &str = r#"{"version":2}"#;
@@ -71,7 +72,7 @@ fn case_54_the_admission_url_decides_and_its_absence_admits_by_default() {
     assert!(
         line.contains(&format!("client {} rejected: admission controller: ", node_key(&secret)))
     );
-    if is_derpd() {
+    if kind() == Kind::Derpd {
         assert_eq!(verdicts(&server, "url", "admitted", "allowed"), 1.0);
         assert_eq!(verdicts(&server, "url", "refused", "denied"), 2.0);
         assert_eq!(verdicts(&server, "url", "refused", "bad_answer"), 4.0);
@@ -125,7 +126,7 @@ fn case_56_the_local_tailscaled_decides_unless_the_mesh_key_is_shown() {
 
     let fake = Fake::on_unix(&socket, Reply::new(200, r#"{"Node":{"ID":1},"UserProfile":{}}"#));
     admitted(&server, &secret).round_trip();
-    if is_derpd() {
+    if kind() == Kind::Derpd {
         // derper's own check also needs a tailscaled with a status.
         assert_eq!(server.get("/debug/check").status, 200);
     }

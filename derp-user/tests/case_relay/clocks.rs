@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    differences::kind,
     peer::{Event, KEEP_ALIVE, Peer, Wire, random_bytes, send_packet},
     queues::stalled_peer,
-    server::{Kind, Server, kind},
+    server::{Kind, Server},
 };
 
 #[test]

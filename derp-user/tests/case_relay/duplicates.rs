@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::{
+    differences::kind,
     peer::{Event, Peer, random_secret},
-    server::{Kind, Server, kind},
+    server::{Kind, Server},
 };
 
 const INFO: &str = r#"{"version":2}"#;

@@ -1,12 +1,19 @@
-//! Pages beside the relay (cases 59 to 62 and 73).
+//! Pages beside the relay (cases 59 to 65 and 73).
 
-use std::{thread, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    thread,
+    time::Duration,
+};
 
 use rustls_pki_types::ServerName;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
+    differences::is_derpd,
     peer::{Peer, Wire},
-    server::{Kind, Response, Server, kind, skip, wait_until},
+    server::{PATIENCE, Response, Server, skip, wait_until},
 };
 
 fn https(server: &Server, method: &str, path: &str) -> Response {
@@ -88,11 +95,65 @@ fn case_62_the_plain_port_sends_browsers_to_https_and_refuses_the_rest() {
     assert_eq!((answer.status, answer.body.trim_end()), (400, "Use HTTPS"));
 }
 
+/// The address by which this machine reaches others; nothing is sent.
+fn own_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_loopback())
+}
+
+#[test]
+fn case_63_debug_pages_are_for_this_machine_alone() {
+    let server = Server::start();
+    assert_eq!(server.get("/debug/varz").status, 200);
+    let forwarded = server.http(
+        "GET /debug/varz HTTP/1.1\r\nHost: relay\r\nX-Forwarded-For: 127.0.0.1\r\n\
+         Connection: close\r\n\r\n",
+    );
+    assert_eq!(forwarded.status, 403);
+    assert!(!forwarded.body.contains("derp_accepts"), "{forwarded:?}");
+
+    let Some(address) = own_address() else {
+        return skip("half of case 63", "this machine has no address but loopback ones");
+    };
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::new(address, 0).into()).expect("an own address");
+    socket.connect(&server.http_address().into()).expect("the port is open");
+    let mut stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("a non-zero timeout");
+    let request = "GET /debug/varz HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("the request is small");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the answer ends");
+    assert_eq!(Response::parse(&answer).status, 403);
+}
+
+#[test]
+fn case_64_bootstrap_dns_without_names_is_an_empty_answer() {
+    let server = Server::start();
+    for path in ["/bootstrap-dns", "/bootstrap-dns?q=unknown.example.com"] {
+        let mut wire = Wire::connect(&server);
+        let answer = wire.http(&format!("GET {path} HTTP/1.1\r\nHost: relay\r\n\r\n"));
+        assert_eq!((answer.status, answer.body.as_str()), (200, ""), "{path}");
+        assert_eq!(answer.header("Connection"), Some("close"), "{path}");
+        assert_eq!(answer.header("Content-Type"), Some("application/json"), "{path}");
+    }
+}
+
+#[test]
+fn case_65_nobody_is_tunnelled() {
+    let server = Server::start();
+    let answer = Wire::connect(&server).http(
+        "CONNECT controlplane.tailscale.com:443 HTTP/1.1\r\n\
+         Host: controlplane.tailscale.com:443\r\nConnection: close\r\n\r\n",
+    );
+    assert_eq!(answer.status, 403, "{answer:?}");
+}
+
 /// derper stops serving at the first rejection; derpd goes on.
 #[test]
 fn case_73_connections_beyond_the_limit_are_closed_at_once() {
-    if kind() == Kind::Derper {
-        skip("case 73", "derper exits when it reaches this limit");
+    if !is_derpd() {
         return;
     }
     let server = Server::start_with(&["-accept-connection-limit=1", "-accept-connection-burst=2"]);

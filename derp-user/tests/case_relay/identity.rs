@@ -1,12 +1,13 @@
 //! Certificates and keys (cases 66 to 68).
 
-use std::{fs, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use rustls_pki_types::ServerName;
 
 use crate::{
-    peer::{Wire, to_hex},
-    server::Server,
+    differences::is_derpd,
+    peer::{Peer, Wire, random_secret, to_hex},
+    server::{Server, wait_until},
 };
 
 #[test]
@@ -72,4 +73,57 @@ fn case_68_the_key_file_is_made_once_and_keeps_the_identity() {
     let server = Server::start_in(directory, &[]);
     let after = (Wire::connect(&server).upgrade(), fs::read(&file).expect("readable"));
     assert!(before == after, "the key changed over a restart");
+}
+
+/// Writes a new pair for `relay.example` and returns its certificate.
+fn install_pair(directory: &Path) -> Vec<u8> {
+    let made = rcgen::generate_simple_self_signed(["relay.example".to_owned()]).expect("a pair");
+    fs::write(directory.join("relay.example.crt"), made.cert.pem()).expect("writable");
+    fs::write(directory.join("relay.example.key"), made.signing_key.serialize_pem())
+        .expect("writable");
+    made.cert.der().to_vec()
+}
+
+#[test]
+fn a_new_manual_certificate_is_served_without_a_restart() {
+    if !is_derpd() {
+        return;
+    }
+    let directory = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+    let certificates = directory.path().join("certs");
+    fs::create_dir(&certificates).expect("an empty directory");
+    let first = install_pair(&certificates);
+    let server = Server::start_in(directory, &["-hostname=relay.example"]);
+    let connect = || {
+        let name = ServerName::try_from("relay.example").expect("a DNS name");
+        Wire::connect_to(server.tls_address(), name, None).expect("the name is served")
+    };
+    let served = || connect().certificates()[0].to_vec();
+    let results = || {
+        ["ok", "failed"].map(|result| {
+            server.metric(&format!("derpd_certificate_updates_total{{result=\"{result}\"}}"))
+        })
+    };
+    let json = r#"{"version":2,"CanAckPings":true}"#;
+    let mut peer = Peer::log_in(connect(), random_secret(), json);
+    assert_eq!(served(), first);
+
+    let second = install_pair(&certificates);
+    wait_until("the new certificate", || served() == second);
+    assert_eq!(results(), [1.0, 0.0]);
+
+    fs::write(certificates.join("relay.example.key"), "junk").expect("writable");
+    let line = server.wait_for_log("the certificate in use stays");
+    assert!(line.contains("relay.example.key: not a PEM private key"), "{line}");
+    assert_eq!(results(), [1.0, 1.0]);
+    server.reload();
+    server.wait_for_log("reload failed, nothing has changed");
+    assert_eq!(served(), second);
+
+    let third = install_pair(&certificates);
+    server.reload();
+    assert_eq!(served(), third, "SIGHUP does not wait for a second look");
+    assert_eq!(results(), [2.0, 1.0]);
+    assert_eq!(server.log().matches("the certificate in use stays").count(), 1);
+    peer.round_trip();
 }

@@ -16,7 +16,9 @@ mod server;
 
 // In the order the harness runs them: the ones that wait for minutes overlap all others.
 mod admission;
+mod browser;
 mod clocks;
+mod differences;
 mod duplicates;
 mod frames;
 mod handshake;
@@ -29,3 +31,4 @@ mod peer_gone;
 mod proxied;
 mod queues;
 mod stun;
+mod websocket;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    differences::{is_derpd, kind},
     peer::{
         CLOSE_PEER, Event, PEER_GONE, PEER_PRESENT, Peer, WATCH_CONNS, Wire, client_info,
         disco_packet, frame, random_bytes, random_secret, to_hex,
@@ -14,7 +15,7 @@ use crate::{
         Authority, FakePeer, MESH_INFO, MESH_KEY, Site, forward_packet, mesh_client,
         start_with_peers,
     },
-    server::{Kind, PATIENCE, Place, Server, binary, is_derpd, kind, wait_until, write_file},
+    server::{Kind, PATIENCE, Place, Server, binary, wait_until, write_file},
 };
 
 const INFO: &str = r#"{"version":2}"#;
@@ -191,6 +192,78 @@ fn admission_and_limits_are_for_clients_and_not_for_servers() {
     assert_eq!(second.metric("derp_packets_forwarded_in"), 4.0);
 }
 
+/// What the only address of the only peer is shown with.
+fn link_view(server: &Server) -> serde_json::Value {
+    let page = server.get("/debug/mesh?format=json");
+    let mut mesh: serde_json::Value = serde_json::from_str(&page.body).expect("JSON");
+    mesh["peers"][0]["addresses"][0].take()
+}
+
+#[test]
+fn sighup_reloads_the_key_and_the_authorities_of_the_mesh() {
+    if !is_derpd() {
+        return;
+    }
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let sites = [(); 2].map(|()| Site::prepare(&authority));
+    let directory = sites[1].directory.path();
+    let other_key = MESH_KEY.replace('1', "2");
+    let write = |name, text: &str| write_file(directory, name, text);
+    let authorities = write("mesh-ca.pem", stranger.pem());
+    write("mesh.key", &other_key);
+    let first = sites[0].start(&[]);
+    let flags = [format!("-mesh-ca-file={authorities}")];
+    let second = sites[1].start_with(binary(), &[sites[0].name()], &flags);
+    let failure = |text: &'static str| {
+        wait_until(text, || {
+            link_view(&second)["last_failure"].as_str().is_some_and(|it| it.contains(text))
+        });
+    };
+    let failed_reloads = || second.metric("derpd_reloads_total{result=\"failed\"}");
+    failure("certificate");
+
+    // All or nothing: a good file of authorities beside a bad key, and the other way round.
+    write("mesh-ca.pem", authority.pem());
+    write("mesh.key", "no key");
+    second.reload();
+    write("mesh-ca.pem", "no certificate");
+    write("mesh.key", MESH_KEY);
+    second.reload();
+    // A mesh without a key would be none.
+    write("mesh-ca.pem", authority.pem());
+    write("mesh.key", "");
+    second.reload();
+    assert_eq!(failed_reloads(), 3.0);
+    assert_eq!(second.metric("derpd_mesh_connects_total"), 0.0);
+
+    // The certificate will do now, the key will not.
+    write("mesh.key", &other_key);
+    second.reload();
+    failure("the peer closed the link");
+    let mut trusted =
+        Peer::connect_as(&second, random_secret(), &MESH_INFO.replace(MESH_KEY, &other_key));
+    write("mesh.key", MESH_KEY);
+    second.reload();
+    assert_eq!(failed_reloads(), 3.0);
+    wait_until("the link to stand", || link_view(&second)["state"] == "up");
+    let mut far = Peer::connect(&first);
+    wait_until("its client to be known", || link_view(&second)["clients"] == 1);
+    let mut near = mesh_client(&second);
+    near.send(&far.key(), b"hello");
+    assert_eq!(far.receive(), (near.key(), b"hello".to_vec()));
+    assert_eq!(link_view(&second)["forwarded_packets"], 1);
+
+    // Who shows the new key is trusted, who has proven the old one still is, who shows it now is not.
+    near.wire.write(&frame(WATCH_CONNS, &[]));
+    near.wire.expect(PEER_PRESENT);
+    trusted.wire.write(&frame(WATCH_CONNS, &[]));
+    trusted.wire.expect(PEER_PRESENT);
+    let mut late =
+        Peer::connect_as(&second, random_secret(), &MESH_INFO.replace(MESH_KEY, &other_key));
+    late.wire.write(&frame(WATCH_CONNS, &[]));
+    late.wire.expect_closed();
+}
+
 #[test]
 fn case_47_a_peer_that_has_not_got_the_client_says_so_and_is_not_sent_more() {
     let server = start_with_mesh_key();
@@ -282,8 +355,7 @@ fn case_49_a_broken_link_takes_its_clients_along_and_is_made_again() {
 /// A sender whose packets go to a peer that reads nothing, or is not there, goes on.
 #[test]
 fn a_peer_that_hangs_does_not_hold_up_senders() {
-    if kind() == Kind::Derper {
-        // Its senders wait for the link, for up to ten seconds.
+    if !is_derpd() {
         return;
     }
     let (server, [peer]) = start_with_peers();

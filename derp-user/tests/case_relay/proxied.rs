@@ -13,17 +13,18 @@ use rustls_pki_types::ServerName;
 use socket2::{Domain, Socket, Type};
 
 use crate::{
+    differences::{is_derpd, kind},
     fake::{Fake, Reply},
     peer::{PEER_PRESENT, Peer, WATCH_CONNS, Wire, frame, random_secret},
-    server::{PATIENCE, Response, Server, is_derpd, skip, wait_until, write_file},
+    server::{Kind, PATIENCE, Response, Server, skip, wait_until, write_file},
 };
 
 const INFO: &str = r#"{"version":2}"#;
 const MESH_KEY: &str = "1f2e3d4c5b6a79880011223344556677ffeeddccbbaa99887766554433221100";
 /// The proxy that is trusted. Connections from elsewhere on this machine come from 127.0.0.1.
 const PROXY: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
-const TRUST: &str = "-proxy-protocol-from=192.0.2.0/24,127.77.0.0/16";
-const TEXT: &[u8] = b"PROXY TCP4 203.0.113.9 198.51.100.1 4660 443\r\n";
+pub(crate) const TRUST: &str = "-proxy-protocol-from=192.0.2.0/24,127.77.0.0/16";
+pub(crate) const TEXT: &[u8] = b"PROXY TCP4 203.0.113.9 198.51.100.1 4660 443\r\n";
 const BINARY: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xcb\0\x71\x09\xc6\x33\x64\x01\x12\x34\x01\xbb";
 
@@ -39,7 +40,8 @@ fn connect_from(source: Ipv4Addr, address: SocketAddr) -> TcpStream {
     socket.into()
 }
 
-fn tls(server: &Server, header: &[u8]) -> Result<Wire, std::io::Error> {
+/// Begins TLS by way of the proxy, which sends this header.
+pub(crate) fn tls(server: &Server, header: &[u8]) -> Result<Wire, std::io::Error> {
     let mut stream = by_proxy(server.tls_address());
     stream.write_all(header)?;
     Wire::over(stream, ServerName::IpAddress(server.ip().into()), None)
@@ -132,7 +134,7 @@ fn a_trusted_proxy_must_send_a_header() {
 #[test]
 fn a_header_from_anybody_else_is_refused() {
     let both = [&[TRUST][..], &[]];
-    for flags in both.iter().skip(usize::from(!is_derpd())) {
+    for flags in both.iter().skip(usize::from(kind() == Kind::Derper)) {
         let server = Server::start_with(flags);
         for header in [TEXT, BINARY] {
             let mut stream = TcpStream::connect(server.tls_address()).expect("the port is open");

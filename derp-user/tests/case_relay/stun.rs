@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
+    differences::kind,
     peer::random_bytes,
-    server::{Kind, PATIENCE, Server, kind},
+    server::{Kind, PATIENCE, Server},
 };
 
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xa4, 0x42];

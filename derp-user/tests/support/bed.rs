@@ -7,7 +7,7 @@ use derp_common::{
     Address, AddressKind, Family, Interface, Reason, Settings, Switches, Verdict,
     flow::{LegStatistics, Side, table::statistics_index},
 };
-use derp_user::dataplane::{Kernel, Tables};
+use derp_user::dataplane::{Kernel, LocalAddress, Tables};
 
 use crate::{
     flow_maps::FlowMaps,
@@ -30,10 +30,12 @@ impl Bed {
         let mut kernel = kernel::load_sized(test, SLOTS)?;
         let mut tables = kernel.take_tables().expect("tables");
         for (address, kind) in addresses() {
-            tables.addresses.insert(address, kind as u32, 0).expect("address");
+            tables
+                .insert_address(address, LocalAddress { kind, interface: INTERFACE })
+                .expect("address");
         }
         for (index, interface) in interfaces() {
-            tables.interfaces.insert(index, interface, 0).expect("interface");
+            tables.insert_interface(index, interface).expect("interface");
         }
         let mut maps = FlowMaps::take(&mut kernel);
         maps.apply(&Plan::everything());

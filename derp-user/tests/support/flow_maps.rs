@@ -22,7 +22,6 @@ pub(crate) struct FlowMaps {
     pub(crate) senders: Array<MapData, Senders>,
     pub(crate) sources: HashMap<MapData, Source, u32>,
     pub(crate) devices: DevMapHash<MapData>,
-    pub(crate) stun_buckets: HashMap<MapData, u64, [u64; 2]>,
     pub(crate) events: RingBuf<MapData>,
 }
 
@@ -35,7 +34,6 @@ impl FlowMaps {
             senders: kernel.take_map(maps::SENDERS).expect("senders"),
             sources: kernel.take_map(maps::SOURCES).expect("sources"),
             devices: kernel.take_map(maps::DEVICES).expect("devices"),
-            stun_buckets: kernel.take_map(maps::STUN_BUCKETS).expect("STUN buckets"),
             events: kernel.take_map(maps::EVENTS).expect("events"),
         }
     }

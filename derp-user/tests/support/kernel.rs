@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use derp_common::{Address, AddressKind, Family, Interface, Reason, Settings, Verdict};
-use derp_user::dataplane::{DataplaneError, Kernel, Tables};
+use derp_user::dataplane::{DataplaneError, Kernel, LocalAddress, Tables};
 
 use crate::packets::{BROADCAST4, SERVER_MAC, SERVER4, SERVER6, STUN_PORT};
 
@@ -40,10 +40,12 @@ pub(crate) fn load_configured(test: &str) -> Option<(Kernel, Tables)> {
     let mut kernel = load(test)?;
     let mut tables = kernel.take_tables().expect("tables");
     for (address, kind) in local_addresses() {
-        tables.addresses.insert(address, kind as u32, 0).expect("address");
+        tables
+            .insert_address(address, LocalAddress { kind, interface: TEST_RUN_INTERFACE })
+            .expect("address");
     }
     let interface = Interface::new(SERVER_MAC);
-    tables.interfaces.insert(TEST_RUN_INTERFACE, interface, 0).expect("interface");
+    tables.insert_interface(TEST_RUN_INTERFACE, interface).expect("interface");
     kernel.configure(Settings::new(STUN_PORT)).expect("settings");
     Some((kernel, tables))
 }

@@ -98,6 +98,20 @@ pub(crate) fn run_in<T: Send + 'static>(
     }
 }
 
+/// Index and MAC of an interface in a namespace.
+pub(crate) fn link(namespace: &str, interface: &'static str) -> (u32, [u8; 6]) {
+    run_in(namespace, move || {
+        let links = nix::ifaddrs::getifaddrs().expect("interfaces");
+        let mut links = links.filter(|link| link.interface_name == interface);
+        links
+            .find_map(|link| {
+                let link = *link.address?.as_link_addr()?;
+                Some((u32::try_from(link.ifindex()).expect("index"), link.addr()?))
+            })
+            .expect("a MAC")
+    })
+}
+
 pub(crate) fn run(command: &str) -> Result<(), String> {
     let mut words = command.split_whitespace();
     let program = words.next().ok_or("empty command")?;

@@ -103,7 +103,7 @@ pub(crate) fn random_bytes<const N: usize>() -> [u8; N] {
 /// A TLS connection to a relay and what has been received on it but not yet taken.
 pub(crate) struct Wire {
     stream: StreamOwned<ClientConnection, TcpStream>,
-    received: Vec<u8>,
+    pub(crate) received: Vec<u8>,
 }
 
 impl Wire {

@@ -52,6 +52,11 @@ impl Authority {
         (parameters.signed_by(&key, &self.issuer).expect("a certificate"), key)
     }
 
+    /// The authority's certificate.
+    pub(crate) fn pem(&self) -> &str {
+        &self.certificate
+    }
+
     /// The authority's certificate in a file.
     pub(crate) fn write(&self, directory: &TempDir) -> PathBuf {
         write_file(directory.path(), AUTHORITY_FILE, &self.certificate).into()
@@ -67,10 +72,14 @@ pub(crate) struct Site {
 impl Site {
     /// A place of its own, with the mesh key and a certificate for its address.
     pub(crate) fn prepare(authority: &Authority) -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
         let place = Place::own_address();
-        let name = place.address().to_string();
-        let (certificate, key) = authority.sign(&name);
+        Self::prepare_at(authority, place, &place.address().to_string())
+    }
+
+    /// At this place, with the mesh key and a certificate for this name.
+    pub(crate) fn prepare_at(authority: &Authority, place: Place, name: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let (certificate, key) = authority.sign(name);
         let certificates = directory.path().join("certs");
         fs::create_dir(&certificates).expect("an empty directory");
         write_file(&certificates, &format!("{name}.crt"), &certificate.pem());

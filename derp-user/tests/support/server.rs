@@ -56,11 +56,6 @@ fn kind_of(binary: &Path) -> Kind {
     }
 }
 
-/// Whether the binary under test has what only derpd has.
-pub(crate) fn is_derpd() -> bool {
-    kind() == Kind::Derpd
-}
-
 /// Flags by which connections of one test belong to different workers.
 fn work_shared_between_two(kind: Kind) -> &'static [&'static str] {
     match kind {
@@ -178,11 +173,11 @@ impl Server {
     }
 
     pub(crate) fn tls_address(&self) -> SocketAddr {
-        (self.place.address, self.place.tls_port).into()
+        self.place.tls_address()
     }
 
     pub(crate) fn http_address(&self) -> SocketAddr {
-        (self.place.address, self.place.http_port).into()
+        self.place.http_address()
     }
 
     /// Id of the relay's process.
@@ -191,7 +186,7 @@ impl Server {
     }
 
     pub(crate) fn stun_address(&self) -> SocketAddr {
-        (self.place.address, self.place.stun_port).into()
+        self.place.stun_address()
     }
 
     /// The address the certificate is made out to.
@@ -388,6 +383,18 @@ impl Place {
 
     pub(crate) fn tls_address(&self) -> SocketAddr {
         (self.address, self.tls_port).into()
+    }
+
+    pub(crate) fn http_address(&self) -> SocketAddr {
+        (self.address, self.http_port).into()
+    }
+
+    pub(crate) fn stun_address(&self) -> SocketAddr {
+        (self.address, self.stun_port).into()
+    }
+
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http_port
     }
 
     /// The address that the name `localhost` stands for, with ports by chance.

@@ -1,7 +1,7 @@
 //! Three network namespaces: two clients that can reach the relay between them, and only it.
 //!
-//! Nothing forwards between the two links, and the relay's address is on neither of them, so what
-//! passes from one client to the other has passed through the relay.
+//! Nothing forwards between the two links, and the addresses of relays are on neither of them, so what
+//! passes from one client to the other has passed through a relay.
 
 use std::{
     fs::{self, File},
@@ -16,8 +16,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::process::{self, CommandExt as _};
 
-/// The relay's address, on its loopback interface.
-pub(super) const RELAY: &str = "10.77.0.1";
+/// Addresses of the relays, on the loopback interface of their host.
+pub(super) const RELAYS: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
+/// Address of the coordination server, beside them.
+pub(super) const CONTROL: &str = "10.77.0.3";
 
 /// Ends what runs in the namespaces, by process id, and removes them and the files. It waits for
 /// the end of its input, which comes when the lab is dropped and also when this program is killed.
@@ -88,7 +90,9 @@ impl Lab {
             ip(&["netns", "add", &host.namespace()])?;
             lab.ip_in(host, &["link", "set", "lo", "up"])?;
         }
-        lab.ip_in(Host::Relay, &["address", "add", &format!("{RELAY}/32"), "dev", "lo"])?;
+        for address in RELAYS.into_iter().chain([CONTROL]) {
+            lab.ip_in(Host::Relay, &["address", "add", &format!("{address}/32"), "dev", "lo"])?;
+        }
         lab.link(Host::Left, "10.77.1")?;
         lab.link(Host::Right, "10.77.2")?;
         Ok(lab)
@@ -120,6 +124,17 @@ impl Lab {
                 .context("the program `ethtool` is needed with --xdp-mode")?;
         }
         Ok(())
+    }
+
+    /// Keeps a client from reaching an address.
+    pub(super) fn block(&self, client: Host, address: &str) -> Result<()> {
+        self.ip_in(client, &["route", "add", "unreachable", address])
+    }
+
+    /// Opens the namespace of a host, to be entered.
+    pub(super) fn open_namespace(&self, host: Host) -> Result<File> {
+        let path = Path::new("/run/netns").join(host.namespace());
+        File::open(&path).with_context(|| format!("opening {}", path.display()))
     }
 
     fn ip_in(&self, host: Host, arguments: &[&str]) -> Result<()> {
@@ -181,6 +196,13 @@ impl Daemon {
     /// Returns its process id.
     pub(super) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Ends it.
+    pub(super) fn stop(mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("ending {}", self.name))?;
+        self.child.wait().context("waiting for a child")?;
+        Ok(())
     }
 
     /// Returns what it has logged.

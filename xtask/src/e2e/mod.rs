@@ -5,6 +5,7 @@
 
 mod lab;
 mod node;
+mod relay;
 
 use std::{
     fmt,
@@ -19,15 +20,18 @@ use clap::Args;
 use sha2::{Digest as _, Sha256};
 
 use self::{
-    lab::{Daemon, Host, Lab, RELAY, relay_interface, retry, say},
+    lab::{CONTROL, Host, Lab, retry, say},
     node::Node,
+    relay::{Relays, check_refusal},
 };
-use crate::{derp_map, go, namespaces, process::CommandExt as _, workspace};
+use crate::{go, namespaces, process::CommandExt as _, workspace};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROL_PORT: u16 = 8080;
 const FILE_PORT: u16 = 8081;
 const MEGABYTE: u64 = 1_000_000;
+/// Most bytes of a file in one packet between the clients, whose MTU is 1280.
+const MOST_BYTES: u64 = 1280;
 const DEFAULT_MEGABYTES: u64 = 50;
 
 /// Options of `cargo xtask e2e`.
@@ -36,6 +40,9 @@ pub(crate) struct Options {
     /// Another relay program to run instead of derpd, such as Tailscale's derper
     #[arg(long)]
     relay: Option<PathBuf>,
+    /// Run two derpds as the servers of one region, of which each client reaches another one
+    #[arg(long, conflicts_with = "xdp_mode")]
+    mesh: bool,
     /// Attach the kernel program of derpd in this mode (such as generic) to the links of the clients
     #[arg(long)]
     xdp_mode: Option<String>,
@@ -43,15 +50,60 @@ pub(crate) struct Options {
     /// check that a stranger is refused
     #[arg(long)]
     verify_clients: bool,
+    /// Have derpd admit only the keys of the two clients (-allow-keys), and check that a stranger is refused
+    #[arg(long, conflicts_with = "verify_clients")]
+    allow_list: bool,
     /// Size of the file in millions of bytes
     #[arg(long, default_value_t = DEFAULT_MEGABYTES)]
     megabytes: u64,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { relay: None, xdp_mode: None, verify_clients: false, megabytes: DEFAULT_MEGABYTES }
+impl Options {
+    /// What CI runs first: one relay, open to everybody.
+    pub(crate) fn plain() -> Self {
+        Self {
+            relay: None,
+            mesh: false,
+            xdp_mode: None,
+            verify_clients: false,
+            allow_list: false,
+            megabytes: DEFAULT_MEGABYTES,
+        }
     }
+
+    /// What CI runs then: a region of two relays that admit only their clients.
+    pub(crate) fn region() -> Self {
+        Self { mesh: true, allow_list: true, ..Self::plain() }
+    }
+
+    fn admission(&self) -> Admission {
+        match (self.verify_clients, self.allow_list) {
+            (true, _) => Admission::Tailscaled,
+            (false, true) => Admission::AllowList,
+            (false, false) => Admission::Open,
+        }
+    }
+}
+
+/// Who may use the relays.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Admission {
+    Open,
+    /// Whom the tailscaled beside the relay knows.
+    Tailscaled,
+    /// The keys of the two clients, in a file.
+    AllowList,
+}
+
+/// What is started, and how much is copied.
+struct Setup<'a> {
+    relay: &'a Path,
+    mesh: bool,
+    xdp_mode: Option<&'a str>,
+    admission: Admission,
+    /// derpd's load generator, which must be refused where not everybody is admitted.
+    stranger: &'a Path,
+    megabytes: u64,
 }
 
 /// Runs everything and prints a short report.
@@ -63,16 +115,18 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         None => workspace::build_derpd()?,
     };
     let programs = Programs::build()?;
-    let xdp_mode = options.xdp_mode.as_deref();
-    let copied = if options.verify_clients {
-        let stranger = match options.relay {
-            Some(_) => workspace::build_derpd()?,
-            None => relay.clone(),
-        };
-        programs.copy_verified(&relay, xdp_mode, options.megabytes, &stranger)?
-    } else {
-        programs.copy(&relay, xdp_mode, options.megabytes)?
+    let stranger = match options.relay {
+        Some(_) if options.verify_clients => workspace::build_derpd()?,
+        Some(_) | None => relay.clone(),
     };
+    let copied = programs.run(&Setup {
+        relay: &relay,
+        mesh: options.mesh,
+        xdp_mode: options.xdp_mode.as_deref(),
+        admission: options.admission(),
+        stranger: &stranger,
+        megabytes: options.megabytes,
+    })?;
     println!("{copied}");
     Ok(())
 }
@@ -128,56 +182,54 @@ impl Programs {
         xdp_mode: Option<&str>,
         megabytes: u64,
     ) -> Result<Copied> {
-        self.run(relay, xdp_mode, megabytes, None)
+        self.run(&Setup {
+            relay,
+            mesh: false,
+            xdp_mode,
+            admission: Admission::Open,
+            stranger: relay,
+            megabytes,
+        })
     }
 
-    /// The same with a relay that asks a tailscaled beside it about every client, and with derpd's
-    /// load generator, the program `stranger`, as a client that it must refuse.
-    pub(crate) fn copy_verified(
-        &self,
-        relay: &Path,
-        xdp_mode: Option<&str>,
-        megabytes: u64,
-        stranger: &Path,
-    ) -> Result<Copied> {
-        self.run(relay, xdp_mode, megabytes, Some(stranger))
-    }
-
-    fn run(
-        &self,
-        relay: &Path,
-        xdp_mode: Option<&str>,
-        megabytes: u64,
-        stranger: Option<&Path>,
-    ) -> Result<Copied> {
+    fn run(&self, setup: &Setup<'_>) -> Result<Copied> {
         let lab = Lab::build().context("building the network")?;
-        let (mut relay, map) = start_relay(&lab, relay, xdp_mode, stranger.is_some())?;
+        let mut relays = Relays::start(&lab, setup)?;
         let map_file = lab.directory().join("derpmap.json");
-        fs::write(&map_file, map).context("writing the DERP map")?;
+        fs::write(&map_file, &relays.map).context("writing the DERP map")?;
         let mut control = lab.start(
             "control",
             lab.command(Host::Relay, &self.control)
-                .arg(format!("-listen={RELAY}:{CONTROL_PORT}"))
+                .arg(format!("-listen={CONTROL}:{CONTROL_PORT}"))
                 .arg("-derp-map")
                 .arg(&map_file),
         )?;
-        let beside = match stranger {
-            Some(_) => Some(Node::start(&lab, Host::Relay, self)?),
-            None => None,
+        let beside = match setup.admission {
+            Admission::Tailscaled => Some(Node::start(&lab, Host::Relay, self)?),
+            Admission::Open | Admission::AllowList => None,
         };
         say("logging two clients in");
         let left = Node::start(&lab, Host::Left, self)?;
         let right = Node::start(&lab, Host::Right, self)?;
-        let result = measure(&lab, &left, &right, relay.id(), megabytes, self);
-        if let Some(stranger) = stranger {
-            check_refusal(&lab, stranger, &relay)?;
+        if setup.admission == Admission::AllowList {
+            relays.admit_only(&lab, &[left.key()?, right.key()?])?;
         }
+        let result = measure(&lab, &left, &right, &relays.ids(), setup.megabytes, self);
+        check_refusal(&lab, setup.stranger, &relays, setup.admission)?;
         drop(beside);
-        relay.check()?;
+        relays.check()?;
         control.check()?;
         let mut copied =
-            result.with_context(|| format!("the relay's log ends:\n{}", relay.last_words()))?;
-        let log = relay.log();
+            result.with_context(|| format!("the relay's log ends:\n{}", relays.last_words()))?;
+        if setup.mesh {
+            copied.forwarded = relays.metric(&lab, "derp_packets_forwarded_out")?;
+            // The relay of whoever sent the file handed all of it to the other one.
+            let least = setup.megabytes * MEGABYTE / MOST_BYTES;
+            let most = copied.forwarded.iter().max().copied().unwrap_or_default();
+            ensure!(most >= least, "the relays forwarded {:?} packets", copied.forwarded);
+            ensure!(copied.forwarded.iter().all(|&count| count > 0), "one forwarded nothing");
+        }
+        let log = relays.log();
         let about_xdp = log.lines().filter(|line| line.to_lowercase().contains("xdp"));
         copied.xdp_log = about_xdp.map(str::to_owned).collect();
         Ok(copied)
@@ -196,6 +248,8 @@ pub(crate) struct Copied {
     digest: String,
     /// What the relay spent on it.
     cpu: Duration,
+    /// Packets that each relay of a region handed to the other one.
+    forwarded: Vec<u64>,
     /// What the relay said of its kernel program.
     xdp_log: Vec<String>,
 }
@@ -209,7 +263,7 @@ impl Copied {
 
 impl fmt::Display for Copied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { latency, pong, megabytes, elapsed, digest, cpu: _, xdp_log } = self;
+        let Self { latency, pong, megabytes, elapsed, digest, cpu: _, forwarded, xdp_log } = self;
         let elapsed = elapsed.as_secs_f64();
         let rate = *megabytes as f64 * 8.0 / elapsed;
         writeln!(f, "netcheck:    UDP true, latency {:.2} ms", latency.as_secs_f64() * 1e3)?;
@@ -219,61 +273,11 @@ impl fmt::Display for Copied {
             "copy:        {megabytes} MB in {elapsed:.2} s, {rate:.0} Mbit/s, SHA-256 {digest}"
         )?;
         write!(f, "relay CPU:   {:.2} ms per MB", self.cpu_ms_per_megabyte())?;
+        if !forwarded.is_empty() {
+            write!(f, "\nforwarded:   {forwarded:?} packets to the other relay")?;
+        }
         xdp_log.iter().try_for_each(|line| write!(f, "\nrelay log:   {line}"))
     }
-}
-
-/// Starts the relay and returns it with the DERP map that leads to it.
-fn start_relay(
-    lab: &Lab,
-    program: &Path,
-    xdp_mode: Option<&str>,
-    verify_clients: bool,
-) -> Result<(Daemon, String)> {
-    let certificates = lab.directory().join("certs");
-    let mut command = lab.command(Host::Relay, program);
-    command
-        .args([&format!("-a={RELAY}:443"), &format!("-hostname={RELAY}"), "-certmode=manual"])
-        .arg(format!("-certdir={}", certificates.display()))
-        .arg(format!("-c={}", lab.directory().join("derper.key").display()));
-    if let Some(mode) = xdp_mode {
-        lab.send_checksums()?;
-        command.arg(format!("-xdp-mode={mode}")).arg("-xdp-pin=off");
-        for client in [Host::Left, Host::Right] {
-            command.arg(format!("-xdp-interface={}", relay_interface(client)));
-        }
-    }
-    if verify_clients {
-        let socket = node::socket(lab, Host::Relay);
-        command.args(["-verify-clients", &format!("-socket={}", socket.display())]);
-    }
-    say(&format!("starting {}", program.display()));
-    let mut relay = lab.start("relay", &mut command)?;
-    let address = RELAY.parse().context("parsing our own address")?;
-    let certificate = derp_map::certificate_file(&certificates, address);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        relay.check()?;
-        // The file may be there, but not yet whole.
-        match derp_map::of_one_node(address, &certificate, 443, Some(3478)) {
-            Ok(map) => return Ok((relay, map)),
-            Err(error) if Instant::now() > deadline => return Err(error),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
-        }
-    }
-}
-
-/// Checks that a client with a key of no tailnet is refused, because tailscaled does not know it.
-fn check_refusal(lab: &Lab, stranger: &Path, relay: &Daemon) -> Result<()> {
-    const REASON: &str = "not authorized (not found in local tailscaled)";
-    say("trying to get in without being a node");
-    let mut command = lab.command(Host::Left, stranger);
-    command.args(["bench", "--server", RELAY, "--insecure", "--no-progress", "latency"]);
-    command.args(["--duration", "1s"]);
-    ensure!(command.read().is_err(), "`{}` was served", command.describe());
-    let log = relay.log();
-    ensure!(log.contains(REASON), "the relay's log says nothing of it: {}", relay.last_words());
-    Ok(())
 }
 
 /// Checks what the clients see of the relay, and copies the file.
@@ -281,7 +285,7 @@ fn measure(
     lab: &Lab,
     left: &Node,
     right: &Node,
-    relay_id: u32,
+    relays: &[u32],
     megabytes: u64,
     programs: &Programs,
 ) -> Result<Copied> {
@@ -298,15 +302,24 @@ fn measure(
             .arg(&source),
     )?;
     let copy = lab.directory().join("received");
-    let (start, before) = (Instant::now(), cpu_time(relay_id)?);
+    let (start, before) = (Instant::now(), cpu_times(relays)?);
     let fetched = left.fetch(right, FILE_PORT, &copy);
-    let (elapsed, cpu) = (start.elapsed(), cpu_time(relay_id)?.saturating_sub(before));
+    let (elapsed, cpu) = (start.elapsed(), cpu_times(relays)?.saturating_sub(before));
     server.check()?;
     fetched?;
     let received = digest(&copy)?;
     ensure!(received == sent, "sent a file with SHA-256 {sent}, received one with {received}");
     retry("a ping after the copy", PATIENCE, || left.ping(right))?;
-    Ok(Copied { latency, pong, megabytes, elapsed, digest: sent, cpu, xdp_log: Vec::new() })
+    Ok(Copied {
+        latency,
+        pong,
+        megabytes,
+        elapsed,
+        digest: sent,
+        cpu,
+        forwarded: Vec::new(),
+        xdp_log: Vec::new(),
+    })
 }
 
 fn write_random_file(path: &Path, size: u64) -> Result<String> {
@@ -321,6 +334,11 @@ fn digest(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash).with_context(|| format!("reading {}", path.display()))?;
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Returns the time that these processes have spent on a processor.
+fn cpu_times(ids: &[u32]) -> Result<Duration> {
+    ids.iter().map(|&id| cpu_time(id)).sum()
 }
 
 /// Returns the time that the threads of a process have spent on a processor.

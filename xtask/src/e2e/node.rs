@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{
     CONTROL_PORT, PATIENCE, Programs,
-    lab::{Daemon, Host, Lab, RELAY, retry},
+    lab::{CONTROL, Daemon, Host, Lab, retry},
 };
 use crate::process::CommandExt as _;
 
@@ -61,7 +61,7 @@ impl<'lab> Node<'lab> {
             ensure!(self.socket.exists(), "no file {}", self.socket.display());
             Ok(())
         })?;
-        let server = format!("--login-server=http://{RELAY}:{CONTROL_PORT}");
+        let server = format!("--login-server=http://{CONTROL}:{CONTROL_PORT}");
         let hostname = format!("--hostname={}", self.host.name());
         self.tailscale(&["up", "--timeout=30s", &server, &hostname]).read().map(drop)
     }
@@ -70,6 +70,24 @@ impl<'lab> Node<'lab> {
         let mut command = self.lab.command(self.host, &self.tailscale);
         command.arg(format!("--socket={}", self.socket.display())).args(arguments);
         command
+    }
+
+    /// Returns the client's key, as text.
+    pub(super) fn key(&self) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Status {
+            #[serde(rename = "Self")]
+            own: Own,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Own {
+            public_key: String,
+        }
+        let text = self.tailscale(&["status", "--json"]).read()?;
+        let status: Status =
+            serde_json::from_str(&text).context("reading the answer of `tailscale status`")?;
+        Ok(status.own.public_key)
     }
 
     /// Returns the latency of the relay as `tailscale netcheck` sees it over STUN.

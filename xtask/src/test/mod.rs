@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    ebpf, go, namespaces,
+    browser, ebpf, go, namespaces,
     process::{self, CommandExt as _},
     proxies, workspace,
 };
@@ -33,9 +33,11 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
             tally.skip(&format!("all or some tests on the loaded kernel program: {reason}"))
         }
     }
-    if let Err(reason) = proxies::ensure_programs() {
-        // Each of the tests that need one says so itself, but not what to type.
-        eprintln!("{reason:#}");
+    for ensured in [proxies::ensure_programs(), browser::ensure_programs()] {
+        if let Err(reason) = ensured {
+            // Each of the tests that need them says so itself, but not what to type.
+            eprintln!("{reason:#}");
+        }
     }
     compile_interop_tests()?;
     compile_ts_derp_client()?;
@@ -58,7 +60,8 @@ fn compile_interop_tests() -> Result<()> {
         // Each of the tests says so itself.
         return Ok(());
     }
-    go::command().current_dir(module).args(["test", "-count=1", "-run=^$", "./..."]).run()
+    let arguments = ["test", go::TAGS, "-count=1", "-run=^$", "./..."];
+    go::command().current_dir(module).args(arguments).run()
 }
 
 /// Likewise the client made of another project's crates, a workspace of its own.

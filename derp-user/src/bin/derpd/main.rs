@@ -2,6 +2,7 @@
 
 mod banner;
 mod bench;
+mod certificates;
 mod listen;
 mod metrics;
 mod reload;
@@ -27,19 +28,22 @@ use derp_user::{
         MeshKeySource, Options,
     },
     dataplane,
-    http::{self, DebugAccess, Site, serve_port80},
+    http::{self, AcmeChallenge, DebugAccess, Site, serve_port80},
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
-    server::{self, Mesh, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops},
-    tls,
+    server::{
+        self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
+    },
+    tls::{self, Certificates},
     udp_relay::{Keeper, PeerRelayService},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
+    certificates::Source,
     metrics::Sources,
-    reload::{Reloader, rate_line},
+    reload::{MeshFiles, Reloader, rate_line},
     udp::{Started, Tasks, Udp},
 };
 
@@ -99,7 +103,7 @@ fn version() -> String {
 
 fn run(options: Options) -> anyhow::Result<()> {
     let started = Instant::now();
-    let config = resolve(options)?;
+    let config = Arc::new(resolve(options)?);
     tracing_subscriber::fmt()
         .with_env_filter(&config.log)
         .with_writer(std::io::stderr)
@@ -113,7 +117,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let mesh_key = load_mesh_key(&config)?;
     config.check_mesh_key(mesh_key.as_ref())?;
     let access = debug_access(&config)?;
-    let tls = tls_config(&config, &private_key)?;
+    let certificates = Source::load(&config, &private_key.public())?.map(Arc::new);
     listen::raise_file_limit();
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -148,10 +152,18 @@ fn run(options: Options) -> anyhow::Result<()> {
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
     let peer_relay = peer_relay.map(|parts| parts.join(&statistics)).transpose()?;
-    let reloader = Reloader {
+    let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
+    let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
+    let mut reloader = Reloader {
         admission: Arc::clone(&gate.admission),
+        certificates: certificates.clone(),
         rates: gate.rates.clone().zip(config.rate_config.clone()),
         udp: udp_reloader,
+        mesh: MeshFiles {
+            config: Arc::clone(&config),
+            secret: Arc::clone(&mesh_secret),
+            links: None,
+        },
         statistics: Arc::clone(&statistics),
         count: Arc::default(),
     };
@@ -165,18 +177,23 @@ fn run(options: Options) -> anyhow::Result<()> {
         xdp,
         keeper: keeper.clone(),
         udp: totals,
-        tls: tls.is_some(),
+        certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
     };
-    let site = Arc::new(site(&config, mesh_key.is_some(), access, sources, keeper));
-    let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
-    let settings = server_settings(&config, private_key, mesh_key, tls, Arc::clone(&site), &gate);
+    let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper));
+    let tls = match &certificates {
+        Some(source) => Some(tls::Acceptor::new(Arc::clone(source.certificates()))?),
+        None => None,
+    };
+    let settings =
+        server_settings(&config, private_key, mesh_secret, tls, Arc::clone(&site), &gate);
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
     let mesh = mesh_settings
         .map(|settings| Mesh::start(settings, &statistics))
         .transpose()
         .context("-mesh-with")?;
+    reloader.mesh.links = mesh.as_ref().map(Mesh::reloader);
 
     banner::log(&banner::Facts {
         config: &config,
@@ -230,7 +247,8 @@ impl Gate {
     }
 }
 
-fn resolve(options: Options) -> Result<Config, ConfigError> {
+/// What the command line means on this machine.
+pub(crate) fn resolve(options: Options) -> Result<Config, ConfigError> {
     Config::resolve(
         options,
         &Environment {
@@ -284,20 +302,6 @@ fn debug_access(config: &Config) -> Result<DebugAccess, ConfigError> {
     )?)
 }
 
-fn tls_config(
-    config: &Config,
-    private_key: &NodePrivate,
-) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>> {
-    let Some(settings) = &config.tls else { return Ok(None) };
-    let now = SystemTime::now();
-    let certificate = tls::load_or_create(&settings.certificate_directory, &config.hostname, now)?;
-    if let Some(hint) = certificate.pinning_hint() {
-        tracing::info!("{hint}");
-    }
-    let meta = tls::meta_certificate(&private_key.public(), now)?;
-    Ok(Some(Arc::new(tls::server_config(certificate, meta)?)))
-}
-
 fn reduce_privilege(udp: &Udp) {
     let has_kernel_maps = udp.xdp.is_some();
     let has_neighbours = has_kernel_maps && udp.keeper().is_some();
@@ -313,13 +317,16 @@ fn reduce_privilege(udp: &Udp) {
 
 fn site(
     config: &Config,
-    has_mesh_key: bool,
+    mesh_secret: Arc<MeshSecret>,
     access: DebugAccess,
     sources: Sources,
     keeper: Option<Keeper>,
 ) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let statistics = Arc::clone(&sources.statistics);
+    let mesh_statistics = Arc::clone(&statistics);
+    let certificates = sources.certificates.clone();
+    let validates = |certificates: &Arc<Certificates>| certificates.challenges().is_some();
     let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
@@ -327,9 +334,13 @@ fn site(
         hostname: config.hostname.clone(),
         machine: machine.trim().to_owned(),
         version: VERSION,
-        has_mesh_key,
+        has_mesh_key: Box::new(move || mesh_secret.current().is_some()),
+        mesh: Box::new(move || mesh_statistics.mesh()),
         admission: Box::new(move || admission.to_string()),
         access,
+        acme_challenge: certificates.filter(validates).map(|certificates| -> AcmeChallenge {
+            Box::new(move |token| certificates.challenges()?.key_authorization(token))
+        }),
         started: sources.started.1,
         varz: Box::new(move || sources.report().to_text()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
@@ -340,14 +351,14 @@ fn site(
 fn server_settings(
     config: &Config,
     private_key: NodePrivate,
-    mesh_key: Option<MeshKey>,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    mesh_secret: Arc<MeshSecret>,
+    tls: Option<tls::Acceptor>,
     site: Arc<Site>,
     gate: &Gate,
 ) -> Settings {
     Settings {
         private_key,
-        mesh_key,
+        mesh_secret,
         min_workers: config.min_workers,
         queue_depth: config.queue_depth,
         write_timeout: config.tcp.write_timeout,
@@ -426,12 +437,17 @@ async fn control(
                 reloader.reload();
             }
         };
+        let certificates = async {
+            if let Some(source) = &reloader.certificates {
+                source.run().await;
+            }
+        };
         let peer_relay = async {
             if let Some(peer_relay) = peer_relay {
                 peer_relay.run().await;
             }
         };
-        tokio::join!(port80, tasks.run(), admission, reload, peer_relay);
+        tokio::join!(port80, tasks.run(), admission, certificates, reload, peer_relay);
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -12,6 +12,7 @@ use derp_user::{
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
     stun::StunCounters,
+    tls::Certificates,
     udp::Totals,
     udp_relay::Keeper,
 };
@@ -30,7 +31,8 @@ pub(crate) struct Sources {
     pub(crate) keeper: Option<Keeper>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
-    pub(crate) tls: bool,
+    /// Those of the TLS listener, if it is one.
+    pub(crate) certificates: Option<Arc<Certificates>>,
     /// The start of the process by both clocks.
     pub(crate) started: (SystemTime, Instant),
 }
@@ -42,13 +44,14 @@ impl Sources {
             version: crate::VERSION,
             started: self.started.0,
             uptime: self.started.1.elapsed(),
-            tls: self.tls,
+            certificates: self.certificates.as_ref().map(|certificates| certificates.figures()),
             totals: self.statistics.totals(),
             gauges: self.statistics.gauges(),
             admission: self.admission.figures(),
             rates: self.rates.as_ref().map(|rates| rates.limit()),
             proxy_faults: self.proxies.exist().then(|| self.proxies.faults()),
             reloads: self.reloads.read(),
+            mesh: self.statistics.mesh(),
             stun: self.stun.as_ref().map(|counters| StunTotals {
                 requests: counters.requests(),
                 families: counters.families(),

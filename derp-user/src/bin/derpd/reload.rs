@@ -8,25 +8,28 @@ use std::{
     },
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use derp_user::{
     admit::Admission,
-    config,
+    config::{self, Config, MeshKeySource},
     metrics::Reloads,
-    proto::keys::NodePublic,
+    proto::keys::{MeshKey, NodePublic},
     relay::limit::RateLimit,
-    server::{Rates, Statistics},
+    server::{MeshReloader, MeshSecret, PreparedMesh, Rates, Statistics},
 };
 
-use crate::udp::UdpReloader;
+use crate::{certificates::Source, udp::UdpReloader};
 
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {
     pub(crate) admission: Arc<Admission>,
+    /// The certificates of the TLS listener, if it is one.
+    pub(crate) certificates: Option<Arc<Source>>,
     /// The limits that clients follow and the file they are in.
     pub(crate) rates: Option<(Arc<Rates>, PathBuf)>,
     /// The configuration file, if there is one.
     pub(crate) udp: Option<UdpReloader>,
+    pub(crate) mesh: MeshFiles,
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) count: Arc<Counts>,
 }
@@ -79,6 +82,11 @@ impl Reloader {
             None => None,
         };
         let prepared = self.admission.prepare()?;
+        let mesh = self.mesh.prepare()?;
+        let fresh = match &self.certificates {
+            Some(source) => Some((source, source.prepare()?)),
+            None => None,
+        };
         let mut changes = match &self.udp {
             // The kernel can refuse, so this is taken into use first.
             Some(udp) => udp.apply(udp.prepare()?)?,
@@ -90,6 +98,8 @@ impl Reloader {
             changes.push(rate_line(limit));
             changes.push("derper: rate config reloaded successfully".to_owned());
         }
+        changes.extend(self.mesh.apply(mesh));
+        changes.extend(fresh.and_then(|(source, fresh)| source.apply(fresh)));
         changes.extend(self.admission.apply(prepared, &|keys| self.disconnect(keys)));
         Ok(changes)
     }
@@ -97,6 +107,52 @@ impl Reloader {
     /// Ends the connections of keys that have been taken off the lists.
     pub(crate) fn disconnect(&self, keys: &[NodePublic]) {
         self.statistics.disconnect(keys);
+    }
+}
+
+/// The files of the mesh: its key, and the authorities of `-mesh-ca-file`.
+pub(crate) struct MeshFiles {
+    pub(crate) config: Arc<Config>,
+    pub(crate) secret: Arc<MeshSecret>,
+    /// What links are made with, where there are any.
+    pub(crate) links: Option<MeshReloader>,
+}
+
+impl MeshFiles {
+    /// Reads them; `None` if there are none.
+    fn prepare(&self) -> Result<Option<(Option<MeshKey>, Option<PreparedMesh>)>> {
+        if self.config.mesh_key == MeshKeySource::None {
+            return Ok(None);
+        }
+        let key = config::load_mesh_key(&self.config.mesh_key)?;
+        self.config.check_mesh_key(key.as_ref())?;
+        let links = match (&self.links, &key) {
+            (Some(links), Some(key)) => Some(links.prepare(key).context("-mesh-with")?),
+            (Some(_), None) | (None, _) => None,
+        };
+        Ok(Some((key, links)))
+    }
+
+    fn apply(&self, prepared: Option<(Option<MeshKey>, Option<PreparedMesh>)>) -> Vec<String> {
+        let Some((key, prepared)) = prepared else { return Vec::new() };
+        let mut changes = Vec::new();
+        if let (Some(links), Some(prepared)) = (&self.links, prepared) {
+            links.apply(prepared);
+            changes.push(
+                "mesh: authorities read again, for links that are made from now on".to_owned(),
+            );
+        }
+        let is_set = key.is_some();
+        changes.push(match (self.secret.replace(key), is_set) {
+            (false, _) => "mesh: the key is as it was".to_owned(),
+            (true, true) => {
+                "mesh: the key has changed; whoever has proven the old one stays".to_owned()
+            }
+            (true, false) => {
+                "mesh: no key from now on; whoever has proven the old one stays".to_owned()
+            }
+        });
+        changes
     }
 }
 

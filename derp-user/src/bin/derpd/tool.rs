@@ -1,24 +1,46 @@
-//! `derpd check` and `derpd detach`: the kernel data plane from outside.
+//! Subcommands: the kernel data plane from outside (`check`, `detach`), the DERP map of a relay (`derpmap`), and
+//! relays as their clients see them (`netcheck`, `probe`).
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, fmt, process::ExitCode};
 
-use derp_user::tools::{Invocation, ToolError, check, detach};
+use derp_user::tools::{
+    Invocation, MonitorError, ToolError, check,
+    derpmap::{self, DerpmapError},
+    detach, netcheck, probe,
+};
+
+use crate::resolve;
 
 /// Runs the subcommand that `first` names, if it names one.
 pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
     match first.to_str() {
         Some("check") => Some(run_check),
         Some("detach") => Some(run_detach),
+        Some("derpmap") => Some(run_derpmap),
+        Some("netcheck") => Some(run_netcheck),
+        Some("probe") => Some(run_probe),
         Some(_) | None => None,
     }
 }
 
 fn run_check(arguments: Vec<OsString>) -> ExitCode {
-    finish("check", check(arguments))
+    finish("check", check(arguments), ToolError::exit_status)
 }
 
 fn run_detach(arguments: Vec<OsString>) -> ExitCode {
-    finish("detach", detach(arguments))
+    finish("detach", detach(arguments), ToolError::exit_status)
+}
+
+fn run_derpmap(arguments: Vec<OsString>) -> ExitCode {
+    finish("derpmap", derpmap(arguments), DerpmapError::exit_status)
+}
+
+fn run_netcheck(arguments: Vec<OsString>) -> ExitCode {
+    finish("netcheck", netcheck(arguments), MonitorError::exit_status)
+}
+
+fn run_probe(arguments: Vec<OsString>) -> ExitCode {
+    finish("probe", probe(arguments), MonitorError::exit_status)
 }
 
 fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
@@ -44,14 +66,60 @@ fn detach(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn derpmap(arguments: Vec<OsString>) -> Result<ExitCode, DerpmapError> {
+    let arguments = match derpmap::parse(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    let printed = derpmap::run(&arguments.own, &resolve(arguments.relay)?)?;
+    for note in &printed.notes {
+        eprintln!("derpd derpmap: {note}");
+    }
+    print!("{printed}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn netcheck(arguments: Vec<OsString>) -> Result<ExitCode, MonitorError> {
+    let arguments = match netcheck::parse(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    let report = netcheck::run(&arguments)?;
+    if arguments.json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    Ok(ExitCode::from(report.severity().exit_status()))
+}
+
+fn probe(arguments: Vec<OsString>) -> Result<ExitCode, MonitorError> {
+    let arguments = match probe::parse(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    let last = probe::run(&arguments, |report| {
+        if arguments.json {
+            println!("{}", report.to_json());
+        } else {
+            print!("{report}");
+        }
+    })?;
+    Ok(ExitCode::from(last.status.exit_status()))
+}
+
 fn help(text: &str) -> ExitCode {
     print!("{text}");
     ExitCode::SUCCESS
 }
 
-fn finish(name: &str, result: Result<ExitCode, ToolError>) -> ExitCode {
+fn finish<E: fmt::Display>(
+    name: &str,
+    result: Result<ExitCode, E>,
+    exit_status: impl Fn(&E) -> u8,
+) -> ExitCode {
     result.unwrap_or_else(|error| {
         eprintln!("derpd {name}: {error}");
-        ExitCode::from(error.exit_status())
+        ExitCode::from(exit_status(&error))
     })
 }

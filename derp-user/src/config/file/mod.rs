@@ -129,7 +129,7 @@ pub fn load_file(path: &Path, stun_port: Option<u16>) -> Result<FileSettings, Co
         path: path.to_owned(),
         source,
     })?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| malformed("is not UTF-8".to_owned()))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| malformed("not UTF-8".to_owned()))?;
     read(text, stun_port).map_err(|Fault { line, place, reason }| {
         let place = if place.is_empty() { place } else { format!("{place}: ") };
         malformed(format!("line {line}: {place}{reason}"))

@@ -306,7 +306,7 @@ fn the_file_is_named() {
     assert_eq!(error.to_string(), format!("-config: {}: {expected}", path.display()));
     assert_eq!(error.exit_status(), 1);
     std::fs::write(&path, b"\xff").unwrap();
-    assert!(load_file(&path, None).unwrap_err().to_string().ends_with("is not UTF-8"));
+    assert!(load_file(&path, None).unwrap_err().to_string().ends_with(": not UTF-8"));
     std::fs::write(&path, "[stun]\nrate = 5").unwrap();
     let rate = load_file(&path, None).unwrap().stun.rate;
     assert_eq!(rate, Rate::per_second(5, 20));

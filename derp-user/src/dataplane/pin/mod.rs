@@ -66,8 +66,8 @@ impl Pin {
 
 /// The text names no place to pin in.
 #[derive(Debug, thiserror::Error)]
-#[error("expected `off`, or the absolute path of a directory without `.` in its name, not {0:?}")]
-pub struct UnknownPin(String);
+#[error("must be `off`, or the absolute path of a directory without `.` in its name")]
+pub struct UnknownPin;
 
 impl FromStr for Pin {
     type Err = UnknownPin;
@@ -80,7 +80,7 @@ impl FromStr for Pin {
         // The BPF file system reserves the dot.
         let has_dot = path.file_name().is_none_or(|name| name.to_string_lossy().contains('.'));
         if !path.is_absolute() || has_dot {
-            return Err(UnknownPin(text.to_owned()));
+            return Err(UnknownPin);
         }
         Ok(Self::Directory { path: path.to_owned(), is_required: true })
     }
@@ -97,8 +97,7 @@ mod tests {
         let path = PathBuf::from("/sys/fs/bpf/relay");
         assert_eq!(pin, Pin::Directory { path, is_required: true });
         for wrong in ["", "on", "bpf/relay", "/", "/sys/fs/bpf/relay.1", "/sys/fs/bpf/.."] {
-            let error = wrong.parse::<Pin>().expect_err("refused").to_string();
-            assert!(error.contains(&format!("{wrong:?}")), "{error}");
+            assert!(wrong.parse::<Pin>().is_err(), "{wrong}");
         }
     }
 }

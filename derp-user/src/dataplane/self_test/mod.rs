@@ -5,8 +5,8 @@
 //! with frames, who else owns the interface: [`look`], before the program is attached. Where the other end cannot
 //! be looked at, frames of its own are sent afterwards: [`try_out`].
 //!
-//! What it cannot see beforehand, an other end that leaves checksums unfinished in a network namespace
-//! without a name, shows in the counters later: [`suspicion`].
+//! What it cannot see beforehand, an other end that leaves checksums unfinished in a network namespace that
+//! this process may not enter, shows in the counters later: [`suspicion`].
 
 mod observe;
 mod probe;
@@ -30,6 +30,7 @@ use super::{
     host::Snapshot,
     link::{Link, link},
     netlink::Netlink,
+    xdp::Target,
 };
 
 /// Frames of a trial: more than an idle interface sends of its own in the time.
@@ -43,9 +44,9 @@ const XDP_PASS: u32 = 2;
 /// # Errors
 ///
 /// [`DataplaneError::Loses`]. What cannot be found out is no reason.
-pub(super) fn refuse(name: &str, index: u32, mode: AttachedMode) -> Result<(), DataplaneError> {
-    match look(index, mode).into_iter().find(Trap::is_lossy) {
-        Some(trap) => Err(loses(name, mode, &trap)),
+pub(super) fn refuse(target: &Target, mode: AttachedMode) -> Result<(), DataplaneError> {
+    match look(target.index, mode).into_iter().find(Trap::is_lossy) {
+        Some(trap) => Err(loses(&target.name, mode, &trap)),
         None => Ok(()),
     }
 }
@@ -58,10 +59,10 @@ pub(super) fn refuse(name: &str, index: u32, mode: AttachedMode) -> Result<(), D
 pub(super) fn report(
     kernel: &Kernel,
     settings: &Settings,
-    name: &str,
-    index: u32,
+    target: &Target,
     mode: AttachedMode,
 ) -> Result<(), DataplaneError> {
+    let &Target { ref name, index } = target;
     let observed = observe(index);
     let mut found = observed.as_ref().map(|it| traps(it, mode)).unwrap_or_default();
     let is_unseen = observed
@@ -154,7 +155,8 @@ impl Probe {
 /// # Errors
 ///
 /// When the counters cannot be cleared. A kernel that cannot rehearse is no error.
-pub(super) fn rehearse(kernel: &mut Kernel, name: &str, index: u32) -> Result<(), DataplaneError> {
+pub(super) fn rehearse(kernel: &mut Kernel, target: &Target) -> Result<(), DataplaneError> {
+    let &Target { ref name, index } = target;
     let settings = kernel.settings()?;
     let rehearsed = Probe::new(&settings, index).and_then(|probe| match probe {
         Some(probe) => kernel.test_run_on(&probe.frame, index).map(|(action, _)| Some(action)),

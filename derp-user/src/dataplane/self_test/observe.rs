@@ -4,7 +4,8 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    path::PathBuf,
     thread,
 };
 
@@ -25,8 +26,10 @@ use super::{
 
 /// Where `ip netns` keeps network namespaces that have names.
 const NAMED: &str = "/run/netns";
-/// Most of them that are looked at.
-const MOST_NAMED: usize = 4096;
+/// Where the others are found, as long as a process is in them.
+const PROCESSES: &str = "/proc";
+/// Most entries of either that are looked at.
+const MOST: usize = 4096;
 
 /// Looks at interfaces of the thread's network namespace.
 pub(super) struct Observer {
@@ -77,10 +80,10 @@ impl Observer {
             .unwrap_or_default()
     }
 
-    /// Returns the features of an interface of another network namespace, if that has a name and this process
-    /// may enter it.
+    /// Returns the features of an interface of another network namespace, if that can be found and this
+    /// process may enter it.
     fn features_elsewhere(&mut self, number: i32, index: u32) -> Option<BTreeSet<String>> {
-        let namespace = self.named(number)?;
+        let namespace = self.find(number)?;
         let ask = move || {
             // This thread is for this alone.
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
@@ -96,11 +99,21 @@ impl Observer {
         }
     }
 
-    /// Finds the named network namespace with a number.
-    fn named(&mut self, number: i32) -> Option<File> {
-        let entries = fs::read_dir(NAMED).ok()?.take(MOST_NAMED);
-        let files = entries.filter_map(|entry| File::open(entry.ok()?.path()).ok());
-        files.into_iter().find(|file| self.number(file).is_ok_and(|found| found == Some(number)))
+    /// Finds the network namespace with a number: one that has a name, or one that a process is in, as those
+    /// of containers are.
+    fn find(&mut self, number: i32) -> Option<File> {
+        let paths = |directory| {
+            let entries = fs::read_dir(directory).into_iter().flatten().take(MOST);
+            entries.filter_map(|entry| Some(entry.ok()?.path()))
+        };
+        let of_process = |process: PathBuf| process.join("ns/net");
+        let mut seen = BTreeSet::new();
+        paths(NAMED).chain(paths(PROCESSES).map(of_process)).find_map(|path| {
+            // Most processes are in one that was looked at already, and other entries of `/proc` in none.
+            seen.insert(fs::metadata(&path).ok()?.ino()).then_some(())?;
+            let namespace = File::open(path).ok()?;
+            self.number(&namespace).is_ok_and(|found| found == Some(number)).then_some(namespace)
+        })
     }
 
     /// Returns the number this network namespace has for another.

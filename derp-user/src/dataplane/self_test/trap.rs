@@ -84,7 +84,7 @@ impl fmt::Display for Explanation<'_> {
                 f,
                 "what the program sends back by {interface} is lost or late, because {other_end}, the other \
                  end of the pair, has no XDP program in its driver; one that passes everything will do \
-                 (`ip link set dev {other_end} xdpdrv obj PASS.o sec xdp`{}), and so will --xdp-mode generic \
+                 (`ip link set dev {other_end} xdpdrv obj PASS.o sec xdp`{}), and so will -xdp-mode generic \
                  here",
                 there(*is_elsewhere)
             ),
@@ -108,7 +108,7 @@ impl fmt::Display for Explanation<'_> {
             Trap::PortOf { master } => write!(
                 f,
                 "{interface} is a port of {master}, whose MAC address the frames for this host carry, so that \
-                 all of them are left to userspace; use --xdp-interface {master} instead"
+                 all of them are left to userspace; use -xdp-interface {master} instead"
             ),
             Trap::NotAnswered { action } => write!(
                 f,
@@ -119,7 +119,7 @@ impl fmt::Display for Explanation<'_> {
             Trap::NeverLeft { sent } => write!(
                 f,
                 "{sent} frames that the program sent back for a trial never left {interface}; the counters \
-                 of `ethtool -S {interface}` say why, and --xdp-mode generic does without the driver"
+                 of `ethtool -S {interface}` say why, and -xdp-mode generic does without the driver"
             ),
         }
     }
@@ -280,7 +280,7 @@ mod tests {
         let mut observed = hardware(&[]);
         observed.master = Some(named("br0", 9));
         let text = one(&observed, NATIVE);
-        assert!(text.contains("use --xdp-interface br0"), "{text}");
+        assert!(text.contains("use -xdp-interface br0"), "{text}");
         observed.master = Some(named("br0", 1));
         assert!(explained(&observed, NATIVE).is_empty());
     }

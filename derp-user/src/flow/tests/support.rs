@@ -180,7 +180,7 @@ impl Rig {
         let datagram = datagram(from, to);
         let mut settings = Settings::new(3478);
         settings.slot_mask = self.table.slots() - 1;
-        let hop = admit(&datagram, class, &settings, &self.tables.mirror, self.now)?;
+        let hop = admit(&datagram, class, &settings, &self.tables.mirror, || self.now)?;
         let text = |address, port| crate::flow::state::socket_address(address, port).to_string();
         Ok((text(hop.to.remote, hop.to.remote_port), text(hop.to.local, hop.to.local_port)))
     }

@@ -40,6 +40,9 @@ pub enum LoginError {
     /// The server's key is zero or of small order: anybody could have sealed the box.
     #[error("the server's public key is degenerate")]
     DegenerateKey,
+    /// The server's key is not the one that its certificates announce.
+    #[error("the server's public key is not the one in its certificates")]
+    OtherKey,
     /// ClientInfo is too long to be sealed or sent.
     #[error("the description of this client is too long")]
     TooLong,

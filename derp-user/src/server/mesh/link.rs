@@ -17,8 +17,9 @@ use crate::{
     relay::Heard,
     server::{
         connection::{Connection, WriteScratch},
-        session::{Event, QUANTUM, arm, poll_event, watch},
+        session::QUANTUM,
         transport::{Phase, TransportError},
+        wait::{Event, arm, poll_event, watch},
     },
 };
 

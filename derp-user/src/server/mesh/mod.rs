@@ -5,9 +5,10 @@
 //! workers; it dials, listens to the peers, and sends what waits for a full socket. The workers write
 //! packets to a link as to any connection.
 
-mod backoff;
+mod board;
 mod link;
 mod peer;
+mod secret;
 
 #[cfg(test)]
 mod tests;
@@ -25,21 +26,26 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::RwLock;
 use tokio::{
     sync::{Notify, watch},
     task::{LocalSet, spawn_local},
     time::{sleep, timeout},
 };
 
-pub use self::peer::{MeshPeer, MeshPeerError};
+pub(super) use self::board::{Board, ForwardTally};
 use self::{
-    backoff::Backoff,
+    board::Notice,
     link::{End, Scratch},
+};
+pub use self::{
+    peer::{MeshPeer, MeshPeerError},
+    secret::MeshSecret,
 };
 use super::{Statistics, connection::Connection, hub::Hub, transport::Transport};
 use crate::{
-    client::{CONNECT_TIMEOUT, ClientError, Connector, Trust},
-    metrics::WorkerCounters,
+    client::{Backoff, CONNECT_TIMEOUT, ClientError, Connector, Trust, random_fraction},
+    metrics::{LinkState, WorkerCounters},
     proto::{
         client::write,
         keys::{MeshKey, NodePrivate, NodePublic},
@@ -76,11 +82,11 @@ pub type Resolver = Box<dyn Fn(&str, u16) -> LookUp + Send>;
 pub struct MeshSettings {
     /// The server's identity.
     pub private_key: NodePrivate,
-    /// The secret of the mesh.
+    /// The secret of the mesh, until [`MeshReloader`] brings another one.
     pub mesh_key: MeshKey,
     /// The other servers. This one may be among them: it is found out and left alone.
     pub peers: Vec<MeshPeer>,
-    /// Which certificates they must show.
+    /// Which certificates they must show; files are read now, and again by [`MeshReloader`].
     pub trust: Trust,
     /// TCP_USER_TIMEOUT of the links; `None`: the system's.
     pub tcp_user_timeout: Option<Duration>,
@@ -98,6 +104,7 @@ pub fn system_look_up(host: &str, port: u16) -> LookUp {
 
 /// Running links.
 pub struct Mesh {
+    reloader: MeshReloader,
     stop: watch::Sender<bool>,
     thread: JoinHandle<()>,
 }
@@ -121,13 +128,15 @@ impl Mesh {
     /// If certificates cannot be read, a peer's name cannot stand in one, or the system gives no
     /// thread. Peers that cannot be reached are no error: they are dialled until they can.
     pub fn start(settings: MeshSettings, statistics: &Statistics) -> Result<Self, MeshError> {
-        let info =
-            || ClientInfo { mesh_key: Some(settings.mesh_key.clone()), ..ClientInfo::default() };
-        let connectors = settings
-            .peers
-            .iter()
-            .map(|peer| Ok(Connector::new(peer.target.clone(), &settings.trust)?.with_info(info())))
-            .collect::<Result<Vec<_>, ClientError>>()?;
+        let reloader = MeshReloader {
+            peers: settings.peers.clone(),
+            trust: settings.trust.clone(),
+            connectors: Arc::default(),
+        };
+        reloader.apply(reloader.prepare(&settings.mesh_key)?);
+        let connectors = Arc::clone(&reloader.connectors);
+        let board = Arc::clone(&statistics.mesh_board);
+        board.begin(&settings.peers);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, mut stopped) = watch::channel(false);
         let (hub, counters) = (Arc::clone(&statistics.hub), Arc::clone(&statistics.mesh_counters));
@@ -137,16 +146,17 @@ impl Mesh {
                 settings,
                 hub,
                 counters,
+                board,
+                connectors,
                 linked: RefCell::default(),
                 link_ended: Notify::new(),
                 scratch: RefCell::default(),
             });
             let tasks = LocalSet::new();
             tasks.block_on(&runtime, async {
-                for (peer, connector) in region.settings.peers.iter().zip(connectors) {
-                    let peer =
-                        Rc::new(Peer { peer: peer.clone(), connector, look_again: Notify::new() });
-                    spawn_local(follow(Rc::clone(&region), peer));
+                for (number, peer) in region.settings.peers.iter().enumerate() {
+                    let peer = Peer { number, peer: peer.clone(), look_again: Notify::new() };
+                    spawn_local(follow(Rc::clone(&region), Rc::new(peer)));
                 }
                 // Fails only if nobody can stop this any more, which is as good.
                 let _ = stopped.wait_for(|&stop| stop).await;
@@ -156,7 +166,12 @@ impl Mesh {
             runtime.shutdown_background();
         };
         let thread = std::thread::Builder::new().name("derpd-mesh".to_owned()).spawn(serve)?;
-        Ok(Self { stop, thread })
+        Ok(Self { reloader, stop, thread })
+    }
+
+    /// What can be changed while the links stand.
+    pub fn reloader(&self) -> MeshReloader {
+        self.reloader.clone()
     }
 
     /// Closes every link.
@@ -167,6 +182,38 @@ impl Mesh {
     }
 }
 
+/// Renews what links are made with. Links that stand are left alone.
+#[derive(Clone)]
+pub struct MeshReloader {
+    peers: Vec<MeshPeer>,
+    trust: Trust,
+    /// One for each peer.
+    connectors: Arc<RwLock<Vec<Connector>>>,
+}
+
+/// What links will be made with, once it is applied.
+pub struct PreparedMesh(Vec<Connector>);
+
+impl MeshReloader {
+    /// Reads the certificates of the authorities again, for links that show this mesh key.
+    ///
+    /// # Errors
+    ///
+    /// If certificates cannot be read, or a peer's name cannot stand in one.
+    pub fn prepare(&self, mesh_key: &MeshKey) -> Result<PreparedMesh, ClientError> {
+        let info = || ClientInfo { mesh_key: Some(mesh_key.clone()), ..ClientInfo::default() };
+        let connector = |peer: &MeshPeer| {
+            Ok(Connector::new(peer.target.clone(), &self.trust)?.with_info(info()))
+        };
+        self.peers.iter().map(connector).collect::<Result<_, _>>().map(PreparedMesh)
+    }
+
+    /// Uses it for every link that is made from now on.
+    pub fn apply(&self, PreparedMesh(connectors): PreparedMesh) {
+        *self.connectors.write() = connectors;
+    }
+}
+
 /// What all links share.
 struct Region {
     own_key: NodePublic,
@@ -174,6 +221,10 @@ struct Region {
     hub: Arc<Hub>,
     /// Written by the thread of the mesh alone.
     counters: Arc<WorkerCounters>,
+    /// What is shown of the links.
+    board: Arc<Board>,
+    /// One for each peer; may be replaced at any time.
+    connectors: Arc<RwLock<Vec<Connector>>>,
     /// Servers that a link leads to, or is about to.
     linked: RefCell<BTreeSet<NodePublic>>,
     /// One of them is free again.
@@ -190,8 +241,9 @@ impl Region {
 
 /// One configured peer, which may be several servers.
 struct Peer {
+    /// Its place in the configuration.
+    number: usize,
     peer: MeshPeer,
-    connector: Connector,
     /// An address failed: the name may lead elsewhere by now.
     look_again: Notify,
 }
@@ -200,6 +252,23 @@ struct Peer {
 struct Keeper {
     wanted: Rc<Cell<bool>>,
     task: tokio::task::JoinHandle<()>,
+    /// Shown for as long as the address is known, also when the task has ended.
+    _notice: Rc<Notice>,
+}
+
+impl Keeper {
+    fn start(region: &Rc<Region>, peer: &Rc<Peer>, address: SocketAddr) -> Self {
+        let wanted = Rc::new(Cell::new(true));
+        let notice = Rc::new(region.board.post(peer.number, address));
+        let keep = keep(
+            Rc::clone(region),
+            Rc::clone(peer),
+            address,
+            Rc::clone(&wanted),
+            Rc::clone(&notice),
+        );
+        Self { wanted, task: spawn_local(keep), _notice: notice }
+    }
 }
 
 /// Has every address of a peer's name kept.
@@ -212,23 +281,29 @@ async fn follow(region: Rc<Region>, peer: Rc<Peer>) {
         let found = timeout(LOOK_UP_TIMEOUT, (region.settings.look_up)(dial_host, *dial_port));
         match found.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(addresses) => {
+                region.board.looked_up(peer.number, None);
                 let addresses: BTreeSet<_> = addresses.into_iter().take(MAX_ADDRESSES).collect();
+                // One that has ended although it was wanted led to this server itself: it stays known
+                // while it is wanted.
+                keepers.retain(|address, keeper| {
+                    !keeper.task.is_finished()
+                        || (keeper.wanted.get() && addresses.contains(address))
+                });
                 for (address, keeper) in &keepers {
                     keeper.wanted.set(addresses.contains(address));
                 }
-                // One that has ended stays known while it is wanted: it led to this server itself.
-                keepers.retain(|_, keeper| keeper.wanted.get() || !keeper.task.is_finished());
                 for address in addresses {
-                    keepers.entry(address).or_insert_with(|| {
-                        let wanted = Rc::new(Cell::new(true));
-                        let keep =
-                            keep(Rc::clone(&region), Rc::clone(&peer), address, Rc::clone(&wanted));
-                        Keeper { wanted, task: spawn_local(keep) }
-                    });
+                    keepers
+                        .entry(address)
+                        .or_insert_with(|| Keeper::start(&region, &peer, address));
                 }
             }
             // What is known stays: a name server that fails must not cost links.
-            Err(error) => complaints.log(name, &format!("cannot look up {dial_host}: {error}")),
+            Err(error) => {
+                let fault = format!("cannot look up {dial_host}: {error}");
+                complaints.log(name, &fault);
+                region.board.looked_up(peer.number, Some(fault));
+            }
         }
         sleep(LOOK_UP_REST).await;
         // Woken or not, the name is looked up.
@@ -237,28 +312,38 @@ async fn follow(region: Rc<Region>, peer: Rc<Peer>) {
 }
 
 /// Keeps a link to one address, as long as that is wanted.
-async fn keep(region: Rc<Region>, peer: Rc<Peer>, address: SocketAddr, wanted: Rc<Cell<bool>>) {
+async fn keep(
+    region: Rc<Region>,
+    peer: Rc<Peer>,
+    address: SocketAddr,
+    wanted: Rc<Cell<bool>>,
+    notice: Rc<Notice>,
+) {
     let name = &peer.peer.name;
     let mut backoff = Backoff::default();
     let mut complaints = Complaints::default();
     while wanted.get() {
         let begun = Instant::now();
-        match attempt(&region, &peer, address).await {
+        let failure = match attempt(&region, &peer, address, &notice).await {
             Ok(Attempt::Own) => {
                 tracing::info!("mesh({name:?}): {address}: detected self-connect; ignoring host");
+                notice.is(LinkState::Own);
                 return;
             }
             Ok(Attempt::Twin) => {
+                notice.is(LinkState::Reserve);
                 // Either is a reason to look again.
                 let _ = timeout(TWIN_PERIOD, region.link_ended.notified()).await;
                 continue;
             }
             Ok(Attempt::Ended(end)) => {
                 backoff.stood(begun.elapsed());
-                complaints.log(name, &format!("{address}: Recv: {end}"));
+                format!("Recv: {end}")
             }
-            Err(error) => complaints.log(name, &format!("{address}: mesh connect: {error}")),
-        }
+            Err(error) => format!("mesh connect: {error}"),
+        };
+        complaints.log(name, &format!("{address}: {failure}"));
+        notice.failed(failure);
         region.counters.mesh_failures.increment();
         peer.look_again.notify_one();
         sleep(backoff.next(random_fraction())).await;
@@ -291,11 +376,17 @@ async fn attempt(
     region: &Rc<Region>,
     peer: &Peer,
     address: SocketAddr,
+    notice: &Notice,
 ) -> Result<Attempt, AttemptError> {
-    let connector = peer.connector.clone().with_address(address);
+    // There is one for each peer, whenever they are replaced.
+    let Some(connector) = region.connectors.read().get(peer.number).cloned() else {
+        return Err(io::Error::other("the peer is not configured").into());
+    };
+    let connector = connector.with_address(address);
     let late = || ClientError::ConnectTimeout { host: address.to_string(), limit: CONNECT_TIMEOUT };
     let greeting = timeout(CONNECT_TIMEOUT, connector.greet()).await.map_err(|_| late())??;
     let server_key = greeting.server_key();
+    notice.greeted(server_key);
     if server_key == region.own_key {
         return Ok(Attempt::Own);
     }
@@ -307,10 +398,11 @@ async fn attempt(
     let transport = Transport::of_client(wire)?;
     let id = region.hub.next_id();
     let connection = Connection::new(id, server_key, address, stream, transport, Vec::new());
-    let connection = Arc::new(connection.into_link());
+    let connection = Arc::new(connection.into_link(notice.tally()));
     connection.post(write::watch_conns);
     region.counters.mesh_connects.increment();
-    region.hub.link_up(&connection);
+    region.hub.link_up(&connection, &region.counters);
+    notice.up(id);
     let _standing = Standing { connection: Arc::clone(&connection), region };
     tracing::debug!("mesh({:?}): {address} is {}", peer.peer.name, server_key.short());
     Ok(Attempt::Ended(link::serve(region, &peer.peer.name, connection, unread).await))
@@ -379,12 +471,4 @@ impl Complaints {
             self.last = Some((complaint.to_owned(), now));
         }
     }
-}
-
-/// A random number from 0 to 1, to spread waits with.
-fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness waits are merely not spread.
-    let _ = getrandom::fill(&mut bytes);
-    f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX)
 }

@@ -49,6 +49,15 @@ impl Node {
 
     fn follow_with(&mut self, names: &Names, mesh_key: MeshKey) {
         let names = Arc::clone(names);
+        self.follow_by(mesh_key, move || names.lock().unwrap().clone());
+    }
+
+    /// Meshes with whatever `found` returns at each lookup.
+    fn follow_by(
+        &mut self,
+        mesh_key: MeshKey,
+        found: impl Fn() -> Vec<SocketAddr> + Send + 'static,
+    ) {
         let settings = MeshSettings {
             private_key: self.private_key.clone(),
             mesh_key,
@@ -63,7 +72,7 @@ impl Node {
             look_up_period: Duration::from_millis(10),
             look_up: Box::new(move |host, _| {
                 assert_eq!(host, "region");
-                let found = names.lock().unwrap().clone();
+                let found = found();
                 Box::pin(async move { Ok(found) })
             }),
         };
@@ -341,4 +350,95 @@ async fn a_client_that_moves_is_followed_at_once() {
         nodes[0].wait_for_remote(0).await;
     }
     nodes.into_iter().for_each(Node::stop);
+}
+
+/// A name server that leaves an address out for once, while the link there is broken.
+#[tokio::test]
+async fn regression_an_address_that_comes_back_to_its_name_is_dialled_again() {
+    let (mut first, second) = (Node::start(1), Node::start(2));
+    let (address, left_out) = (second.address, Arc::new(Notify::new()));
+    let lookups = std::sync::atomic::AtomicU32::new(0);
+    let noticed = Arc::clone(&left_out);
+    first.follow_by(mesh_key(), move || {
+        if lookups.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 1 {
+            noticed.notify_one();
+            return Vec::new();
+        }
+        vec![address]
+    });
+    first.wait_for_links(1).await;
+    left_out.notified().await;
+    second.stop();
+    first.wait_for_links(0).await;
+    // Longer than the pause after a first failure, so that nobody keeps the address now.
+    sleep(Duration::from_millis(600)).await;
+    let second = Node::start_at(&address.to_string(), 2);
+    first.wait_for_links(1).await;
+    first.stop();
+    second.stop();
+}
+
+#[tokio::test]
+async fn what_links_do_can_be_seen() {
+    let mut first = Node::start(1);
+    let second = Node::start(2);
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let (own, address) = (first.address, second.address);
+    first.follow(&Arc::new(Mutex::new(vec![own, address, nobody])));
+    first.wait_for_links(1).await;
+    let (key, _sender, mut receiver) = second.client().await;
+    first.wait_for_remote(1).await;
+    let (_, mut sender, _receiver) = first.client().await;
+    sender.send(&key, b"hello").await.unwrap();
+    assert_eq!(packet(&mut receiver).await, b"hello");
+
+    let view = |of: SocketAddr| {
+        let mut mesh = first.statistics.mesh();
+        assert_eq!(mesh.peers.len(), 1);
+        assert_eq!((&*mesh.peers[0].name, &*mesh.peers[0].dials), ("region", "region:80"));
+        mesh.peers[0].addresses.retain(|view| view.address == of);
+        mesh.peers[0].addresses.pop().unwrap()
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while view(nobody).failures < 2 || view(own).state != LinkState::Own {
+        assert!(Instant::now() < deadline, "{:?}", first.statistics.mesh());
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(view(nobody).state, LinkState::Down);
+    assert!(view(nobody).last_failure.unwrap().contains("connect"));
+    let link = view(address);
+    assert_eq!((link.state, link.connects, link.failures), (LinkState::Up, 1, 0));
+    // This server is a client of the other one, but not one that is reached there.
+    assert_eq!(link.clients, 1);
+    assert_eq!((link.forwarded_packets, link.forwarded_bytes, link.dropped_packets), (1, 5, 0));
+    assert_eq!(link.server_key, Some(second.private_key.public().to_string()));
+    second.stop();
+    first.wait_for_links(0).await;
+    let link = view(address);
+    assert_eq!((link.state, link.clients, link.forwarded_packets), (LinkState::Down, 0, 1));
+    first.stop();
+}
+
+/// Links that stand stay; links made later show the new key.
+#[tokio::test]
+async fn another_mesh_key_is_shown_by_links_that_are_made_from_now_on() {
+    let mut first = Node::start(1);
+    let second = Node::start(2);
+    let names = Arc::new(Mutex::new(vec![second.address]));
+    first.follow_with(&names, "cd".repeat(32).parse().unwrap());
+    let reloader = first.mesh.as_ref().unwrap().reloader();
+    let deadline = Instant::now() + PATIENCE;
+    while first.statistics.totals().mesh_failures < 1 {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(5)).await;
+    }
+    let (_, _sender, _receiver) = second.client().await;
+    reloader.apply(reloader.prepare(&mesh_key()).unwrap());
+    first.wait_for_remote(1).await;
+    let failures = first.statistics.totals().mesh_failures;
+    reloader.apply(reloader.prepare(&"cd".repeat(32).parse().unwrap()).unwrap());
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(first.statistics.totals().mesh_failures, failures, "the link that stands stays");
+    first.stop();
+    second.stop();
 }

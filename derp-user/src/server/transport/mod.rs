@@ -1,23 +1,30 @@
-//! What lies between DERP bytes and socket bytes: TLS, or nothing. Without I/O.
+//! What lies between DERP bytes and socket bytes: TLS or nothing, and WebSocket or not. Without I/O.
 
 mod cipher;
 mod records;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use rustls::{
     ServerConfig, client::UnbufferedClientConnection, server::UnbufferedServerConnection,
 };
 
-pub(super) use self::records::RecordFault;
-use self::records::Records;
+pub(super) use self::{
+    records::RecordFault,
+    websocket::{WebSocketFault, close_frame},
+};
+use self::{records::Records, websocket::WebSocket};
 pub(super) use crate::tls::session::{Outgoing, Phase};
 use crate::{
     client::wire::Wire,
-    tls::session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
+    tls::{
+        ACME_TLS_PROTOCOL,
+        session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
+    },
 };
 
 /// Why a connection's bytes cannot be understood or produced.
@@ -29,6 +36,9 @@ pub(super) enum TransportError {
     /// The peer broke TLS after the handshake.
     #[error("TLS: {0}")]
     Record(#[from] RecordFault),
+    /// The client broke WebSocket.
+    #[error("WebSocket: {0}")]
+    WebSocket(#[from] WebSocketFault),
     /// The cipher refused its key, or to seal a record.
     #[error("TLS: the cipher failed")]
     Seal,
@@ -57,6 +67,8 @@ enum Layer {
     ClientSession(Box<Session<UnbufferedClientConnection>>),
     /// An established TLS 1.3 connection.
     Records(Box<Records>),
+    /// WebSocket messages over any of the others.
+    WebSocket(Box<WebSocket>),
 }
 
 impl Transport {
@@ -84,7 +96,24 @@ impl Transport {
 
     /// Whether there is TLS.
     pub(super) fn is_tls(&self) -> bool {
-        !matches!(self.layer, Layer::Plain)
+        self.layer.is_tls()
+    }
+
+    /// From now on, DERP bytes are in WebSocket messages. The client has already sent the socket's bytes
+    /// `early` behind its request; the next [`Self::receive`] handles them, too.
+    pub(super) fn begin_websocket(&mut self, early: Vec<u8>) {
+        let below = mem::replace(&mut self.layer, Layer::Plain);
+        self.layer = Layer::WebSocket(Box::new(WebSocket::new(below, early)));
+    }
+
+    /// Whether an authority has only come to check a name (RFC 8737); known when the handshake is over.
+    pub(super) fn is_validation(&self) -> bool {
+        match &self.layer {
+            Layer::Session(session) => session.alpn_protocol() == Some(ACME_TLS_PROTOCOL),
+            Layer::Plain | Layer::ClientSession(_) | Layer::Records(_) | Layer::WebSocket(_) => {
+                false
+            }
+        }
     }
 
     /// Reduces a TLS 1.3 connection whose handshake is over, and whose every byte for the peer has
@@ -95,19 +124,7 @@ impl Transport {
     /// If the handshake is not over.
     pub(super) fn establish(self) -> Result<Self, TransportError> {
         let Self { layer, incomplete, failed } = self;
-        let layer = match layer {
-            Layer::Session(session) if session.is_tls13() => {
-                Layer::Records(Box::new(Records::of_server(session.into_rustls())?))
-            }
-            Layer::ClientSession(session) if session.is_tls13() => {
-                Layer::Records(Box::new(Records::of_client(session.into_rustls())?))
-            }
-            unchanged @ (Layer::Plain
-            | Layer::Session(_)
-            | Layer::ClientSession(_)
-            | Layer::Records(_)) => unchanged,
-        };
-        Ok(Self { layer, incomplete, failed })
+        Ok(Self { layer: layer.establish()?, incomplete, failed })
     }
 
     /// Ciphertext bytes kept from earlier reads. They must stand before the new ones in
@@ -128,19 +145,7 @@ impl Transport {
         if self.failed {
             return Err(SessionError::NotEstablished.into());
         }
-        let result = match &mut self.layer {
-            Layer::Plain => {
-                plain.extend_from_slice(received);
-                Ok((received.len(), Phase::Established))
-            }
-            Layer::Session(session) => session
-                .receive(received, |data| plain.extend_from_slice(data), outgoing)
-                .map_err(TransportError::from),
-            Layer::ClientSession(session) => session
-                .receive(received, |data| plain.extend_from_slice(data), outgoing)
-                .map_err(TransportError::from),
-            Layer::Records(records) => records.receive(received, plain, outgoing),
-        };
+        let result = self.layer.receive(received, plain, outgoing);
         let kept = result.and_then(|(consumed, phase)| {
             self.incomplete.keep(received, consumed)?;
             Ok(phase)
@@ -158,29 +163,97 @@ impl Transport {
         if self.failed {
             return Err(SessionError::NotEstablished.into());
         }
-        match &mut self.layer {
-            Layer::Plain => {
-                outgoing.extend(plain);
-                Ok(())
-            }
-            Layer::Session(session) => {
-                Ok(session.send(self.incomplete.bytes_mut(), [plain], outgoing, |_| {})?)
-            }
-            Layer::ClientSession(session) => {
-                Ok(session.send(self.incomplete.bytes_mut(), [plain], outgoing, |_| {})?)
-            }
-            Layer::Records(records) => records.send(plain, outgoing),
-        }
+        self.layer.send(self.incomplete.bytes_mut(), plain, outgoing)
     }
 
     /// Appends the farewell that tells the peer that this end of stream is no accident.
     pub(super) fn close(&mut self, outgoing: &mut Outgoing) {
-        match &mut self.layer {
-            _ if self.failed => {}
-            Layer::Plain => {}
-            Layer::Session(session) => session.close(self.incomplete.bytes_mut(), outgoing),
-            Layer::ClientSession(session) => session.close(self.incomplete.bytes_mut(), outgoing),
-            Layer::Records(records) => records.close(outgoing),
+        if !self.failed {
+            self.layer.close(self.incomplete.bytes_mut(), outgoing);
+        }
+    }
+}
+
+impl Layer {
+    fn is_tls(&self) -> bool {
+        match self {
+            Self::Plain => false,
+            Self::Session(_) | Self::ClientSession(_) | Self::Records(_) => true,
+            Self::WebSocket(websocket) => websocket.is_tls(),
+        }
+    }
+
+    /// As [`Transport::establish`].
+    fn establish(self) -> Result<Self, TransportError> {
+        Ok(match self {
+            Self::Session(session) if session.is_tls13() => {
+                Self::Records(Box::new(Records::of_server(session.into_rustls())?))
+            }
+            Self::ClientSession(session) if session.is_tls13() => {
+                Self::Records(Box::new(Records::of_client(session.into_rustls())?))
+            }
+            Self::WebSocket(websocket) => {
+                Self::WebSocket(Box::new(websocket.over(Self::establish)?))
+            }
+            unchanged @ (Self::Plain
+            | Self::Session(_)
+            | Self::ClientSession(_)
+            | Self::Records(_)) => unchanged,
+        })
+    }
+
+    /// As [`Transport::receive`]; how many of the bytes in `received` are done with.
+    fn receive(
+        &mut self,
+        received: &mut [u8],
+        plain: &mut Vec<u8>,
+        outgoing: &mut Outgoing,
+    ) -> Result<(usize, Phase), TransportError> {
+        match self {
+            Self::Plain => {
+                plain.extend_from_slice(received);
+                Ok((received.len(), Phase::Established))
+            }
+            Self::Session(session) => {
+                Ok(session.receive(received, |data| plain.extend_from_slice(data), outgoing)?)
+            }
+            Self::ClientSession(session) => {
+                Ok(session.receive(received, |data| plain.extend_from_slice(data), outgoing)?)
+            }
+            Self::Records(records) => records.receive(received, plain, outgoing),
+            Self::WebSocket(websocket) => websocket.receive(received, plain, outgoing),
+        }
+    }
+
+    /// As [`Transport::send`]; `incomplete` are the received bytes that are not done with.
+    fn send(
+        &mut self,
+        incomplete: &mut [u8],
+        plain: &[u8],
+        outgoing: &mut Outgoing,
+    ) -> Result<(), TransportError> {
+        match self {
+            Self::Plain => {
+                outgoing.extend(plain);
+                Ok(())
+            }
+            Self::Session(session) => Ok(session.send(incomplete, [plain], outgoing, |_| {})?),
+            Self::ClientSession(session) => {
+                Ok(session.send(incomplete, [plain], outgoing, |_| {})?)
+            }
+            Self::Records(records) => records.send(plain, outgoing),
+            Self::WebSocket(websocket) => websocket.send(incomplete, plain, outgoing),
+        }
+    }
+
+    /// As [`Transport::close`]; `incomplete` as for [`Self::send`].
+    fn close(&mut self, incomplete: &mut [u8], outgoing: &mut Outgoing) {
+        match self {
+            Self::Plain => {}
+            Self::Session(session) => session.close(incomplete, outgoing),
+            Self::ClientSession(session) => session.close(incomplete, outgoing),
+            Self::Records(records) => records.close(outgoing),
+            Self::WebSocket(websocket) => websocket.close(incomplete, outgoing),
         }
     }
 }

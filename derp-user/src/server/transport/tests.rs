@@ -350,6 +350,51 @@ fn empty_records_are_no_data() {
     }
 }
 
+/// The layers keep apart what each of them says: WebSocket's answers are in TLS, its farewell is
+/// followed by that of TLS.
+#[test]
+fn websocket_over_tls() {
+    // FIN and opcode, length, a mask of zeros, payload.
+    let frame = |first: u8, payload: &[u8]| {
+        let length = 0x80 | u8::try_from(payload.len()).unwrap();
+        [&[first, length, 0, 0, 0, 0], payload].concat()
+    };
+    for (version, reduced) in BOTH_LAYERS {
+        let (mut server, mut client) = established(version, false, false);
+        server.begin_websocket(frame(0x82, b"early"));
+        assert_eq!(feed(&mut server, &[]).unwrap().1, b"early");
+        if reduced {
+            server = server.establish().unwrap();
+        }
+        let both = [frame(0x82, b"data"), frame(0x89, b"ping")].concat();
+        std::io::Write::write_all(&mut client.writer(), &both).unwrap();
+        let mut plain = Vec::new();
+        // The answer is sealed while half a record waits.
+        for piece in client_bytes(&mut client).chunks(7) {
+            let (phase, data, answer) = feed(&mut server, piece).unwrap();
+            assert_eq!(phase, Phase::Established);
+            plain.extend(data);
+            if !answer.is_empty() {
+                assert_eq!(client_reads(&mut client, &answer), b"\x8a\x04ping");
+            }
+            let bytes = send(&mut server, b"more").unwrap();
+            assert_eq!(client_reads(&mut client, &bytes), b"\x82\x04more");
+        }
+        assert_eq!(plain, b"data");
+        std::io::Write::write_all(&mut client.writer(), &frame(0x81, b"text")).unwrap();
+        let mut outgoing = Outgoing::default();
+        let mut received = client_bytes(&mut client);
+        let result = server.receive(&mut received, &mut plain, &mut outgoing);
+        assert!(matches!(result, Err(TransportError::WebSocket(WebSocketFault::Text))));
+        client.read_tls(&mut outgoing.unsent()).unwrap();
+        let state = client.process_new_packets().unwrap();
+        assert!(state.peer_has_closed());
+        let mut farewell = vec![0; state.plaintext_bytes_to_read()];
+        client.reader().read_exact(&mut farewell).unwrap();
+        assert_eq!(farewell, b"\x88\x10\x03\xeba text message");
+    }
+}
+
 /// What the records accept after the handshake, and what they refuse, one mutation each.
 #[test]
 fn records_refuse_everything_but_data_farewells_and_key_updates() {

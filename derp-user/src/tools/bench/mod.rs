@@ -20,6 +20,7 @@ mod workload;
 
 use std::{num::NonZeroUsize, thread};
 
+pub(super) use self::statistics::Delays;
 pub use arguments::{Arguments, Contention, Invocation, Traffic, Workload, parse};
 pub use error::BenchError;
 pub use frames::Size;

@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 
 /// Delays with three significant digits, from 1 ns to a minute.
 #[derive(Clone, Debug)]
-pub(super) struct Delays(Histogram<u64>);
+pub(in crate::tools) struct Delays(Histogram<u64>);
 
 const LONGEST: Duration = Duration::from_secs(60);
 const DIGITS: u8 = 3;
@@ -22,27 +22,27 @@ impl Default for Delays {
 
 impl Delays {
     /// Counts one delay; beyond a minute it counts as a minute.
-    pub(super) fn record(&mut self, delay: Duration) {
+    pub(in crate::tools) fn record(&mut self, delay: Duration) {
         self.0.saturating_record(u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
     }
 
     /// How many there are.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::tools) fn count(&self) -> u64 {
         self.0.len()
     }
 
     /// The delay that this share of all do not exceed; zero if there is none.
-    pub(super) fn quantile(&self, share: f64) -> Duration {
+    pub(in crate::tools) fn quantile(&self, share: f64) -> Duration {
         Duration::from_nanos(self.0.value_at_quantile(share))
     }
 
     /// The longest delay.
-    pub(super) fn longest(&self) -> Duration {
+    pub(in crate::tools) fn longest(&self) -> Duration {
         Duration::from_nanos(self.0.max())
     }
 
     /// Adds those of another thread.
-    pub(super) fn add(&mut self, other: &Self) {
+    pub(in crate::tools) fn add(&mut self, other: &Self) {
         // Both have the same bounds.
         let _ = self.0.add(&other.0);
     }

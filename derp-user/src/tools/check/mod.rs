@@ -6,16 +6,13 @@
 mod host;
 mod report;
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::{ffi::OsString, path::Path};
 
 use clap::Parser;
 
 pub use self::report::{Finding, Report, Status};
-use super::{Invocation, ToolError, parse_arguments};
-use crate::dataplane::{DEFAULT_DIRECTORY, inspect};
+use super::{Invocation, PinPlace, ToolError, parse_arguments};
+use crate::dataplane::inspect;
 
 /// Shows what the kernel data plane needs, what of it is there, and what is attached and pinned. Changes
 /// nothing.
@@ -31,9 +28,9 @@ use crate::dataplane::{DEFAULT_DIRECTORY, inspect};
     disable_version_flag = true
 )]
 pub struct Arguments {
-    /// Directory where links and maps are pinned, as given to -xdp-pin
-    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_DIRECTORY)]
-    pub pin: PathBuf,
+    /// Where links and maps are pinned.
+    #[command(flatten)]
+    pub pins: PinPlace,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -60,8 +57,8 @@ pub fn run(arguments: &Arguments) -> Result<Report, ToolError> {
     host::kernel(&mut report);
     host::program(&mut report);
     host::capabilities(&mut report);
-    host::file_system(&mut report, &arguments.pin);
-    pins(&mut report, &arguments.pin);
+    host::file_system(&mut report, &arguments.pins.directory);
+    pins(&mut report, &arguments.pins.directory);
     interfaces(&mut report)?;
     Ok(report)
 }

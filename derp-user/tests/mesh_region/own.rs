@@ -1,13 +1,8 @@
-//! A region of two derpds and two of Tailscale's derpers, meshed in every direction, with clients on each
-//! and watchers that check what they are told, while servers are killed and clients move.
-//!
-//! Runs for 40 s, or for `DERPD_REGION_SECONDS`. `DERPD_TEST_SEED` repeats a run's choices.
-//! Without Go 1.26 or the modules it is skipped.
+//! Clients of `derp_user::client`, each on the server that it is told.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -23,27 +18,47 @@ use derp_user::{
 };
 use tokio::time::{sleep, timeout};
 
-#[path = "support/go.rs"]
-mod go;
-#[path = "support/peer.rs"]
-#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
-mod peer;
-#[path = "support/region.rs"]
-#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
-mod region;
-#[path = "support/server.rs"]
-#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
-mod server;
+use crate::{
+    CLIENTS, Crowd, NODES, SETTLES_WITHIN,
+    region::{Authority, MESH_KEY, Site},
+};
 
-use region::{Authority, MESH_KEY, Site};
-use server::{Server, binary, skip};
+/// The clients, and the thread that runs them.
+pub(crate) struct Own {
+    region: Arc<Region>,
+    clients: thread::JoinHandle<()>,
+}
 
-const NODES: usize = 4;
-const CLIENTS: usize = 12;
-/// Everything must be in order again so long after a change.
-const SETTLES_WITHIN: Duration = Duration::from_secs(10);
+impl Own {
+    pub(crate) fn start(authority: &Authority, sites: &[Site]) -> Self {
+        let region = Arc::new(prepare(authority, sites));
+        let clients = thread::spawn({
+            let region = Arc::clone(&region);
+            move || run_clients(&region)
+        });
+        Self { region, clients }
+    }
+}
 
-static DERPER: go::Built = OnceLock::new();
+impl Crowd for Own {
+    const FAILS_OVER: bool = false;
+
+    fn place(&mut self, client: usize, node: usize) {
+        self.region.state().clients[client].wanted = Some(node);
+    }
+
+    fn leave(&mut self, client: usize) -> usize {
+        leave(&self.region, client)
+    }
+
+    fn settle(&mut self, what: &str, _up: &[usize]) -> Duration {
+        wait_until_settled(&self.region, &self.clients, what)
+    }
+
+    fn packets(&mut self) -> u64 {
+        self.region.state().packets
+    }
+}
 
 /// What a client is to do, and what it has seen.
 #[derive(Default)]
@@ -88,84 +103,6 @@ impl Region {
     fn number(&self, key: &NodePublic) -> Option<usize> {
         self.numbers.get(key).copied()
     }
-}
-
-#[test]
-fn a_mixed_region_heals_after_every_change() {
-    let derper = match go::go_binary(&DERPER, "derper", &["build"], "tailscale.com/cmd/derper") {
-        Ok(derper) => derper,
-        Err(reason) => return skip("mixed region", &reason),
-    };
-    let seconds = std::env::var("DERPD_REGION_SECONDS").ok();
-    let seconds = seconds.map_or(40, |text| text.parse().expect("a number of seconds"));
-    let seed = std::env::var("DERPD_TEST_SEED").ok();
-    let seed = seed.map_or_else(
-        || u64::from_ne_bytes(peer::random_bytes::<8>()),
-        |text| text.parse().expect("a number"),
-    );
-    println!("DERPD_TEST_SEED={seed}");
-    let mut random = Random(seed | 1);
-
-    let authority = Authority::new();
-    let sites: Vec<_> = (0..NODES).map(|_| Site::prepare(&authority)).collect();
-    let names: Vec<_> = sites.iter().map(Site::name).collect();
-    let start = |node: usize| -> Server {
-        let binary: PathBuf = if node < NODES / 2 { binary() } else { derper.clone() };
-        sites[node].start_binary(binary, &names)
-    };
-    let mut servers: Vec<_> = (0..NODES).map(|node| Some(start(node))).collect();
-    let region = Arc::new(prepare(&authority, &sites));
-    let clients = thread::spawn({
-        let region = Arc::clone(&region);
-        move || run_clients(&region)
-    });
-
-    for client in 0..CLIENTS {
-        region.state().clients[client].wanted = Some(client % NODES);
-    }
-    let (begun, mut changes, mut slowest) = (Instant::now(), 0, Duration::ZERO);
-    let mut settle = |what: &str| {
-        let took = wait_until_settled(&region, &clients, what);
-        println!("{:6.1?} {what}: settled after {took:.1?}", begun.elapsed());
-        slowest = slowest.max(took);
-    };
-    settle("start");
-    while begun.elapsed() < Duration::from_secs(seconds) {
-        changes += 1;
-        let node = random.below(NODES);
-        match random.below(4) {
-            0 => {
-                servers[node] = None;
-                thread::sleep(Duration::from_millis(random.below(2000) as u64));
-                servers[node] = Some(start(node));
-                settle(&format!("node {node} killed and restarted"));
-            }
-            1 => {
-                if let Some(server) = servers[node].take() {
-                    server.terminate();
-                }
-                servers[node] = Some(start(node));
-                settle(&format!("node {node} restarted"));
-            }
-            2 => {
-                for client in &mut region.state().clients {
-                    if random.below(3) == 0 {
-                        client.wanted = Some(random.below(NODES));
-                    }
-                }
-                settle("clients moved");
-            }
-            _ => {
-                let client = random.below(CLIENTS);
-                leave(&region, client);
-                region.state().clients[client].wanted = Some(node);
-                settle(&format!("client {client} left and came to node {node}"));
-            }
-        }
-    }
-    let state = region.state();
-    println!("{changes} changes, {} packets, settled within {slowest:.1?}", state.packets);
-    assert!(changes > 0, "nothing was changed");
 }
 
 fn prepare(authority: &Authority, sites: &[Site]) -> Region {
@@ -227,8 +164,8 @@ fn disorder(region: &Region, state: &State) -> Option<String> {
     None
 }
 
-/// Has a client leave the region: everybody who had packets from it must be told.
-fn leave(region: &Region, leaving: usize) {
+/// Has a client leave the region: everybody who had packets from it must be told; how many these are.
+fn leave(region: &Region, leaving: usize) -> usize {
     let waiting: Vec<_> = {
         let mut state = region.state();
         state.clients[leaving].wanted = None;
@@ -253,8 +190,7 @@ fn leave(region: &Region, leaving: usize) {
             waiting.iter().filter(is_untold).copied().collect()
         };
         if untold.is_empty() {
-            println!("{} clients were told that {leaving} left", waiting.len());
-            return;
+            return waiting.len();
         }
         assert!(begun.elapsed() < SETTLES_WITHIN, "{untold:?} were not told that {leaving} left");
         thread::sleep(Duration::from_millis(20));
@@ -416,17 +352,5 @@ async fn watch(
                 | Message::Restarting { .. } => {}
             },
         }
-    }
-}
-
-/// Choices that can be repeated (xorshift64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % limit
     }
 }

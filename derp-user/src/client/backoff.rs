@@ -1,4 +1,4 @@
-//! How long to wait before a mesh peer is dialled again. Without I/O.
+//! How long to wait before a relay is dialled again. Without I/O.
 
 use std::time::Duration;
 
@@ -6,26 +6,26 @@ use std::time::Duration;
 const LONGEST: Duration = Duration::from_secs(5);
 /// Longest wait after the first failure.
 const FIRST: Duration = Duration::from_millis(500);
-/// A link that stood for this long was a success.
+/// A connection that stood for this long was a success.
 const SUCCESS: Duration = Duration::from_secs(5);
 
-/// Doubles the wait with every failure. Waits are spread, so that the links of a server that has
-/// restarted do not all come at once.
+/// Doubles the wait with every failure. Waits are spread, so that the clients and mesh peers of a server
+/// that has restarted do not all come at once.
 #[derive(Debug, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// Notes that a link has stood for this long.
-    pub(super) fn stood(&mut self, lasted: Duration) {
+    /// Notes that a connection has stood for this long.
+    pub(crate) fn stood(&mut self, lasted: Duration) {
         if lasted >= SUCCESS {
             self.failures = 0;
         }
     }
 
-    /// The wait after a failure, or after the end of a link. `fraction`, from 0 to 1, is random.
-    pub(super) fn next(&mut self, fraction: f64) -> Duration {
+    /// The wait after a failure, or after the end of a connection. `fraction`, from 0 to 1, is random.
+    pub(crate) fn next(&mut self, fraction: f64) -> Duration {
         let longest = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         longest.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)

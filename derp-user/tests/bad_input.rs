@@ -1,0 +1,434 @@
+//! What derpd says to each flag, variable, file and request that it cannot use, word for word.
+
+#[path = "support/binary.rs"]
+mod binary;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use self::binary::{HANG, PUBLIC, Place, Relay, derpd, run};
+
+/// Arguments beside those of a relay that would start, the exit status, and the sentence. `{}` is the directory
+/// with the files of [`damaged_files`].
+const ARGUMENTS: &[(&str, i32, &str)] = &[
+    ("-a", 2, "-a needs a value"),
+    ("-a 8443", 2, "-a \"8443\": write :port, ip:port or [ip6]:port"),
+    ("-a 192.0.2.1", 2, "-a \"192.0.2.1\": write :port, ip:port or [ip6]:port"),
+    ("-a :70000", 2, "-a \":70000\": the port must be a number up to 65535"),
+    ("-http-port x", 2, "-http-port \"x\": must be a port from 0 to 65535, or -1 for none"),
+    ("-http-port=-2", 2, "-http-port \"-2\": must be a port from 0 to 65535, or -1 for none"),
+    ("-stun=perhaps", 2, "-stun \"perhaps\": must be true or false"),
+    ("-stun extra", 2, "unexpected argument \"extra\"; did you mean -stun=extra?"),
+    ("-stun-port x", 2, "-stun-port \"x\": must be a port from 0 to 65535"),
+    ("-stun-port 65536", 2, "-stun-port \"65536\": must be a port from 0 to 65535"),
+    ("-derp=1x", 2, "-derp \"1x\": must be true or false"),
+    (
+        "-home example.com",
+        2,
+        "-home \"example.com\" is not \"blank\" and does not start with http:// or https://",
+    ),
+    (
+        "-proxy-protocol-from 10.0.0.0/40",
+        2,
+        "-proxy-protocol-from \"10.0.0.0/40\": \"10.0.0.0/40\" is neither an IP address nor a network like 10.0.0.0/8",
+    ),
+    ("-certmode magic", 2, "-certmode \"magic\": must be one of manual, letsencrypt, gcp"),
+    ("-dev=maybe", 2, "-dev \"maybe\": must be true or false"),
+    (
+        "-mesh-psk-file {}/missing",
+        1,
+        "-mesh-psk-file: cannot read {}/missing: No such file or directory (os error 2)",
+    ),
+    (
+        "-mesh-psk-file= -mesh-with a",
+        2,
+        "-mesh-with \"a\": the servers of a mesh need a common key: give its file with -mesh-psk-file",
+    ),
+    (
+        "-mesh-psk-file {}/mesh.key -mesh-with a:70000",
+        2,
+        "-mesh-with \"a:70000\": \"a:70000\": the port must be 1 to 65535",
+    ),
+    (
+        "-mesh-psk-file {}/mesh.key -mesh-with a,",
+        2,
+        "-mesh-with \"a,\": \"\": it needs a host name or an IP address",
+    ),
+    (
+        "-mesh-psk-file {}/mesh.key -mesh-with a/b/c",
+        2,
+        "-mesh-with \"a/b/c\": \"a/b/c\": too many slashes: write host or host/dial-host",
+    ),
+    (
+        "-mesh-psk-file {}/mesh.key -mesh-with [::1",
+        2,
+        "-mesh-with \"[::1\": \"[::1\": a bracket is missing",
+    ),
+    (
+        "-mesh-psk-file {}/mesh.key -mesh-with a -mesh-ca-file {}/missing",
+        1,
+        "-mesh-with: cannot read {}/missing: No such file or directory (os error 2)",
+    ),
+    (
+        "-mesh-psk-file {}/mesh.key -mesh-with a -mesh-ca-file {}/empty",
+        1,
+        "-mesh-with: cannot read {}/empty: it holds no certificate",
+    ),
+    (
+        "-mesh-pin sha256-raw:12",
+        2,
+        "-mesh-pin \"sha256-raw:12\": \"sha256-raw:12\" is no certificate pin: write sha256-raw: and 64 hexadecimal digits",
+    ),
+    ("-verify-clients=x", 2, "-verify-clients \"x\": must be true or false"),
+    (
+        "-verify-client-url admit.example.com",
+        2,
+        "-verify-client-url \"admit.example.com\": write http://host/path or https://host/path",
+    ),
+    (
+        "-verify-client-url-fail-open=never",
+        2,
+        "-verify-client-url-fail-open \"never\": must be true or false",
+    ),
+    (
+        "-verify-cache 1m",
+        2,
+        "-verify-cache \"1m\": there is nothing to remember without -verify-clients or -verify-client-url",
+    ),
+    ("-verify-clients -verify-cache=-1s", 2, "-verify-cache \"-1s\": must not be negative"),
+    (
+        "-allow-keys {}/missing",
+        1,
+        "-allow-keys: cannot read {}/missing: No such file or directory (os error 2)",
+    ),
+    (
+        "-allow-keys {}/two.keys",
+        1,
+        "-allow-keys: {}/two.keys:3: a key must have exactly 64 hexadecimal digits",
+    ),
+    (
+        "-allow-keys {}/hex.keys",
+        1,
+        "-allow-keys: {}/hex.keys:1: a key must start with \"nodekey:\"",
+    ),
+    ("-allow-keys {}/zero.keys", 1, "-allow-keys: {}/zero.keys:1: the key is all zero"),
+    ("-allow-from-api x", 2, "-allow-from-api \"x\": write http://host/path or https://host/path"),
+    (
+        "-allow-from-api https://a.test/x",
+        2,
+        "-allow-from-api \"https://a.test/x\": needs -api-token-file, a file with the API key",
+    ),
+    (
+        "-api-token-file {}/empty",
+        2,
+        "-api-token-file \"{}/empty\": a token is of no use without -allow-from-api",
+    ),
+    (
+        "-allow-from-api https://a.test/x -api-token-file {}/missing",
+        1,
+        "-api-token-file: cannot read {}/missing: No such file or directory (os error 2)",
+    ),
+    (
+        "-allow-from-api https://a.test/x -api-token-file {}/empty",
+        1,
+        "-api-token-file: {}/empty: the file is empty",
+    ),
+    (
+        "-allow-from-api https://a.test/x -api-token-file {}/words",
+        1,
+        "-api-token-file: {}/words: a token is one word of ASCII characters",
+    ),
+    ("-api-interval x", 2, "-api-interval \"x\": write a duration like 15s, 1h30m or 100ms"),
+    (
+        "-api-lifetime 5",
+        2,
+        "-api-lifetime \"5\": a duration needs a unit, as in 15s, 1h30m or 100ms",
+    ),
+    (
+        "-rate-config {}/missing",
+        1,
+        "-rate-config: cannot read {}/missing: No such file or directory (os error 2)",
+    ),
+    (
+        "-rate-config {}/rate.json",
+        1,
+        "-rate-config: {}/rate.json: \"PerClientRateLimitBytesPerSec\" is -5, not a whole number of bytes",
+    ),
+    (
+        "-rate-config {}/words",
+        1,
+        "-rate-config: {}/words: not a JSON object of rate limits: expected value at line 1 column 1",
+    ),
+    (
+        "-accept-connection-limit fast",
+        2,
+        "-accept-connection-limit \"fast\": must be a number of connections per second, or +Inf",
+    ),
+    (
+        "-accept-connection-limit=-1",
+        2,
+        "-accept-connection-limit \"-1\": must be a number of connections per second, or +Inf",
+    ),
+    (
+        "-accept-connection-burst 0",
+        2,
+        "-accept-connection-burst \"0\": must be a number of connections from 1",
+    ),
+    (
+        "-tcp-keepalive-time x",
+        2,
+        "-tcp-keepalive-time \"x\": write a duration like 15s, 1h30m or 100ms",
+    ),
+    ("-tcp-user-timeout=-1s", 2, "-tcp-user-timeout \"-1s\": must not be negative"),
+    (
+        "-tcp-write-timeout 2",
+        2,
+        "-tcp-write-timeout \"2\": a duration needs a unit, as in 15s, 1h30m or 100ms",
+    ),
+    ("-min-workers 0", 2, "-min-workers \"0\": must be a number from 1 to 1024"),
+    ("-workers 1025", 2, "-workers \"1025\": must be a number from 1 to 1024"),
+    ("-workers 1 -min-workers 2", 2, "-min-workers \"2\": more than the 1 that -workers allows"),
+    (
+        "-xdp-interface nosuch0",
+        1,
+        "network interface \"nosuch0\" does not exist; `ip -br link` lists those that do",
+    ),
+    ("-xdp-mode fast", 2, "-xdp-mode \"fast\": must be native, generic, auto or off"),
+    ("-xdp-mode native", 1, "-xdp-mode native needs an interface; name one with -xdp-interface"),
+    (
+        "-xdp-pin bpf",
+        2,
+        "-xdp-pin \"bpf\": must be `off`, or the absolute path of a directory without `.` in its name",
+    ),
+    (
+        "-config {}/missing",
+        1,
+        "-config: cannot read {}/missing: No such file or directory (os error 2)",
+    ),
+    (
+        "-config {}/typo.toml",
+        1,
+        "-config: {}/typo.toml: line 2: [relay] prot: unknown key; did you mean port?",
+    ),
+    ("-config {}/latin.toml", 1, "-config: {}/latin.toml: not UTF-8"),
+    (
+        "-config {}/flow.toml",
+        1,
+        "-config: {}/flow.toml: line 3: [[flow]] \"x\" a: \"192.0.2.1\" is not an address with a port, like 192.0.2.1:51820",
+    ),
+    (
+        "-log a=b=c",
+        2,
+        "-log \"a=b=c\": error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+    ),
+    ("-version=maybe", 2, "-version \"maybe\": must be true or false"),
+    (
+        "-hostnam x",
+        2,
+        "unknown flag -hostnam; did you mean -hostname? (derpd -help lists all flags)",
+    ),
+    ("-ace", 2, "-ace: derpd does not support tunnels for Tailscale's control plane"),
+    ("-secrets-url x", 2, "-secrets-url: derpd does not support secrets from setec"),
+    ("start", 2, "unexpected argument \"start\""),
+    (
+        "-c {}/empty",
+        1,
+        "-c: {}/empty: not a JSON key file, see line 2 column 0 (the file is left as it is)",
+    ),
+    (
+        "-c {}/short.key",
+        1,
+        "-c: {}/short.key: \"PrivateKey\": a key must have exactly 64 hexadecimal digits (the file is left as it is)",
+    ),
+    (
+        "-c {}/public.key",
+        1,
+        "-c: {}/public.key: \"PrivateKey\": a key must start with \"privkey:\" (the file is left as it is)",
+    ),
+    (
+        "-c {}/fieldless.key",
+        1,
+        "-c: {}/fieldless.key: the field \"PrivateKey\" is missing (the file is left as it is)",
+    ),
+    (
+        "-mesh-psk-file {}/words",
+        1,
+        "-mesh-psk-file: {}/words: invalid mesh key: a key must have exactly 64 hexadecimal digits",
+    ),
+    (
+        "-certmode manual -certdir {} -hostname derp.example.com",
+        1,
+        "-hostname derp.example.com needs {}/derp.example.com.crt and {}/derp.example.com.key, and neither exists",
+    ),
+];
+
+/// A variable, its value, and the sentence.
+const VARIABLES: &[(&str, &str, &str)] = &[
+    (
+        "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH",
+        "many",
+        "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH=\"many\": must be a number from 1 to 65536",
+    ),
+    (
+        "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH",
+        "0",
+        "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH=\"0\": must be a number from 1 to 65536",
+    ),
+    ("TS_ALLOW_DEBUG_IP", "localhost", "TS_ALLOW_DEBUG_IP: \"localhost\" is not an IP address"),
+    (
+        "TS_DEBUG_TRUSTED_CIDRS",
+        "10.0.0.0/8,all",
+        "TS_DEBUG_TRUSTED_CIDRS: \"all\" is not a network like 10.0.0.0/8",
+    ),
+    (
+        "TS_DEBUG_KEY_PATH",
+        "/does/not/exist",
+        "TS_DEBUG_KEY_PATH: cannot read /does/not/exist: No such file or directory (os error 2)",
+    ),
+    (
+        "TS_DEBUG_VERBOSE_DROPS",
+        "nodekey:00",
+        "TS_DEBUG_VERBOSE_DROPS=\"nodekey:00\": a key must have exactly 64 hexadecimal digits",
+    ),
+    (
+        "RUST_LOG",
+        "a=b=c",
+        "RUST_LOG=\"a=b=c\": error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+    ),
+];
+
+/// The lines of a request, the status of the answer, and the first line of what it says.
+const REQUESTS: &[(&str, &str, &str)] = &[
+    (
+        "GET /derp HTTP/1.1|Host: a|Connection: close",
+        "426 Upgrade Required",
+        "DERP requires connection upgrade",
+    ),
+    (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: foo|Connection: close",
+        "426 Upgrade Required",
+        "DERP requires connection upgrade",
+    ),
+    (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: close",
+        "426 Upgrade Required",
+        "WebSocket needs HTTP/1.1 and \"Connection: Upgrade\"",
+    ),
+    (
+        "POST /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: Upgrade, close",
+        "405 Method Not Allowed",
+        "WebSocket needs the method GET",
+    ),
+    (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: Upgrade, close",
+        "400 Bad Request",
+        "only version 13 of WebSocket is supported",
+    ),
+    (
+        "GET /derp HTTP/1.1|Host: a|Upgrade: websocket|Sec-WebSocket-Protocol: derp|Connection: Upgrade, close|Sec-WebSocket-Version: 13|Sec-WebSocket-Key: short",
+        "400 Bad Request",
+        "WebSocket needs one Sec-WebSocket-Key: 16 bytes in base64",
+    ),
+    (
+        "POST /derp/probe HTTP/1.1|Host: a|Connection: close",
+        "405 Method Not Allowed",
+        "bogus probe method",
+    ),
+    ("CONNECT a:443 HTTP/1.1|Host: a|Connection: close", "403 Forbidden", "CONNECT not enabled"),
+    ("GET / HTTP/1.1|Connection: close", "400 Bad Request", "missing required Host header"),
+    ("GET / HTTP/3.0|Host: a", "400 Bad Request", ""),
+    ("junk", "400 Bad Request", ""),
+    ("GET / HTTP/1.1|Host: a|bad header", "400 Bad Request", ""),
+    ("POST / HTTP/1.1|Host: a|Content-Length: abc", "400 Bad Request", ""),
+    ("POST / HTTP/1.1|Host: a|Content-Length: 5|Content-Length: 6", "400 Bad Request", ""),
+    ("GET /debug/nope HTTP/1.1|Host: a|Connection: close", "404 Not Found", "404 page not found"),
+    (
+        "GET /../../etc/passwd HTTP/1.1|Host: a|Connection: close",
+        "307 Temporary Redirect",
+        "<a href=\"/etc/passwd\">Temporary Redirect</a>",
+    ),
+];
+
+fn damaged_files(place: &Place) {
+    let key = PUBLIC.trim_start_matches("nodekey:");
+    let zeros = "0".repeat(64);
+    for (name, contents) in [
+        ("empty", " \n".into()),
+        ("words", "rate = 5\n".into()),
+        ("two.keys", format!("# ours\n{PUBLIC}\n{PUBLIC} laptop\n").into_bytes()),
+        ("hex.keys", key.into()),
+        ("zero.keys", format!("nodekey:{zeros}").into_bytes()),
+        ("mesh.key", key.into()),
+        ("rate.json", "{\"PerClientRateLimitBytesPerSec\":-5}".into()),
+        ("short.key", "{\"PrivateKey\":\"privkey:12\"}".into()),
+        ("public.key", format!("{{\"PrivateKey\":\"{PUBLIC}\"}}").into_bytes()),
+        ("fieldless.key", "{}".into()),
+        ("typo.toml", "[relay]\nprot = 1".into()),
+        ("latin.toml", b"# \xff".to_vec()),
+        ("flow.toml", "[[flow]]\nname = \"x\"\na = \"192.0.2.1\"\nport = 1".into()),
+    ] {
+        fs::write(place.directory.path().join(name), contents).expect("writable");
+    }
+}
+
+/// The last line that the program writes, and its exit status; all of what it writes, for a failure.
+fn complaint(mut command: std::process::Command) -> ((i32, Option<String>), String) {
+    let (status, _, error) = run(&mut command);
+    let last = error.lines().last().and_then(|line| line.strip_prefix("derpd: "));
+    ((status, last.map(str::to_owned)), error)
+}
+
+#[test]
+fn every_flag_and_file() {
+    let place = Place::new();
+    damaged_files(&place);
+    let directory = place.path("").trim_end_matches('/').to_owned();
+    for (arguments, status, sentence) in ARGUMENTS {
+        let arguments = arguments.replace("{}", &directory);
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let (said, all) = complaint(derpd(&place.arguments(&arguments)));
+        let sentence = sentence.replace("{}", &directory);
+        assert_eq!(said, (*status, Some(sentence)), "{arguments:?}: {all}");
+    }
+}
+
+#[test]
+fn every_variable() {
+    let place = Place::new();
+    for (name, value, sentence) in VARIABLES {
+        let mut command = derpd(&place.arguments(&[]));
+        command.env(name, value);
+        let (said, all) = complaint(command);
+        assert_eq!(said, (1, Some((*sentence).to_owned())), "{name}={value}: {all}");
+    }
+}
+
+#[test]
+fn every_endpoint() {
+    let place = Place::new();
+    let relay = Relay::start(&mut derpd(&place.arguments(&[])));
+    let serving = relay.lines.last().expect("a line");
+    let address = serving.rsplit("serving on ").next().expect("an address");
+    let long = format!("GET / HTTP/1.1|Host: a|X: {}", "x".repeat(70_000));
+    let many = format!("GET / HTTP/1.1|Host: a{}", "|X: x".repeat(300));
+    let (long, many) = (long.as_str(), many.as_str());
+    let too_large = "431 Request Header Fields Too Large";
+    let further = [(long, too_large, ""), (many, too_large, "")];
+    for (request, status, sentence) in REQUESTS.iter().chain(&further) {
+        let mut stream = TcpStream::connect(address).expect("the relay listens");
+        stream.set_read_timeout(Some(HANG)).expect("a socket");
+        let lines = request.replace('|', "\r\n");
+        // It may hang up before it has read everything.
+        let _ = stream.write_all(format!("{lines}\r\n\r\n").as_bytes());
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        let got =
+            (head.lines().next().unwrap_or_default(), body.lines().next().unwrap_or_default());
+        assert_eq!(got, (format!("HTTP/1.1 {status}").as_str(), *sentence), "{request:.60}");
+    }
+}
