@@ -215,14 +215,22 @@ impl Both {
     }
 
     /// Sends a packet to the reference and returns what comes back to this socket, having waited until the
-    /// reference has dealt with it: it answers the beacon's bind message, from the same socket, after it.
+    /// reference has dealt with it. What it sends because of packets that it has read together goes in any
+    /// order, so the first beacon only shows that it has read the packet: the second one, that all has been sent.
     fn ask_reference(&mut self, socket: usize, payload: &[u8]) -> Option<Vec<u8>> {
+        self.sockets[socket].send_to(payload, self.reference.address).expect("send");
+        let first = self.until_beacon(socket);
+        let second = self.until_beacon(socket);
+        first.or(second)
+    }
+
+    /// Sends the beacon's bind message from a socket and returns what comes back there before its answer.
+    fn until_beacon(&mut self, socket: usize) -> Option<Vec<u8>> {
         self.generation += 1;
         let beacon = Self::bind(&self.beacon_key, &self.beacon, self.generation);
         let sealed = packet(&self.beacon_key, &self.beacon.server, &Message::Bind(beacon));
         let beacon = [geneve(self.beacon.vni, true), sealed].concat();
         let socket = &self.sockets[socket];
-        socket.send_to(payload, self.reference.address).expect("send");
         socket.send_to(&beacon, self.reference.address).expect("send");
         let mut answer = None;
         loop {
