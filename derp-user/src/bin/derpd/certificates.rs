@@ -14,7 +14,7 @@ pub(crate) enum Source {
     /// Files that somebody else puts there.
     Manual(ManualCertificate),
     /// Orders of our own.
-    Acme(Acme),
+    Acme(Box<Acme>),
 }
 
 impl Source {
@@ -25,7 +25,10 @@ impl Source {
         let meta = tls::meta_certificate(own_key, now)?;
         Ok(Some(match &settings.acme {
             None => Self::Manual(ManualCertificate::load(directory, &config.hostname, meta, now)?),
-            Some(acme) => Self::Acme(Acme::new(acme.clone(), directory, &config.hostname, meta)?),
+            Some(acme) => {
+                let acme = Acme::new(acme.clone(), directory, &config.hostname, meta)?;
+                Self::Acme(Box::new(acme))
+            }
         }))
     }
 
