@@ -7,9 +7,10 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     client::{Receiver, Sender, Target, new_key},
+    metrics::AddressView,
     proto::{client::read::Message, message::GoneReason},
     server::{
-        Server,
+        LocalClient, Server,
         tests::{PATIENCE, connector, packet, start_at},
     },
 };
@@ -441,4 +442,31 @@ async fn another_mesh_key_is_shown_by_links_that_are_made_from_now_on() {
     assert_eq!(first.statistics.totals().mesh_failures, failures, "the link that stands stays");
     first.stop();
     second.stop();
+}
+
+/// What leads to a mesh peer counts for its link, whoever sends it.
+#[tokio::test]
+async fn a_local_client_reaches_clients_of_other_servers() {
+    let (nodes, _) = region(2);
+    let (key, mut sender, mut receiver) = nodes[1].client().await;
+    let local = NodePublic::from_bytes([9; 32]);
+    let mut client = LocalClient::join(&nodes[0].statistics, local, nodes[0].address, 8, 32);
+    for node in &nodes {
+        node.wait_for_links(1).await;
+        node.wait_for_remote(1).await;
+    }
+    sender.send(&local, b"question").await.unwrap();
+    let question = timeout(PATIENCE, client.receive()).await.expect("in time");
+    assert_eq!((question.from, &*question.packet), (key, &b"question"[..]));
+    assert!(client.send(&key, b"answer"));
+    assert_eq!(packet(&mut receiver).await, b"answer");
+
+    assert_eq!(nodes[0].statistics.totals().packets_forwarded_out, 1);
+    let view = nodes[0].statistics.mesh();
+    let addresses = || view.peers.iter().flat_map(|peer| &peer.addresses);
+    let sum = |count: fn(&AddressView) -> u64| addresses().map(count).sum::<u64>();
+    let handed_over = (sum(|it| it.forwarded_packets), sum(|it| it.forwarded_bytes));
+    assert_eq!(handed_over, (1, "answer".len() as u64));
+    drop(client);
+    nodes.into_iter().for_each(Node::stop);
 }
