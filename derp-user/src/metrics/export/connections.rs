@@ -1,0 +1,62 @@
+//! Who is connected, and by way of which listener.
+
+use super::Report;
+use crate::metrics::families::Families;
+
+impl Report {
+    pub(super) fn connections(&self, families: &mut Families) {
+        let gauges = &self.gauges;
+        for (name, help, value) in [
+            ("derp_clients_local", "Keys connected to this server.", gauges.clients_local),
+            ("derp_clients_remote", "Keys known through mesh peers.", gauges.clients_remote),
+            ("derp_clients_total", "Keys known to this server.", gauges.clients_total()),
+            ("derp_current_connections", "Registered connections.", gauges.current_connections),
+            (
+                "derp_current_dup_client_conns",
+                "Connections of keys that have more than one.",
+                gauges.current_dup_client_conns,
+            ),
+            (
+                "derp_current_dup_client_keys",
+                "Keys with more than one connection.",
+                gauges.current_dup_client_keys,
+            ),
+            (
+                "derp_current_home_connections",
+                "Connections whose client calls this its home.",
+                gauges.current_home_connections,
+            ),
+            (
+                "derp_current_notideal_connections",
+                "Connections whose client prefers another node of the region.",
+                gauges.current_notideal_connections,
+            ),
+            ("derp_watchers", "Connections told who comes and goes.", gauges.watchers),
+            ("derpd_active_workers", "Threads that relay now.", gauges.active_workers),
+        ] {
+            families.gauge(name, help, value as f64);
+        }
+        families.counter(
+            "derp_total_dup_client_conns",
+            "Connections that joined another one of the same key.",
+            gauges.total_dup_client_conns,
+        );
+        if self.tls {
+            families.counter(
+                "tls_listener_accepted_connections",
+                "Connections accepted on the TLS listener.",
+                self.totals.tls_accepted,
+            );
+            families.counter(
+                "tls_listener_rejected_connections",
+                "Connections closed because of the accept limit.",
+                self.totals.tls_rejected,
+            );
+            families.counter(
+                "derpd_tls_handshake_failures_total",
+                "TLS handshakes that failed.",
+                self.totals.tls_handshake_failures,
+            );
+        }
+    }
+}
