@@ -51,6 +51,14 @@ pub struct Options {
     #[arg(id = "home", long, value_name = "URL", default_value = "", hide_default_value = true, help_heading = LISTENING)]
     pub home: String,
 
+    /// Names whose addresses everybody may ask for at `/bootstrap-dns`, separated by commas
+    #[arg(id = "bootstrap-dns-names", long, value_name = "NAMES", default_value = "", hide_default_value = true, help_heading = LISTENING)]
+    pub bootstrap_dns_names: String,
+    /// Names whose addresses are told only to those who ask for them, separated by commas; `name/txtname` tells them to
+    /// the percentage of client addresses that the TXT records of txtname say
+    #[arg(id = "unpublished-bootstrap-dns-names", long, value_name = "NAMES", default_value = "", hide_default_value = true, help_heading = LISTENING)]
+    pub unpublished_bootstrap_dns_names: String,
+
     /// File that keeps the server's private key, made if missing [as root: /var/lib/derper/derper.key]
     #[arg(id = "c", long = "c", value_name = "FILE", default_value = "", hide_default_value = true, help_heading = IDENTITY)]
     pub c: String,

@@ -15,7 +15,7 @@ use crate::{
     admit,
     client::{ClientError, Trust},
     dataplane::{Mode, Pin},
-    http::Home,
+    http::{self, Home},
     proto::keys::{MeshKey, NodePublic, decode_hex},
     proxy_protocol::parse_networks,
     server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError},
@@ -56,6 +56,8 @@ pub struct Config {
     pub mesh: Option<MeshConfig>,
     /// What unmatched paths show.
     pub home: Home,
+    /// Names that `/bootstrap-dns` tells.
+    pub bootstrap: http::Names,
     /// Who may use the relay.
     pub admission: admit::Settings,
     /// Proxies whose PROXY protocol headers are believed.
@@ -258,6 +260,7 @@ impl Config {
             mesh: mesh(&options, &mesh_key)?,
             mesh_key,
             home: options.home.parse()?,
+            bootstrap: bootstrap(&options)?,
             admission: admission::settings(&options)?,
             proxies: proxies(&options)?,
             rate_config: (!options.rate_config.is_empty()).then(|| (&options.rate_config).into()),
@@ -279,6 +282,23 @@ impl Config {
             xdp_interfaces: options.xdp_interface,
         })
     }
+}
+
+fn bootstrap(options: &Options) -> Result<http::Names, ConfigError> {
+    let list = |flag, value: &String| {
+        value.parse().map_err(|error: http::NamesError| ConfigError::Flag {
+            flag,
+            value: value.clone(),
+            reason: error.to_string(),
+        })
+    };
+    Ok(http::Names {
+        published: list("bootstrap-dns-names", &options.bootstrap_dns_names)?,
+        unpublished: list(
+            "unpublished-bootstrap-dns-names",
+            &options.unpublished_bootstrap_dns_names,
+        )?,
+    })
 }
 
 fn proxies(options: &Options) -> Result<Vec<IpNet>, ConfigError> {

@@ -23,17 +23,15 @@ enum Kind {
     Detail,
 }
 
-const FOREIGN: [Foreign; 10] = [
+const FOREIGN: [Foreign; 8] = [
     foreign("ace", Kind::Switch, "tunnels for Tailscale's control plane"),
     foreign("acme-eab-key", Kind::Detail, "certificates by ACME"),
     foreign("acme-eab-kid", Kind::Detail, "certificates by ACME"),
     foreign("acme-email", Kind::Detail, "certificates by ACME"),
     foreign("acme-ip-certs", Kind::Switch, "certificates by ACME"),
-    foreign("bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
     foreign("secrets-cache-dir", Kind::Detail, "secrets from setec"),
     foreign("secrets-path-prefix", Kind::Detail, "secrets from setec"),
     foreign("secrets-url", Kind::Text, "secrets from setec"),
-    foreign("unpublished-bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
 ];
 
 const fn foreign(name: &'static str, kind: Kind, feature: &'static str) -> Foreign {

@@ -4,6 +4,7 @@
 //! [`Site::respond`] is a pure function of request and origin; [`serve_connection`] puts it on connections.
 
 mod access;
+mod bootstrap;
 mod debug;
 mod flows;
 mod home;
@@ -12,9 +13,12 @@ mod reply;
 mod serve;
 mod upgrade;
 
-use std::{net::SocketAddr, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 pub use access::{AccessError, DebugAccess};
+pub use bootstrap::{
+    BootstrapCounts, BootstrapDns, Lookup, NameList, Names, NamesError, SystemDns,
+};
 use bytes::Bytes;
 pub use home::{Home, HomeError};
 use http_body_util::Full;
@@ -67,6 +71,8 @@ pub struct Settings {
     pub has_mesh_key: bool,
     /// Says in words who may use the relay, for the debug index.
     pub admission: Box<dyn Fn() -> String + Send + Sync>,
+    /// The names that `/bootstrap-dns` tells.
+    pub bootstrap: Arc<BootstrapDns>,
     /// Who may see `/debug/`.
     pub access: DebugAccess,
     /// When the process started.
@@ -128,7 +134,7 @@ impl Site {
             "/derp" => upgrade_refusal(Upgrade::of(&request.headers), origin.remote),
             "/derp/probe" | "/derp/latency-check" => probe(&request.method),
             "/generate_204" => generate_204(request),
-            "/bootstrap-dns" => bootstrap_dns(),
+            "/bootstrap-dns" => self.bootstrap_dns(request, origin),
             "/robots.txt" => {
                 reply::browser(reply::text(StatusCode::OK, "User-agent: *\nDisallow: /"))
             }
@@ -136,6 +142,19 @@ impl Site {
             _ if path.starts_with("/debug/") => self.debug(request, origin),
             _ => self.home(request, origin),
         }
+    }
+
+    /// `/bootstrap-dns`: always a success, so that clients ask the next server only if a name is missing.
+    fn bootstrap_dns(&self, request: &Parts, origin: &Origin) -> Reply {
+        let coin = || getrandom::u32().is_ok_and(|number| number % 2 == 0);
+        let from = origin.remote.ip();
+        let body = self.settings.bootstrap.answer(request.uri.query(), from, coin);
+        let mut response = reply::browser(Reply::new(body.into()));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Clients come from everywhere, once: a connection kept open is wasted.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
     }
 
     /// The port-80 listener serves what must work without TLS and sends everything else to HTTPS.
@@ -200,15 +219,6 @@ fn generate_204(request: &Parts) -> Reply {
 fn is_challenge(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
     !text.is_empty() && text.len() <= MAX_CHALLENGE && text.bytes().all(allowed)
-}
-
-/// `/bootstrap-dns` without any names configured: an empty answer, so that clients ask the next server.
-fn bootstrap_dns() -> Reply {
-    let mut response = reply::browser(Reply::default());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ fn settings() -> Settings {
         version: "1.2.3",
         has_mesh_key: false,
         admission: Box::new(|| "open: <everybody>".to_owned()),
+        bootstrap: Arc::default(),
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(|| "derp_accepts 1\n".to_owned()),

@@ -34,6 +34,7 @@ pub(super) fn start_at(
         version: "test",
         has_mesh_key: false,
         admission: Box::new(String::new),
+        bootstrap: Arc::default(),
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(String::new),

@@ -27,7 +27,7 @@ use derp_user::{
         MeshKeySource, Options,
     },
     dataplane,
-    http::{self, DebugAccess, Site, serve_port80},
+    http::{self, BootstrapDns, DebugAccess, Site, SystemDns, serve_port80},
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
@@ -154,6 +154,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         statistics: Arc::clone(&statistics),
         count: Arc::default(),
     };
+    let bootstrap = Arc::new(BootstrapDns::new(config.bootstrap.clone()));
     let sources = Sources {
         statistics: Arc::clone(&statistics),
         admission: Arc::clone(&gate.admission),
@@ -161,6 +162,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         proxies: Arc::clone(&gate.proxies),
         reloads: Arc::clone(&reloader.count),
         stun: stun_counters,
+        bootstrap: Arc::clone(&bootstrap),
         xdp,
         keeper: keeper.clone(),
         udp: totals,
@@ -188,7 +190,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         admission: &gate.admission,
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
-    runtime.block_on(control(signals, port80, reloader, tasks))?;
+    runtime.block_on(control(signals, port80, reloader, tasks, &bootstrap))?;
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -327,6 +329,7 @@ fn site(
         machine: machine.trim().to_owned(),
         version: VERSION,
         has_mesh_key,
+        bootstrap: Arc::clone(&sources.bootstrap),
         admission: Box::new(move || admission.to_string()),
         access,
         started: sources.started.1,
@@ -404,6 +407,7 @@ async fn control(
     port80: Option<(TcpListener, Arc<Site>, Arc<TrustedProxies>)>,
     reloader: Reloader,
     tasks: Tasks,
+    bootstrap: &BootstrapDns,
 ) -> anyhow::Result<()> {
     let port80 = match port80 {
         Some((listener, site, proxies)) => {
@@ -424,7 +428,7 @@ async fn control(
                 reloader.reload();
             }
         };
-        tokio::join!(port80, tasks.run(), admission, reload);
+        tokio::join!(port80, tasks.run(), admission, reload, bootstrap.run(&SystemDns::default()));
         std::future::pending::<()>().await;
     };
     tokio::select! {

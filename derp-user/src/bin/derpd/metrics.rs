@@ -8,6 +8,7 @@ use std::{
 use derp_user::{
     admit::Admission,
     dataplane::Xdp,
+    http::BootstrapDns,
     metrics::{AttachedInterface, KernelCount, Report, StunTotals, UdpFigures},
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
@@ -26,6 +27,7 @@ pub(crate) struct Sources {
     pub(crate) proxies: Arc<TrustedProxies>,
     pub(crate) reloads: Arc<Counts>,
     pub(crate) stun: Option<Arc<StunCounters>>,
+    pub(crate) bootstrap: Arc<BootstrapDns>,
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
     /// What the UDP sockets have counted.
