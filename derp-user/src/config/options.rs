@@ -200,6 +200,9 @@ Environment:
   TS_DEBUG_KEY_PATH                          file with a secret; /debug/?debugkey=SECRET opens the pages
   TS_DEBUG_VERBOSE_DROPS                     keys, 64 hex digits each, separated by commas: log packets lost on the way
                                              to these
+  TS_DERP_DISABLE_RTT_STATS                  true: do not sample the round trip times of clients
+  DERP_DEBUG_LOGS                            true: log every frame that clients send
+  DERP_PROBER_DEBUG_LOGS                     true: log every frame that probers send
   TAILSCALE_DERPER_MESH_KEY                  mesh key, only with -dev
   RUST_LOG                                   as -log, if that is not given
 ";

@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
-use super::{CertificateMode, ConfigError, GoDuration, Options, admission};
+use super::{CertificateMode, ConfigError, GoDuration, Options, admission, options::parse_boolean};
 use crate::{
     admit,
     client::{ClientError, Trust},
@@ -18,7 +18,7 @@ use crate::{
     http::{self, Home},
     proto::keys::{MeshKey, NodePublic, decode_hex},
     proxy_protocol::parse_networks,
-    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError},
+    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError, VerboseClients},
 };
 
 /// What the process finds around it; given, so that tests need no real environment.
@@ -76,6 +76,10 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
+    /// Whether the round trip times of clients are sampled.
+    pub sample_round_trips: bool,
+    /// Whose frames are logged.
+    pub verbose_clients: VerboseClients,
     /// Keys whose lost packets are logged.
     pub verbose_drops: Vec<NodePublic>,
     /// Whether it goes on without the process, if the command line says so.
@@ -269,6 +273,8 @@ impl Config {
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
+            sample_round_trips: !environment.switch("TS_DERP_DISABLE_RTT_STATS")?,
+            verbose_clients: verbose_clients(environment)?,
             verbose_drops: verbose_drops(environment)?,
             xdp_pin: options.xdp_pin,
             file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
@@ -330,6 +336,16 @@ impl Environment<'_> {
     /// A variable that is set and not empty.
     fn text(&self, name: &str) -> Option<String> {
         (self.variable)(name).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a switch is on.
+    fn switch(&self, name: &'static str) -> Result<bool, ConfigError> {
+        let Some(value) = self.text(name) else { return Ok(false) };
+        parse_boolean(&value).map_err(|reason| ConfigError::Variable {
+            name,
+            value: value.clone(),
+            reason: reason.to_owned(),
+        })
     }
 }
 
@@ -515,6 +531,16 @@ fn queue_depth(environment: &Environment<'_>) -> Result<usize, ConfigError> {
             reason: format!("must be a number from 1 to {MAX_QUEUE_DEPTH}"),
         }),
     }
+}
+
+fn verbose_clients(environment: &Environment<'_>) -> Result<VerboseClients, ConfigError> {
+    let all = environment.switch("DERP_DEBUG_LOGS")?;
+    let probers = environment.switch("DERP_PROBER_DEBUG_LOGS")?;
+    Ok(match (all, probers) {
+        (true, _) => VerboseClients::All,
+        (false, true) => VerboseClients::Probers,
+        (false, false) => VerboseClients::None,
+    })
 }
 
 fn verbose_drops(environment: &Environment<'_>) -> Result<Vec<NodePublic>, ConfigError> {

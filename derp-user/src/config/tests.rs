@@ -145,6 +145,7 @@ fn flags_that_ask_for_nothing_are_accepted() {
         "-verify-client-url-fail-open",
         "-bootstrap-dns-names",
         "",
+        "-unpublished-bootstrap-dns-names=",
         "-acme-email=a@example.com",
         "-ace=0",
         "-socket",

@@ -4,6 +4,7 @@
 //! [`Site::respond`] is a pure function of request and origin; [`serve_connection`] puts it on connections.
 
 mod access;
+mod body;
 mod bootstrap;
 mod debug;
 mod flows;
@@ -11,28 +12,31 @@ mod home;
 mod path;
 mod reply;
 mod serve;
+mod tls_requests;
 mod upgrade;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 pub use access::{AccessError, DebugAccess};
+pub use body::Body;
 pub use bootstrap::{
     BootstrapCounts, BootstrapDns, Lookup, NameList, Names, NamesError, SystemDns,
 };
 use bytes::Bytes;
 pub use home::{Home, HomeError};
-use http_body_util::Full;
 use hyper::{
     Method, Response, StatusCode, Version,
     http::{HeaderValue, header, request::Parts},
 };
 pub use serve::{Outcome, serve_connection, serve_port80};
+pub use tls_requests::{TlsRequest, TlsRequests, TlsVersion};
+use tokio::sync::mpsc;
 pub use upgrade::{Upgrade, upgrade_refusal};
 
-use crate::flow::FlowView;
+use crate::flow::FlowsView;
 
-/// A whole response; every page here fits in memory.
-pub type Reply = Response<Full<Bytes>>;
+/// A whole response; every page here but the traffic stream fits in memory.
+pub type Reply = Response<Body>;
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -48,8 +52,8 @@ pub struct Origin {
 pub enum Listener {
     /// The listener of `-a`, with or without TLS.
     Main {
-        /// Whether it speaks TLS.
-        tls: bool,
+        /// Which TLS it speaks with this client, if it does.
+        tls: Option<TlsVersion>,
     },
     /// The plain listener of `-http-port`, which mostly redirects to HTTPS.
     Port80,
@@ -79,8 +83,14 @@ pub struct Settings {
     pub started: Instant,
     /// Renders the metrics.
     pub varz: Box<dyn Fn() -> String + Send + Sync>,
+    /// Renders them as JSON.
+    pub vars: Box<dyn Fn() -> String + Send + Sync>,
+    /// Requests by version of TLS.
+    pub tls_requests: TlsRequests,
+    /// Begins a stream of each client's traffic, unless enough people look at one.
+    pub traffic: Box<dyn Fn() -> Option<mpsc::Receiver<Bytes>> + Send + Sync>,
     /// Returns the UDP flows.
-    pub flows: Box<dyn Fn() -> Vec<FlowView> + Send + Sync>,
+    pub flows: Box<dyn Fn() -> FlowsView + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -101,8 +111,17 @@ impl Site {
         Self { settings }
     }
 
+    /// Counts a request, which is being served as long as the result lives.
+    pub fn begin(&self, origin: &Origin) -> Option<TlsRequest> {
+        match origin.listener {
+            Listener::Main { tls } => tls.map(|version| self.settings.tls_requests.begin(version)),
+            Listener::Port80 => None,
+        }
+    }
+
     /// Answers one request.
     pub fn respond(&self, request: &Parts, origin: &Origin) -> Reply {
+        let _request = self.begin(origin);
         if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
             return reply::text(StatusCode::BAD_REQUEST, "missing required Host header");
         }
@@ -149,7 +168,7 @@ impl Site {
         let coin = || getrandom::u32().is_ok_and(|number| number % 2 == 0);
         let from = origin.remote.ip();
         let body = self.settings.bootstrap.answer(request.uri.query(), from, coin);
-        let mut response = reply::browser(Reply::new(body.into()));
+        let mut response = reply::browser(Reply::new(Body::from(body)));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         // Clients come from everywhere, once: a connection kept open is wasted.

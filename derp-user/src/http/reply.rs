@@ -6,8 +6,9 @@ use hyper::{
     http::{HeaderName, HeaderValue, header},
 };
 use serde::Serialize;
+use tokio::sync::mpsc;
 
-use super::{Reply, STYLE_PATH};
+use super::{Body, Reply, STYLE_PATH};
 
 /// The headers of everything a browser may display.
 const BROWSER_HEADERS: [(HeaderName, HeaderValue); 4] = [
@@ -80,6 +81,16 @@ pub(super) fn metrics(metrics: String) -> Reply {
     with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(metrics))
 }
 
+/// A text that goes on until its source or its reader ends it.
+pub(super) fn text_stream(pieces: mpsc::Receiver<Bytes>) -> Reply {
+    with_any_body(StatusCode::OK, "text/plain; charset=utf-8", Body::Stream(pieces))
+}
+
+/// A JSON document that is rendered already.
+pub(super) fn json_text(text: String) -> Reply {
+    with_body(StatusCode::OK, "application/json; charset=utf-8", Bytes::from(text))
+}
+
 /// A JSON document.
 pub(super) fn json(document: &impl Serialize) -> Reply {
     match serde_json::to_string(document) {
@@ -127,7 +138,11 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 fn with_body(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
-    let mut response = Reply::new(body.into());
+    with_any_body(status, content_type, body.into())
+}
+
+fn with_any_body(status: StatusCode, content_type: &'static str, body: Body) -> Reply {
+    let mut response = Reply::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

@@ -101,13 +101,15 @@ async fn arrive(
         worker.counters().tls_handshake_failures.increment();
         return Err(error);
     }
-    let origin = Origin { remote, listener: Listener::Main { tls: link.is_tls() } };
+    let origin = Origin { remote, listener: Listener::Main { tls: link.tls_version() } };
     let site = Arc::clone(&worker.settings().site);
-    let (mut link, unread, request) = match http::serve_connection(link, origin, site).await {
+    let served = http::serve_connection(link, origin, Arc::clone(&site)).await;
+    let (mut link, unread, request) = match served {
         Outcome::Derp { io, unread, request } => (io, unread, request),
         Outcome::Done => return Ok(None),
     };
     worker.counters().accepts.increment();
+    let tls_request = site.begin(&origin);
 
     let options = Options::of(&request.headers);
     let own_key = worker.settings().private_key.public();
@@ -140,7 +142,9 @@ async fn arrive(
         prober: logged_in.info.is_prober,
         not_ideal: options.not_ideal,
     };
-    enter(worker, link, (id, remote), logged_in, traits, early).map(Some)
+    let verbose = settings.verbose_clients.include(traits);
+    let session = enter(worker, link, (id, remote), logged_in, traits, early)?;
+    Ok(Some(session.serving(tls_request, verbose)))
 }
 
 /// Registers a client that has proven its key. It is visible to others before it is told.

@@ -8,10 +8,12 @@ mod connection;
 mod hub;
 mod link;
 mod mesh;
+mod observe;
 mod placement;
 mod processor_time;
 mod reclaim;
 mod session;
+mod tcp_info;
 mod throttle;
 mod transport;
 mod upgrade;
@@ -44,13 +46,17 @@ pub use self::mesh::{
 };
 use self::{
     hub::Hub,
+    observe::Observers,
     worker::{Desk, Shared},
 };
 use crate::{
     admit::Admission,
     http::Site,
-    metrics::{Gauges, Totals, WorkerCounters},
-    proto::keys::{MeshKey, NodePrivate, NodePublic},
+    metrics::{Gauges, RoundTripTotals, RoundTrips, Totals, WorkerCounters},
+    proto::{
+        keys::{MeshKey, NodePrivate, NodePublic},
+        message::ClientTraits,
+    },
     proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
 };
@@ -65,6 +71,28 @@ pub struct AcceptLimit {
     pub per_second: f64,
     /// At once.
     pub burst: u64,
+}
+
+/// Clients whose every frame is logged, which is only for those who look for a fault.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum VerboseClients {
+    /// None.
+    #[default]
+    None,
+    /// Those that say they are probers.
+    Probers,
+    /// All.
+    All,
+}
+
+impl VerboseClients {
+    fn include(self, traits: ClientTraits) -> bool {
+        match self {
+            Self::None => false,
+            Self::Probers => traits.prober,
+            Self::All => true,
+        }
+    }
 }
 
 /// Everything the server needs to know.
@@ -92,6 +120,8 @@ pub struct Settings {
     pub proxies: Arc<TrustedProxies>,
     /// Who may use the relay.
     pub admission: Arc<Admission>,
+    /// Whose frames are logged.
+    pub verbose_clients: VerboseClients,
     /// Keys whose lost packets are logged.
     pub verbose_drops: Option<Arc<VerboseDrops>>,
     /// What each client may send, if that is ever to be limited. Mesh peers are not.
@@ -108,6 +138,8 @@ pub struct Statistics {
     mesh_counters: Arc<WorkerCounters>,
     hub: Arc<Hub>,
     active_workers: Arc<AtomicUsize>,
+    round_trips: RoundTrips,
+    observers: Observers,
 }
 
 impl Statistics {
@@ -118,7 +150,14 @@ impl Statistics {
             mesh_counters: Arc::default(),
             hub: Arc::new(Hub::new(own_key)),
             active_workers: Arc::default(),
+            round_trips: RoundTrips::default(),
+            observers: Observers::default(),
         }
+    }
+
+    /// The round trip times of clients, as [`Statistics::sample_round_trips`] has seen them.
+    pub fn round_trips(&self) -> RoundTripTotals {
+        self.round_trips.totals()
     }
 
     /// What the workers and the mesh have counted.

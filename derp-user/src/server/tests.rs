@@ -7,7 +7,8 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     client::{Connector, Receiver, Trust, new_key},
-    http::{DebugAccess, Home, Settings as SiteSettings},
+    flow::FlowsView,
+    http::{DebugAccess, Home, Settings as SiteSettings, TlsRequests},
     proto::client::read::Message,
 };
 
@@ -38,7 +39,10 @@ pub(super) fn start_at(
         access: DebugAccess::default(),
         started: Instant::now(),
         varz: Box::new(String::new),
-        flows: Box::new(Vec::new),
+        vars: Box::new(String::new),
+        tls_requests: TlsRequests::default(),
+        traffic: Box::new(|| None),
+        flows: Box::new(FlowsView::default),
         check: Box::new(|| Ok(())),
     });
     let settings = Settings {
@@ -53,6 +57,7 @@ pub(super) fn start_at(
         accept_limit: None,
         proxies: Arc::default(),
         admission: Arc::new(Admission::open()),
+        verbose_clients: VerboseClients::None,
         verbose_drops: None,
         rates: None,
         site: Arc::new(site),

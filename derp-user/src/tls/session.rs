@@ -329,7 +329,12 @@ impl<C: Unbuffered> Session<C> {
 
     /// Tells whether TLS 1.3 has been agreed on.
     pub(crate) fn is_tls13(&self) -> bool {
-        self.rustls.version() == Some(ProtocolVersion::TLSv1_3)
+        self.version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    /// The version that has been agreed on.
+    pub(crate) fn version(&self) -> Option<ProtocolVersion> {
+        self.rustls.version()
     }
 
     /// Gives up the session for what rustls knows of it.

@@ -27,7 +27,7 @@ use derp_user::{
         MeshKeySource, Options,
     },
     dataplane,
-    http::{self, BootstrapDns, DebugAccess, Site, SystemDns, serve_port80},
+    http::{self, BootstrapDns, DebugAccess, Site, SystemDns, TlsRequests, serve_port80},
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
@@ -163,6 +163,8 @@ fn run(options: Options) -> anyhow::Result<()> {
         reloads: Arc::clone(&reloader.count),
         stun: stun_counters,
         bootstrap: Arc::clone(&bootstrap),
+        tls_requests: TlsRequests::default(),
+        sample_round_trips: config.sample_round_trips,
         xdp,
         keeper: keeper.clone(),
         udp: totals,
@@ -190,7 +192,8 @@ fn run(options: Options) -> anyhow::Result<()> {
         admission: &gate.admission,
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
-    runtime.block_on(control(signals, port80, reloader, tasks, &bootstrap))?;
+    let watch = Watch { bootstrap, statistics, sample_round_trips: config.sample_round_trips };
+    runtime.block_on(control(signals, port80, reloader, tasks, watch))?;
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -320,7 +323,11 @@ fn site(
     keeper: Option<Keeper>,
 ) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    // Not the worker's that serves the page: it has packets to relay.
+    let runtime = tokio::runtime::Handle::current();
+    let sources = Arc::new(sources);
     let statistics = Arc::clone(&sources.statistics);
+    let (texts, observed) = (Arc::clone(&sources), Arc::clone(&statistics));
     let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
@@ -333,7 +340,10 @@ fn site(
         admission: Box::new(move || admission.to_string()),
         access,
         started: sources.started.1,
-        varz: Box::new(move || sources.report().to_text()),
+        tls_requests: sources.tls_requests.clone(),
+        traffic: Box::new(move || observed.traffic(&runtime)),
+        varz: Box::new(move || texts.report().to_text()),
+        vars: Box::new(move || sources.report().to_vars()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
         check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
@@ -359,6 +369,7 @@ fn server_settings(
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
         proxies: Arc::clone(&gate.proxies),
         admission: Arc::clone(&gate.admission),
+        verbose_clients: config.verbose_clients,
         verbose_drops: (!config.verbose_drops.is_empty())
             .then(|| Arc::new(VerboseDrops::new(config.verbose_drops.iter().copied()))),
         rates: gate.rates.clone(),
@@ -401,13 +412,32 @@ impl Signals {
     }
 }
 
+/// What is looked at again and again.
+struct Watch {
+    bootstrap: Arc<BootstrapDns>,
+    statistics: Arc<Statistics>,
+    sample_round_trips: bool,
+}
+
+impl Watch {
+    async fn run(&self) {
+        let round_trips = async {
+            if self.sample_round_trips {
+                self.statistics.sample_round_trips().await;
+            }
+        };
+        let dns = SystemDns::default();
+        tokio::join!(self.bootstrap.run(&dns), round_trips);
+    }
+}
+
 /// Runs what is not the relay itself, until a signal says to stop.
 async fn control(
     mut signals: Signals,
     port80: Option<(TcpListener, Arc<Site>, Arc<TrustedProxies>)>,
     reloader: Reloader,
     tasks: Tasks,
-    bootstrap: &BootstrapDns,
+    watch: Watch,
 ) -> anyhow::Result<()> {
     let port80 = match port80 {
         Some((listener, site, proxies)) => {
@@ -428,7 +458,7 @@ async fn control(
                 reloader.reload();
             }
         };
-        tokio::join!(port80, tasks.run(), admission, reload, bootstrap.run(&SystemDns::default()));
+        tokio::join!(port80, tasks.run(), admission, reload, watch.run());
         std::future::pending::<()>().await;
     };
     tokio::select! {

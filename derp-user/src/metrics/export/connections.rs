@@ -1,7 +1,10 @@
 //! Who is connected, and by way of which listener.
 
 use super::Report;
-use crate::metrics::families::Families;
+use crate::{
+    http::TlsVersion,
+    metrics::families::{Families, Sample},
+};
 
 impl Report {
     pub(super) fn connections(&self, families: &mut Families) {
@@ -41,22 +44,54 @@ impl Report {
             "Connections that joined another one of the same key.",
             gauges.total_dup_client_conns,
         );
+        families.counters(
+            "derp_tcp_rtt",
+            "Round trip times of clients' TCP connections, each sampled every 10 s.",
+            self.round_trips
+                .iter()
+                .flatten()
+                .map(|&(bucket, count)| Sample { labels: [("le", bucket)], value: count as f64 }),
+        );
         if self.tls {
-            families.counter(
+            self.tls(families);
+        }
+    }
+
+    fn tls(&self, families: &mut Families) {
+        for (name, help, value) in [
+            (
                 "tls_listener_accepted_connections",
                 "Connections accepted on the TLS listener.",
                 self.totals.tls_accepted,
-            );
-            families.counter(
+            ),
+            (
                 "tls_listener_rejected_connections",
                 "Connections closed because of the accept limit.",
                 self.totals.tls_rejected,
-            );
-            families.counter(
+            ),
+            (
                 "derpd_tls_handshake_failures_total",
                 "TLS handshakes that failed.",
                 self.totals.tls_handshake_failures,
-            );
+            ),
+        ] {
+            families.counter(name, help, value);
         }
+        let by_version = |count: fn(&(TlsVersion, u64, u64)) -> u64| {
+            self.tls_requests.iter().map(move |counts| Sample {
+                labels: [("version", counts.0.label())],
+                value: count(counts) as f64,
+            })
+        };
+        families.counters(
+            "derper_tls_request_version",
+            "Requests over TLS, by its version.",
+            by_version(|&(_, requests, _)| requests),
+        );
+        families.gauges(
+            "derper_tls_active_version",
+            "Requests over TLS that are being served, DERP sessions among them, by its version.",
+            by_version(|&(_, _, active)| active),
+        );
     }
 }

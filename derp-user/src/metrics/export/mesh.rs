@@ -40,6 +40,16 @@ impl Report {
         ] {
             families.counter(name, help, value);
         }
+        families.histogram(
+            "derp_mesh_update_batch_size",
+            "News in one batch for a watcher.",
+            &totals.mesh_update_batch_size,
+        );
+        families.histogram(
+            "derp_mesh_update_loop_count",
+            "Batches that a watcher got in one go.",
+            &totals.mesh_update_loop_count,
+        );
         let help = "Links to mesh peers that stand.";
         families.gauge("derpd_mesh_links", help, gauges.mesh_links as f64);
     }

@@ -4,11 +4,13 @@
 //! customary `_total`. What derper does not have starts with `derpd_`. Only what is really measured appears.
 
 mod admission;
+mod bootstrap;
 mod connections;
 mod mesh;
 mod program;
 mod stun;
 mod traffic;
+mod vars;
 
 #[cfg(test)]
 mod tests;
@@ -17,8 +19,12 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::TextEncoder;
 
-use super::{Gauges, Totals, UdpFigures, families::Families};
-use crate::{admit::AdmissionFigures, relay::limit::RateLimit};
+use super::{Gauges, RoundTripTotals, Totals, UdpFigures, families::Families};
+use crate::{
+    admit::AdmissionFigures,
+    http::{BootstrapCounts, TlsVersion},
+    relay::limit::RateLimit,
+};
 
 /// What the userspace STUN server has counted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -85,6 +91,12 @@ pub struct Report {
     pub proxy_faults: Option<u64>,
     /// What came of SIGHUP.
     pub reloads: Reloads,
+    /// What `/bootstrap-dns` was asked.
+    pub bootstrap: BootstrapCounts,
+    /// Requests by version of TLS: so far, and being served.
+    pub tls_requests: [(TlsVersion, u64, u64); TlsVersion::ALL.len()],
+    /// Round trip times of clients, if they are sampled.
+    pub round_trips: Option<RoundTripTotals>,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
     /// What is served over UDP in userspace.
@@ -98,6 +110,13 @@ pub struct Report {
 impl Report {
     /// Renders the report in the Prometheus text format 0.0.4.
     pub fn to_text(&self) -> String {
+        TextEncoder::new().encode_to_string(self.families().as_slice()).unwrap_or_else(|error| {
+            tracing::error!("metrics: {error}");
+            String::new()
+        })
+    }
+
+    fn families(&self) -> Families {
         let mut families = Families::default();
         self.process(&mut families);
         self.traffic(&mut families);
@@ -106,13 +125,11 @@ impl Report {
         self.admission(&mut families);
         self.limits(&mut families);
         self.drops(&mut families);
+        self.bootstrap(&mut families);
         self.stun(&mut families);
         self.udp.add_to(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
-        TextEncoder::new().encode_to_string(families.as_slice()).unwrap_or_else(|error| {
-            tracing::error!("metrics: {error}");
-            String::new()
-        })
+        families
     }
 }

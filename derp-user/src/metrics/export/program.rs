@@ -17,11 +17,25 @@ impl Report {
                 return;
             }
         };
-        families.counters(
-            "process_cpu_seconds_total",
-            "Total user and system CPU time spent in seconds.",
-            [Sample { labels: [], value: figures.cpu_seconds }],
-        );
+        for (name, help, value) in [
+            (
+                "process_cpu_seconds_total",
+                "Total user and system CPU time spent in seconds.",
+                figures.cpu_seconds,
+            ),
+            (
+                "process_network_receive_bytes_total",
+                "Bytes that this network namespace has received.",
+                figures.received_bytes,
+            ),
+            (
+                "process_network_transmit_bytes_total",
+                "Bytes that this network namespace has sent.",
+                figures.sent_bytes,
+            ),
+        ] {
+            families.counters(name, help, [Sample { labels: [], value }]);
+        }
         for (name, help, value) in [
             ("process_max_fds", "Maximum number of open file descriptors.", figures.max_files),
             ("process_open_fds", "Number of open file descriptors.", figures.open_files),
@@ -39,6 +53,16 @@ impl Report {
                 "process_virtual_memory_bytes",
                 "Virtual memory size in bytes.",
                 figures.virtual_bytes,
+            ),
+            (
+                "process_virtual_memory_max_bytes",
+                "Maximum amount of virtual memory in bytes.",
+                figures.max_virtual_bytes,
+            ),
+            (
+                "node_boot_time_seconds",
+                "Start time of the machine since the Unix epoch in seconds.",
+                figures.booted,
             ),
             (
                 "derp_current_file_descriptors",

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     admit::Verdict,
     flow::StateView,
-    metrics::{DropReason, PacketKind, WorkerCounters},
+    metrics::{DropReason, PacketKind, Waits, WorkerCounters},
 };
 
 fn udp_totals() -> crate::udp::Totals {
@@ -21,6 +21,12 @@ fn full_report() -> Report {
     worker.packet_dropped(DropReason::QueueHead, PacketKind::Other, 1500);
     worker.buffered_write_frames.record(3);
     worker.buffered_write_frames.record(101);
+    worker.mesh_update_batch_size.record(1001);
+    worker.mesh_update_loop_count.record(1);
+    worker.packets_sent.increment();
+    let mut waits = Waits::default();
+    waits.add(Duration::from_millis(5));
+    worker.packets_waited(&waits, true);
     Report {
         version: "1.2.3",
         started: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
@@ -40,6 +46,13 @@ fn full_report() -> Report {
         rates: Some(Some(RateLimit { bytes_per_second: 1000, burst: 65568, announced: false })),
         proxy_faults: Some(6),
         reloads: Reloads { good: 7, bad: 8 },
+        bootstrap: BootstrapCounts { requests: 4, ..BootstrapCounts::default() },
+        tls_requests: [
+            (TlsVersion::V12, 1, 0),
+            (TlsVersion::V13, 5, 2),
+            (TlsVersion::Unknown, 0, 0),
+        ],
+        round_trips: Some(vec![("10ms", 8), ("error", 0)]),
         stun: Some(StunTotals {
             requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
             families: [("ipv4", 7), ("ipv6", 0)],
@@ -83,7 +96,15 @@ fn family_names(text: &str) -> BTreeSet<String> {
 fn exports_the_names_that_dashboards_use() {
     let names = family_names(&full_report().to_text());
     let expected = [
+        "bootstrap_dns_published_hits",
+        "bootstrap_dns_published_misses",
+        "bootstrap_dns_queried_domains",
+        "bootstrap_dns_requests",
+        "bootstrap_dns_unpublished_hits",
+        "bootstrap_dns_unpublished_misses",
+        "bootstrap_dns_unpublished_percent_misses",
         "derp_accepts",
+        "derp_average_queue_duration_ms",
         "derp_buffered_write_frames",
         "derp_bytes_dropped",
         "derp_bytes_received",
@@ -100,6 +121,8 @@ fn exports_the_names_that_dashboards_use() {
         "derp_got_ping",
         "derp_home_moves_in",
         "derp_home_moves_out",
+        "derp_mesh_update_batch_size",
+        "derp_mesh_update_loop_count",
         "derp_multiforwarder_created",
         "derp_multiforwarder_deleted",
         "derp_packet_forwarder_delete_other_value",
@@ -116,6 +139,7 @@ fn exports_the_names_that_dashboards_use() {
         "derp_rate_limit_per_client_waited",
         "derp_sclient_write_timeouts",
         "derp_sent_pong",
+        "derp_tcp_rtt",
         "derp_total_dup_client_conns",
         "derp_unknown_frames",
         "derp_watchers",
@@ -139,13 +163,19 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_udp_refused_packets_total",
         "derpd_udp_send_failures_total",
         "derpd_xdp_interface",
+        "derper_tls_active_version",
+        "derper_tls_request_version",
+        "node_boot_time_seconds",
         "process_cpu_seconds_total",
         "process_max_fds",
+        "process_network_receive_bytes_total",
+        "process_network_transmit_bytes_total",
         "process_open_fds",
         "process_resident_memory_bytes",
         "process_start_time_seconds",
         "process_start_unix_time",
         "process_virtual_memory_bytes",
+        "process_virtual_memory_max_bytes",
         "stun_addrfamily",
         "stun_requests",
         "tls_listener_accepted_connections",
@@ -177,6 +207,14 @@ fn renders_values_with_labels() {
         "derp_buffered_write_frames_bucket{le=\"+Inf\"} 2",
         "derp_buffered_write_frames_sum 104",
         "derp_buffered_write_frames_count 2",
+        "derp_mesh_update_batch_size_bucket{le=\"1000\"} 0",
+        "derp_mesh_update_batch_size_bucket{le=\"+Inf\"} 1",
+        "derp_mesh_update_loop_count_bucket{le=\"1\"} 1",
+        "derp_average_queue_duration_ms 0.5",
+        "derp_tcp_rtt{le=\"10ms\"} 8",
+        "derper_tls_request_version{version=\"1.3\"} 5",
+        "derper_tls_active_version{version=\"1.3\"} 2",
+        "bootstrap_dns_requests 4",
         "stun_requests{disposition=\"success\"} 7",
         "derpd_admissions_total{source=\"allow_api\",decision=\"admitted\",reason=\"listed\"} 3",
         "derpd_admissions_total{source=\"url\",decision=\"refused\",reason=\"denied\"} 2",
@@ -204,6 +242,7 @@ fn leaves_out_what_does_not_run() {
         tls: false,
         rates: None,
         proxy_faults: None,
+        round_trips: None,
         stun: None,
         kernel: Vec::new(),
         interfaces: Vec::new(),
@@ -212,9 +251,46 @@ fn leaves_out_what_does_not_run() {
     let names = family_names(&report.to_text());
     assert!(!names.iter().any(|name| {
         name.starts_with("tls_")
+            || name.starts_with("derper_tls_")
+            || name == "derp_tcp_rtt"
             || name.contains("rate_limit")
             || name.contains("proxy")
             || name.starts_with("stun_")
             || name.contains("xdp")
     }));
+}
+
+#[test]
+fn variables_are_placed_as_derper_places_them() {
+    let vars: serde_json::Value = serde_json::from_str(&full_report().to_vars()).unwrap();
+    for (path, expected) in [
+        ("/derp/accepts", "0"),
+        ("/derp/gauge_clients_total", "5"),
+        ("/derp/counter_total_dup_client_conns", "0"),
+        ("/derp/average_queue_duration_ms", "0.5"),
+        ("/derp/counter_tcp_rtt", r#"{"10ms":8,"error":0}"#),
+        ("/derp/counter_packets_received_kind", r#"{"disco":0,"other":0}"#),
+        ("/derp/counter_buffered_write_frames/100", "1"),
+        ("/derp/counter_buffered_write_frames/+Inf", "2"),
+        ("/derp/counter_buffered_write_frames/sum", "104"),
+        ("/derp/counter_mesh_update_batch_size/count", "1"),
+        ("/derp/rate_limit_per_client_bytes_per_second", "1000"),
+        ("/derp/version", "\"1.2.3\""),
+        ("/derp_packets_dropped/queue_head", r#"{"disco":0,"other":1}"#),
+        ("/derper_tls_request_version/1.3", "5"),
+        ("/gauge_derper_tls_active_version/1.3", "2"),
+        ("/tls_listener/counter_accepted_connections", "0"),
+        ("/stun/counter_requests/success", "7"),
+        ("/counter_bootstrap_dns_requests", "4"),
+        ("/counter_uptime_sec", "12"),
+        ("/process_start_unix_time", "1700000000"),
+        ("/version", "\"1.2.3\""),
+    ] {
+        let value = vars.pointer(path).map(ToString::to_string);
+        assert_eq!(value.as_deref(), Some(expected), "{path} in\n{vars:#}");
+    }
+    assert!(vars["cmdline"][0].as_str().is_some_and(|name| name.contains("derp")));
+    for ours in ["derpd_active_workers", "active_workers", "xdp_stun_server_packets_total"] {
+        assert!(!full_report().to_vars().contains(ours), "{ours} is elsewhere");
+    }
 }

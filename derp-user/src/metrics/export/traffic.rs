@@ -3,7 +3,6 @@
 use super::Report;
 use crate::metrics::{
     DropReason, PacketKind, Totals,
-    counters::FRAMES_PER_WRITE_BOUNDS,
     families::{Families, Sample},
 };
 
@@ -60,9 +59,12 @@ impl Report {
         families.histogram(
             "derp_buffered_write_frames",
             "Frames per write to a client.",
-            &FRAMES_PER_WRITE_BOUNDS,
-            &totals.buffered_write_frames.buckets,
-            totals.buffered_write_frames.sum,
+            &totals.buffered_write_frames,
+        );
+        families.gauge(
+            "derp_average_queue_duration_ms",
+            "Moving average of the milliseconds that packets wait for their client's socket.",
+            totals.average_queue_milliseconds,
         );
     }
 

@@ -17,6 +17,7 @@ use self::records::Records;
 pub(super) use crate::tls::session::{Outgoing, Phase};
 use crate::{
     client::wire::Wire,
+    http::TlsVersion,
     tls::session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
 };
 
@@ -82,9 +83,14 @@ impl Transport {
         Self { layer, incomplete: Incomplete::default(), failed: false }
     }
 
-    /// Whether there is TLS.
-    pub(super) fn is_tls(&self) -> bool {
-        !matches!(self.layer, Layer::Plain)
+    /// The version of TLS that has been agreed on; `None` if there is no TLS.
+    pub(super) fn tls_version(&self) -> Option<TlsVersion> {
+        match &self.layer {
+            Layer::Plain => None,
+            Layer::Session(session) => Some(session.version().into()),
+            Layer::ClientSession(session) => Some(session.version().into()),
+            Layer::Records(_) => Some(TlsVersion::V13),
+        }
     }
 
     /// Reduces a TLS 1.3 connection whose handshake is over, and whose every byte for the peer has
