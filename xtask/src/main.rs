@@ -8,6 +8,7 @@ mod e2e;
 mod ebpf;
 mod go;
 mod instructions;
+mod monitoring;
 mod namespaces;
 mod process;
 mod proxies;

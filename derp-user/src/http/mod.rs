@@ -125,6 +125,15 @@ impl Site {
         if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
             return reply::text(StatusCode::BAD_REQUEST, "missing required Host header");
         }
+        let path = request.uri.path();
+        if request.method == Method::OPTIONS && path == "*" {
+            return Reply::default();
+        }
+        if request.method != Method::CONNECT
+            && let Some(location) = path::redirect(path, request.uri.query())
+        {
+            return reply::redirect(&request.method, StatusCode::TEMPORARY_REDIRECT, &location);
+        }
         match origin.listener {
             Listener::Main { .. } => self.respond_main(request, origin),
             Listener::Port80 => self.respond_port80(request, origin),
@@ -143,9 +152,6 @@ impl Site {
             return reply::text(StatusCode::FORBIDDEN, "CONNECT not enabled");
         }
         let path = request.uri.path();
-        if let Some(location) = path::redirect(path, request.uri.query()) {
-            return reply::redirect(StatusCode::TEMPORARY_REDIRECT, &location);
-        }
         match path {
             "/derp" if !self.settings.derp_enabled => {
                 reply::text(StatusCode::NOT_FOUND, "derp server disabled")
@@ -193,7 +199,11 @@ impl Site {
                     Some(_) | None if self.settings.access.allows(request, origin) => "/debug/",
                     Some(_) | None => "/",
                 };
-                reply::redirect(StatusCode::FOUND, &format!("https://{host}{target}"))
+                reply::redirect(
+                    &request.method,
+                    StatusCode::FOUND,
+                    &format!("https://{host}{target}"),
+                )
             }
             _ => reply::text(StatusCode::BAD_REQUEST, "Use HTTPS"),
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use hyper::{
-    StatusCode,
+    Method, StatusCode,
     http::{HeaderName, HeaderValue, header},
 };
 use serde::Serialize;
@@ -99,16 +99,20 @@ pub(super) fn json(document: &impl Serialize) -> Reply {
     }
 }
 
-/// Sends the client to `location`; a location that no header can hold is a bad request.
-pub(super) fn redirect(status: StatusCode, location: &str) -> Reply {
+/// Sends the client to `location`; a location that no header can hold is a bad request. Only who has asked for a page
+/// gets one to click on.
+pub(super) fn redirect(method: &Method, status: StatusCode, location: &str) -> Reply {
     let Ok(value) = HeaderValue::try_from(location) else {
         return text(StatusCode::BAD_REQUEST, "malformed request target");
     };
-    let link = escape(location);
-    let mut response = html(
-        status,
-        format!("<a href=\"{link}\">{}</a>\n", status.canonical_reason().unwrap_or("Moved")),
-    );
+    let mut response = if [Method::GET, Method::HEAD].contains(method) {
+        let (link, reason) = (escape(location), status.canonical_reason().unwrap_or("Moved"));
+        html(status, format!("<a href=\"{link}\">{reason}</a>\n"))
+    } else {
+        let mut response = Reply::default();
+        *response.status_mut() = status;
+        response
+    };
     response.headers_mut().insert(header::LOCATION, value);
     response
 }

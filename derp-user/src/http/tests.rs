@@ -334,6 +334,20 @@ fn small_pages() {
 }
 
 #[test]
+fn unclean_paths_are_redirected_on_both_ports() {
+    for origin in [main_from(STRANGER), port80_from(STRANGER)] {
+        for (method, link) in [("GET", "<a href"), ("POST", "")] {
+            let line = format!("{method} //derp/./probe?a=b");
+            let (status, headers, body) = ask(settings(), &line, &[], origin);
+            assert_eq!((status, headers["location"].to_str().unwrap()), (307, "/derp/probe?a=b"));
+            assert!(body.starts_with(link) && body.is_empty() == link.is_empty(), "{body}");
+        }
+        let (status, headers, body) = ask(settings(), "OPTIONS *", &[], origin);
+        assert_eq!((status, body.as_str(), headers.len()), (200, "", 0));
+    }
+}
+
+#[test]
 fn case_65_no_tunnels() {
     let (status, _, body) = get("CONNECT login.tailscale.com:443");
     assert_eq!((status, body.as_str()), (403, "CONNECT not enabled\n"));

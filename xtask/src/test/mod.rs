@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    ebpf, go, namespaces,
+    ebpf, go, monitoring, namespaces,
     process::{self, CommandExt as _},
     proxies, workspace,
 };
@@ -33,9 +33,11 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
             tally.skip(&format!("all or some tests on the loaded kernel program: {reason}"))
         }
     }
-    if let Err(reason) = proxies::ensure_programs() {
-        // Each of the tests that need one says so itself, but not what to type.
-        eprintln!("{reason:#}");
+    for ensure in [proxies::ensure_programs, monitoring::ensure_programs] {
+        if let Err(reason) = ensure() {
+            // Each of the tests that need one says so itself, but not what to type.
+            eprintln!("{reason:#}");
+        }
     }
     compile_interop_tests()?;
     compile_ts_derp_client()?;
