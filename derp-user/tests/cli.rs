@@ -701,7 +701,7 @@ async fn lost_packets_for_a_key_of_interest_and_frames_are_logged() {
     }
     assert_eq!(log().matches("drop (").count(), 1, "{}", log());
     // Both packets, with the key in front: every frame is, also the first.
-    for length in [13, 11] {
+    for length in [14, 11] {
         let frame = format!("{}: read frame type 4 len {}", sender.public().short(), 32 + length);
         assert!(log().contains(&frame), "{frame:?} is not in\n{}", log());
     }

@@ -65,7 +65,11 @@ impl Relay {
             access: DebugAccess::new(None, None, None, false).expect("nothing to refuse"),
             started: Instant::now(),
             varz: Box::new(String::new),
-            flows: Box::new(Vec::new),
+            vars: Box::new(String::new),
+            tls_requests: TlsRequests::default(),
+            traffic: Box::new(|| None),
+            bootstrap: Arc::default(),
+            flows: Box::new(FlowsView::default),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");
@@ -81,6 +85,7 @@ impl Relay {
             accept_limit: None,
             proxies: Arc::default(),
             admission: Arc::new(Admission::open()),
+            verbose_clients: VerboseClients::None,
             verbose_drops: None,
             rates: None,
             site: Arc::new(site),

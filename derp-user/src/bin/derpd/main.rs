@@ -120,7 +120,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
-    let _entered = runtime.enter();
+    let entered = runtime.enter();
     let signals = Signals::catch()?;
     let gate = Gate::load(&config, runtime.handle())?;
 
@@ -205,6 +205,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     if let Err(error) = server.stop() {
         tracing::debug!("stop: {error}");
     }
+    drop(entered);
+    // Without waiting for a name that is just being looked up.
+    runtime.shutdown_background();
     Ok(())
 }
 
