@@ -14,13 +14,14 @@ use std::{
 use derp_user::{
     admit::Admission,
     client::{Client, ClientError, Connector, Receiver, Target, Trust, new_key},
-    http::{DebugAccess, Home, Settings as SiteSettings, Site},
+    flow::FlowsView,
+    http::{DebugAccess, Home, Settings as SiteSettings, Site, TlsRequests},
     proto::{
         client::read::Message,
         keys::{NodePrivate, NodePublic},
         message::GoneReason,
     },
-    server::{DEFAULT_QUEUE_DEPTH, Server, Settings, Statistics},
+    server::{DEFAULT_QUEUE_DEPTH, Server, Settings, Statistics, VerboseClients},
     tls,
 };
 use tempfile::TempDir;
