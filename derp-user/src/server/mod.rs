@@ -9,10 +9,12 @@ mod hub;
 mod life;
 mod link;
 mod mesh;
+mod observe;
 mod placement;
 mod processor_time;
 mod reclaim;
 mod session;
+mod tcp_info;
 mod throttle;
 mod transport;
 mod upgrade;
@@ -47,13 +49,17 @@ pub use self::mesh::{
 use self::{
     hub::Hub,
     mesh::Board,
+    observe::Observers,
     worker::{Desk, Shared},
 };
 use crate::{
     admit::Admission,
     http::Site,
-    metrics::{Gauges, MeshView, Totals, WorkerCounters},
-    proto::keys::{NodePrivate, NodePublic},
+    metrics::{Gauges, MeshView, RoundTripTotals, RoundTrips, Totals, WorkerCounters},
+    proto::{
+        keys::{NodePrivate, NodePublic},
+        message::ClientTraits,
+    },
     proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
     tls::Acceptor,
@@ -69,6 +75,28 @@ pub struct AcceptLimit {
     pub per_second: f64,
     /// At once.
     pub burst: u64,
+}
+
+/// Clients whose every frame is logged, which is only for those who look for a fault.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum VerboseClients {
+    /// None.
+    #[default]
+    None,
+    /// Those that say they are probers.
+    Probers,
+    /// All.
+    All,
+}
+
+impl VerboseClients {
+    fn include(self, traits: ClientTraits) -> bool {
+        match self {
+            Self::None => false,
+            Self::Probers => traits.prober,
+            Self::All => true,
+        }
+    }
 }
 
 /// Everything the server needs to know.
@@ -96,6 +124,8 @@ pub struct Settings {
     pub proxies: Arc<TrustedProxies>,
     /// Who may use the relay.
     pub admission: Arc<Admission>,
+    /// Whose frames are logged.
+    pub verbose_clients: VerboseClients,
     /// Keys whose lost packets are logged.
     pub verbose_drops: Option<Arc<VerboseDrops>>,
     /// What each client may send, if that is ever to be limited. Mesh peers are not.
@@ -113,6 +143,8 @@ pub struct Statistics {
     mesh_board: Arc<Board>,
     hub: Arc<Hub>,
     active_workers: Arc<AtomicUsize>,
+    round_trips: RoundTrips,
+    observers: Observers,
 }
 
 impl Statistics {
@@ -124,7 +156,14 @@ impl Statistics {
             mesh_board: Arc::default(),
             hub: Arc::new(Hub::new(own_key)),
             active_workers: Arc::default(),
+            round_trips: RoundTrips::default(),
+            observers: Observers::default(),
         }
+    }
+
+    /// The round trip times of clients, as [`Statistics::sample_round_trips`] has seen them.
+    pub fn round_trips(&self) -> RoundTripTotals {
+        self.round_trips.totals()
     }
 
     /// What the workers and the mesh have counted.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Receiver;
 use self::keeper::State;
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowSpec, FlowView, SharedMirror, StateView},
+    flow::{FlowSpec, FlowsView, SharedMirror, StateView},
     forward::Stranger,
 };
 
@@ -77,9 +77,9 @@ impl Keeper {
         self.0.lock().follow(ways);
     }
 
-    /// Returns the flows as they are now.
+    /// Returns the flows as they are now, with what the last review has found counted. Makes no system call.
     #[must_use]
-    pub fn views(&self) -> Vec<FlowView> {
+    pub fn views(&self) -> FlowsView {
         self.0.lock().views()
     }
 
