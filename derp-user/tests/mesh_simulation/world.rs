@@ -288,7 +288,9 @@ impl World {
     fn transmit(&mut self, link: LinkNumber, to: Side, freight: Freight) {
         let bytes = match &freight {
             Freight::Packet { .. } => PACKET,
-            news => news.news().iter().map(|news| news.length()).sum(),
+            news @ (Freight::One(_) | Freight::Many(_)) => {
+                news.news().iter().map(|news| news.length()).sum()
+            }
         };
         let jitter = self.some(self.settings.jitter);
         let state = &mut self.links[link as usize];
@@ -581,5 +583,5 @@ impl World {
 
 /// Nanoseconds that bytes take at a rate.
 fn time_for(bytes: u32, rate: u64) -> u64 {
-    if rate == 0 { 0 } else { u64::from(bytes) * SECOND / rate }
+    (u64::from(bytes) * SECOND).checked_div(rate).unwrap_or(0)
 }
