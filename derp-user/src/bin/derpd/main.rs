@@ -197,7 +197,10 @@ fn run(options: Options) -> anyhow::Result<()> {
     let mesh = mesh_settings
         .map(|settings| Mesh::start(settings, &statistics))
         .transpose()
-        .context("-mesh-with")?;
+        .map_err(|error| match error {
+            server::MeshError::Client(error) => reload::mesh_fault(error),
+            error @ server::MeshError::Thread(_) => anyhow::Error::new(error).context("-mesh-with"),
+        })?;
     reloader.mesh.links = mesh.as_ref().map(Mesh::reloader);
 
     banner::log(&banner::Facts {
