@@ -70,12 +70,12 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
     (
         "-mesh-psk-file {}/mesh.key -mesh-with a -mesh-ca-file {}/missing",
         1,
-        "-mesh-with: cannot read {}/missing: No such file or directory (os error 2)",
+        "-mesh-ca-file: cannot read {}/missing: No such file or directory (os error 2)",
     ),
     (
         "-mesh-psk-file {}/mesh.key -mesh-with a -mesh-ca-file {}/empty",
         1,
-        "-mesh-with: cannot read {}/empty: it holds no certificate",
+        "-mesh-ca-file: cannot read {}/empty: it holds no certificate",
     ),
     (
         "-mesh-pin sha256-raw:12",
@@ -262,6 +262,46 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         "-certmode manual -certdir {} -hostname derp.example.com",
         1,
         "-hostname derp.example.com needs {}/derp.example.com.crt and {}/derp.example.com.key, and neither exists",
+    ),
+    (
+        "-certmode manual -certdir {} -hostname=",
+        2,
+        "-hostname \"\": must be the name that the certificate is for",
+    ),
+    (
+        "-bootstrap-dns-names a..b",
+        2,
+        "-bootstrap-dns-names \"a..b\": \"a..b\" is not a DNS name, nor name/txtname",
+    ),
+    (
+        "-a 127.0.0.1:443 -hostname a.test -acme-directory http://x",
+        2,
+        "-acme-directory \"http://x\": write https://host/path",
+    ),
+    (
+        "-a 127.0.0.1:443 -hostname a.test -certmode gcp",
+        2,
+        "-certmode \"gcp\": needs -acme-eab-kid and -acme-eab-key, which `gcloud publicca external-account-keys create` prints",
+    ),
+    (
+        "-a 127.0.0.1:443 -hostname a.test -acme-eab-kid x -acme-eab-key !!",
+        2,
+        "-acme-eab-key \"...\": must be base64",
+    ),
+    (
+        "-a 127.0.0.1:443 -hostname 192.0.2.1",
+        2,
+        "-hostname \"192.0.2.1\": an IP address needs -certmode manual for a self-signed certificate, or -acme-ip-certs for one by ACME",
+    ),
+    (
+        "-a 127.0.0.1:443 -hostname a..b",
+        2,
+        "-hostname \"a..b\": certificates by ACME need a DNS name like derp.example.com",
+    ),
+    (
+        "-a 127.0.0.1:443 -certdir {} -hostname a.test -acme-directory https://127.0.0.1:1/d -acme-ca-file {}/missing",
+        1,
+        "-acme-ca-file: cannot read {}/missing: No such file or directory (os error 2)",
     ),
 ];
 

@@ -361,7 +361,7 @@ fn own_certificate(place: &Place) -> String {
 }
 
 #[tokio::test]
-async fn lost_packets_for_a_key_of_interest_are_logged() {
+async fn lost_packets_for_a_key_of_interest_and_frames_are_logged() {
     use derp_user::client::{Connector, Trust, new_key};
 
     let place = Place::new();
@@ -369,6 +369,7 @@ async fn lost_packets_for_a_key_of_interest_are_logged() {
     let log_file = place.path("log");
     let mut command = derpd(&place.arguments(&["-workers=1"]));
     command.env("TS_DEBUG_VERBOSE_DROPS", wanted.public().to_hex());
+    command.env("DERP_DEBUG_LOGS", "true").env("TS_DERP_DISABLE_RTT_STATS", "1");
     command.stderr(fs::File::create(&log_file).unwrap());
     let mut child = command.spawn().unwrap();
     let log = || fs::read_to_string(&log_file).unwrap();
@@ -390,6 +391,17 @@ async fn lost_packets_for_a_key_of_interest_are_logged() {
         sleep(Duration::from_millis(5));
     }
     assert_eq!(log().matches("drop (").count(), 1, "{}", log());
+    // Both packets, with the key in front: every frame is, also the first.
+    for length in [14, 11] {
+        let frame = format!("{}: read frame type 4 len {}", sender.public().short(), 32 + length);
+        assert!(log().contains(&frame), "{frame:?} is not in\n{}", log());
+    }
+    let mut page = String::new();
+    let mut stream = std::net::TcpStream::connect(&address).unwrap();
+    let request = "GET /debug/varz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    stream.read_to_string(&mut page).unwrap();
+    assert!(page.contains("derp_accepts 1") && !page.contains("derp_tcp_rtt"), "{page}");
     let _ = child.kill();
     let _ = child.wait();
 }

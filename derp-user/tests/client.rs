@@ -18,7 +18,8 @@ use derp_user::{
         map::{Node, Region},
         new_key, standing,
     },
-    http::{DebugAccess, Home, Settings as SiteSettings, Site},
+    flow::FlowsView,
+    http::{DebugAccess, Home, Settings as SiteSettings, Site, TlsRequests},
     metrics::MeshView,
     proto::{
         client::read::Message,
@@ -26,7 +27,7 @@ use derp_user::{
         message::GoneReason,
     },
     relay::limit::{LEAST_BURST, RateLimit},
-    server::{DEFAULT_QUEUE_DEPTH, Rates, Server, Settings, Statistics},
+    server::{DEFAULT_QUEUE_DEPTH, Rates, Server, Settings, Statistics, VerboseClients},
     tls,
 };
 use tempfile::TempDir;
@@ -86,7 +87,11 @@ impl Relay {
             acme_challenge: None,
             started: Instant::now(),
             varz: Box::new(String::new),
-            flows: Box::new(Vec::new),
+            vars: Box::new(String::new),
+            tls_requests: TlsRequests::default(),
+            traffic: Box::new(|| None),
+            bootstrap: Arc::default(),
+            flows: Box::new(FlowsView::default),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");
@@ -102,6 +107,7 @@ impl Relay {
             accept_limit: None,
             proxies: Arc::default(),
             admission: Arc::new(Admission::open()),
+            verbose_clients: VerboseClients::None,
             verbose_drops: None,
             rates: limit.map(|limit| Arc::new(Rates::new(Some(limit)))),
             site: Arc::new(site),

@@ -10,6 +10,7 @@ mod ebpf;
 mod go;
 mod instructions;
 mod interop;
+mod monitoring;
 mod namespaces;
 mod process;
 mod proxies;

@@ -58,6 +58,9 @@ fn acme(options: &Options) -> Result<Option<acme::Settings>, ConfigError> {
             let reason = "needs -certmode letsencrypt";
             return Err(fault("acme-directory", &options.acme_directory, reason));
         }
+        CertificateMode::Manual if options.hostname.is_empty() => {
+            return Err(fault("hostname", "", "must be the name that the certificate is for"));
+        }
         CertificateMode::Manual => return Ok(None),
         CertificateMode::LetsEncrypt => false,
         CertificateMode::Gcp => true,

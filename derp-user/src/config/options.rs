@@ -54,6 +54,14 @@ pub struct Options {
     #[arg(id = "home", long, value_name = "URL", default_value = "", hide_default_value = true, help_heading = LISTENING)]
     pub home: String,
 
+    /// Names whose addresses everybody may ask for at `/bootstrap-dns`, separated by commas
+    #[arg(id = "bootstrap-dns-names", long, value_name = "NAMES", default_value = "", hide_default_value = true, help_heading = LISTENING)]
+    pub bootstrap_dns_names: String,
+    /// Names whose addresses are told only to those who ask for them, separated by commas; `name/txtname` tells them to
+    /// the percentage of client addresses that the TXT records of txtname say
+    #[arg(id = "unpublished-bootstrap-dns-names", long, value_name = "NAMES", default_value = "", hide_default_value = true, help_heading = LISTENING)]
+    pub unpublished_bootstrap_dns_names: String,
+
     /// File that keeps the server's private key, made if missing [as root: /var/lib/derper/derper.key]
     #[arg(id = "c", long = "c", value_name = "FILE", default_value = "", hide_default_value = true, help_heading = IDENTITY)]
     pub c: String,
@@ -222,6 +230,9 @@ Environment:
   TS_DEBUG_KEY_PATH                          file with a secret; /debug/?debugkey=SECRET opens the pages
   TS_DEBUG_VERBOSE_DROPS                     keys, 64 hex digits each, separated by commas: log packets lost on the way
                                              to these
+  TS_DERP_DISABLE_RTT_STATS                  true: do not sample the round trip times of clients
+  DERP_DEBUG_LOGS                            true: log every frame that clients send
+  DERP_PROBER_DEBUG_LOGS                     true: log every frame that probers send
   TAILSCALE_DERPER_MESH_KEY                  mesh key, only with -dev
   RUST_LOG                                   as -log, if that is not given
 ";

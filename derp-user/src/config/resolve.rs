@@ -12,15 +12,16 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     CertificateMode, ConfigError, GoDuration, Options, TlsSettings, admission, certificates,
+    options::parse_boolean,
 };
 use crate::{
     admit,
     client::{ClientError, Trust},
     dataplane::{Mode, Pin},
-    http::Home,
+    http::{self, Home},
     proto::keys::{MeshKey, NodePublic, decode_hex},
     proxy_protocol::parse_networks,
-    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError},
+    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError, VerboseClients},
 };
 
 /// What the process finds around it; given, so that tests need no real environment.
@@ -58,6 +59,8 @@ pub struct Config {
     pub mesh: Option<MeshConfig>,
     /// What unmatched paths show.
     pub home: Home,
+    /// Names that `/bootstrap-dns` tells.
+    pub bootstrap: http::Names,
     /// Who may use the relay.
     pub admission: admit::Settings,
     /// Proxies whose PROXY protocol headers are believed.
@@ -76,6 +79,10 @@ pub struct Config {
     pub xdp_interfaces: Vec<String>,
     /// How it should.
     pub xdp_mode: Mode,
+    /// Whether the round trip times of clients are sampled.
+    pub sample_round_trips: bool,
+    /// Whose frames are logged.
+    pub verbose_clients: VerboseClients,
     /// Keys whose lost packets are logged.
     pub verbose_drops: Vec<NodePublic>,
     /// Whether it goes on without the process, if the command line says so.
@@ -251,6 +258,7 @@ impl Config {
             mesh: mesh(&options, &mesh_key)?,
             mesh_key,
             home: options.home.parse()?,
+            bootstrap: bootstrap(&options)?,
             admission: admission::settings(&options)?,
             proxies: proxies(&options)?,
             rate_config: (!options.rate_config.is_empty()).then(|| (&options.rate_config).into()),
@@ -259,6 +267,8 @@ impl Config {
             min_workers,
             workers,
             xdp_mode: options.xdp_mode,
+            sample_round_trips: !environment.switch("TS_DERP_DISABLE_RTT_STATS")?,
+            verbose_clients: verbose_clients(environment)?,
             verbose_drops: verbose_drops(environment)?,
             xdp_pin: options.xdp_pin,
             file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
@@ -272,6 +282,23 @@ impl Config {
             xdp_interfaces: options.xdp_interface,
         })
     }
+}
+
+fn bootstrap(options: &Options) -> Result<http::Names, ConfigError> {
+    let list = |flag, value: &String| {
+        value.parse().map_err(|error: http::NamesError| ConfigError::Flag {
+            flag,
+            value: value.clone(),
+            reason: error.to_string(),
+        })
+    };
+    Ok(http::Names {
+        published: list("bootstrap-dns-names", &options.bootstrap_dns_names)?,
+        unpublished: list(
+            "unpublished-bootstrap-dns-names",
+            &options.unpublished_bootstrap_dns_names,
+        )?,
+    })
 }
 
 fn proxies(options: &Options) -> Result<Vec<IpNet>, ConfigError> {
@@ -303,6 +330,16 @@ impl Environment<'_> {
     /// A variable that is set and not empty.
     pub(super) fn text(&self, name: &str) -> Option<String> {
         (self.variable)(name).filter(|value| !value.is_empty())
+    }
+
+    /// Whether a switch is on.
+    fn switch(&self, name: &'static str) -> Result<bool, ConfigError> {
+        let Some(value) = self.text(name) else { return Ok(false) };
+        parse_boolean(&value).map_err(|reason| ConfigError::Variable {
+            name,
+            value: value.clone(),
+            reason: reason.to_owned(),
+        })
     }
 }
 
@@ -470,6 +507,16 @@ fn queue_depth(environment: &Environment<'_>) -> Result<usize, ConfigError> {
             reason: format!("must be a number from 1 to {MAX_QUEUE_DEPTH}"),
         }),
     }
+}
+
+fn verbose_clients(environment: &Environment<'_>) -> Result<VerboseClients, ConfigError> {
+    let all = environment.switch("DERP_DEBUG_LOGS")?;
+    let probers = environment.switch("DERP_PROBER_DEBUG_LOGS")?;
+    Ok(match (all, probers) {
+        (true, _) => VerboseClients::All,
+        (false, true) => VerboseClients::Probers,
+        (false, false) => VerboseClients::None,
+    })
 }
 
 fn verbose_drops(environment: &Environment<'_>) -> Result<Vec<NodePublic>, ConfigError> {

@@ -6,7 +6,13 @@ use hyper::Uri;
 use proptest::prelude::*;
 
 use super::{key_file::*, *};
-use crate::{acme, client::Trust, http::Home, relay::limit::RateLimit, server::AcceptLimit};
+use crate::{
+    acme,
+    client::Trust,
+    http::Home,
+    relay::limit::RateLimit,
+    server::{AcceptLimit, VerboseClients},
+};
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
     match parse(arguments.iter().map(OsString::from))? {
@@ -146,6 +152,7 @@ fn flags_that_ask_for_nothing_are_accepted() {
         "-verify-client-url-fail-open",
         "-bootstrap-dns-names",
         "",
+        "-unpublished-bootstrap-dns-names=",
         "-acme-email=a@example.com",
         "-ace=0",
         "-socket",
@@ -491,6 +498,41 @@ fn home_page() {
     let home = |value: &str| resolve(&["-a=:1", "-home", value]).map(|config| config.home);
     assert_eq!(home("blank").unwrap(), Home::Blank);
     assert!(matches!(home("example.com"), Err(ConfigError::Home(_))));
+}
+
+#[test]
+fn bootstrap_names() {
+    let names = |value: &str| resolve(&["-a=:1", value]).map(|config| config.bootstrap);
+    let list = |text: &str| text.parse().unwrap();
+    assert_eq!(names("-home=").unwrap(), crate::http::Names::default());
+    let expected = crate::http::Names { published: list("a,b.example"), ..Default::default() };
+    assert_eq!(names("-bootstrap-dns-names=a,b.example").unwrap(), expected);
+    let expected = crate::http::Names { unpublished: list("a/b"), ..Default::default() };
+    assert_eq!(names("-unpublished-bootstrap-dns-names=a/b").unwrap(), expected);
+    for flag in ["-bootstrap-dns-names", "-unpublished-bootstrap-dns-names"] {
+        let error = names(&format!("{flag}=a,https://b")).unwrap_err();
+        let expected =
+            format!("{flag} \"a,https://b\": \"https://b\" is not a DNS name, nor name/txtname");
+        assert_eq!((error.to_string(), error.exit_status()), (expected, 2));
+    }
+}
+
+#[test]
+fn switches_of_the_environment() {
+    let with = |variables: &[(&str, &str)]| resolve_with(&["-c=/key", "-a=:1"], variables, false);
+    let config = with(&[]).unwrap();
+    assert!(config.sample_round_trips);
+    assert_eq!(config.verbose_clients, VerboseClients::None);
+    assert!(!with(&[("TS_DERP_DISABLE_RTT_STATS", "1")]).unwrap().sample_round_trips);
+    for (variables, expected) in [
+        (&[("DERP_DEBUG_LOGS", "t")][..], VerboseClients::All),
+        (&[("DERP_DEBUG_LOGS", "0"), ("DERP_PROBER_DEBUG_LOGS", "true")], VerboseClients::Probers),
+        (&[("DERP_DEBUG_LOGS", "1"), ("DERP_PROBER_DEBUG_LOGS", "1")], VerboseClients::All),
+    ] {
+        assert_eq!(with(variables).unwrap().verbose_clients, expected, "{variables:?}");
+    }
+    let error = with(&[("DERP_DEBUG_LOGS", "yes")]).unwrap_err();
+    assert_eq!(error.to_string(), "DERP_DEBUG_LOGS=\"yes\": must be true or false");
 }
 
 const KEY_TEXT: &str = "privkey:5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb";

@@ -23,13 +23,11 @@ enum Kind {
     Detail,
 }
 
-const FOREIGN: [Foreign; 6] = [
+const FOREIGN: [Foreign; 4] = [
     foreign("ace", Kind::Switch, "tunnels for Tailscale's control plane"),
-    foreign("bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
     foreign("secrets-cache-dir", Kind::Detail, "secrets from setec"),
     foreign("secrets-path-prefix", Kind::Detail, "secrets from setec"),
     foreign("secrets-url", Kind::Text, "secrets from setec"),
-    foreign("unpublished-bootstrap-dns-names", Kind::Text, "bootstrap DNS"),
 ];
 
 const fn foreign(name: &'static str, kind: Kind, feature: &'static str) -> Foreign {

@@ -29,7 +29,7 @@ pub use self::{
     spec::{EndSpec, FlowId, FlowRate, FlowRateError, FlowSpec, Kind, Lifetime, Local, Remote},
     state::Plane,
     table::{FlowTable, TableSettings},
-    view::{CountView, EndView, FlowView, Forwarder, KindView, StateView, Viewer},
+    view::{CountView, EndView, FlowView, FlowsView, Forwarder, KindView, StateView, Viewer},
     way::{Resolved, WayRequest},
 };
 

@@ -10,6 +10,15 @@ use super::{
     state::{Flow, Plane},
 };
 
+/// All flows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct FlowsView {
+    /// How long ago what the data planes have counted was read, in seconds; `None` if never.
+    pub counted_seconds: Option<f64>,
+    /// The flows, by slot.
+    pub flows: Vec<FlowView>,
+}
+
 /// One flow.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct FlowView {

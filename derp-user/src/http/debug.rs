@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hyper::{
-    StatusCode,
+    Method, StatusCode,
     http::{HeaderValue, header, request::Parts},
 };
 
@@ -25,6 +25,15 @@ impl Site {
                     "derp.Server ConsistencyCheck okay".to_owned(),
                 ),
                 Err(findings) => reply::text(StatusCode::INTERNAL_SERVER_ERROR, &findings),
+            },
+            "/debug/vars" => reply::json_text((self.settings.vars)()),
+            // Nobody reads the answer to HEAD.
+            "/debug/traffic" if request.method == Method::HEAD => {
+                reply::exact_text(StatusCode::OK, String::new())
+            }
+            "/debug/traffic" => match (self.settings.traffic)() {
+                Some(pieces) => reply::text_stream(pieces),
+                None => reply::text(StatusCode::SERVICE_UNAVAILABLE, "enough people look already"),
             },
             "/debug/flows" => flows::respond(request, (self.settings.flows)()),
             "/debug/mesh" => mesh::respond(request, &(self.settings.mesh)()),
@@ -53,8 +62,10 @@ impl Site {
             "<h1>derpd debug</h1>\n\
              <table>\n{rows}</table>\n\
              <ul>\n\
-             <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format</li>\n\
+             <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format, and those of derper \
+             <a href=\"/debug/vars\">as JSON</a></li>\n\
              <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
+             <li><a href=\"/debug/traffic\">Traffic</a> of each client, every two seconds</li>\n\
              <li><a href=\"/debug/flows\">UDP flows</a>, also \
              <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
              <li><a href=\"/debug/mesh\">Mesh</a>, also \

@@ -6,26 +6,20 @@ use hyper::{
     StatusCode,
     http::{header, request::Parts},
 };
-use serde::Serialize;
 
 use super::{Reply, debug::uptime, reply};
-use crate::flow::{CountView, EndView, FlowView, KindView, StateView};
+use crate::flow::{CountView, EndView, FlowView, FlowsView, KindView, StateView};
 
 /// Most flows on the page for people.
 const MOST: usize = 500;
 
-#[derive(Serialize)]
-struct Document<'a> {
-    flows: &'a [FlowView],
-}
-
 /// Answers with the page, or with JSON if that is asked for.
-pub(super) fn respond(request: &Parts, mut flows: Vec<FlowView>) -> Reply {
+pub(super) fn respond(request: &Parts, mut view: FlowsView) -> Reply {
     if wants_json(request) {
-        return reply::json(&Document { flows: &flows });
+        return reply::json(&view);
     }
-    flows.sort_by(|one, other| (&one.name, one.slot).cmp(&(&other.name, other.slot)));
-    reply::html(StatusCode::OK, reply::page("derpd flows", &page(&flows)))
+    view.flows.sort_by(|one, other| (&one.name, one.slot).cmp(&(&other.name, other.slot)));
+    reply::html(StatusCode::OK, reply::page("derpd flows", &page(&view)))
 }
 
 /// Whether the query, or else the Accept header, asks for JSON.
@@ -40,7 +34,8 @@ pub(super) fn wants_json(request: &Parts) -> bool {
         .is_some_and(|accept| accept.contains("application/json") && !accept.contains("text/html"))
 }
 
-fn page(flows: &[FlowView]) -> String {
+fn page(view: &FlowsView) -> String {
+    let flows = &view.flows;
     let forwarding = flows.iter().filter(|flow| flow.state == StateView::Forwarding).count();
     let mut page = format!(
         "<h1>UDP flows</h1>\n\
@@ -49,6 +44,9 @@ fn page(flows: &[FlowView]) -> String {
     );
     if flows.is_empty() {
         return page;
+    }
+    if let Some(seconds) = view.counted_seconds {
+        let _ = writeln!(page, "<p>Counted {seconds:.0} s ago.</p>");
     }
     page.push_str(
         "<table class=\"flows\">\n<tr><th>Flow</th><th>VNI</th><th>State</th><th>End</th><th>Remote</th>\

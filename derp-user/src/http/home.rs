@@ -48,7 +48,11 @@ impl Site {
     pub(super) fn home(&self, request: &Parts, origin: &Origin) -> Reply {
         let page = match &self.settings.home {
             Home::Redirect(location) => {
-                return reply::browser(reply::redirect(StatusCode::FOUND, location));
+                return reply::browser(reply::redirect(
+                    &request.method,
+                    StatusCode::FOUND,
+                    location,
+                ));
             }
             Home::Blank => String::new(),
             Home::BuiltIn => self.home_page(self.settings.access.allows(request, origin)),

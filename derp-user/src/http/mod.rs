@@ -4,6 +4,8 @@
 //! [`Site::respond`] is a pure function of request and origin; [`serve_connection`] puts it on connections.
 
 mod access;
+mod body;
+mod bootstrap;
 mod debug;
 mod flows;
 mod home;
@@ -11,27 +13,33 @@ mod mesh;
 mod path;
 mod reply;
 mod serve;
+mod tls_requests;
 mod upgrade;
 mod websocket;
 
-use std::{net::SocketAddr, time::Instant};
+use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 pub use access::{AccessError, DebugAccess};
+pub use body::Body;
+pub use bootstrap::{
+    BootstrapCounts, BootstrapDns, Lookup, NameList, Names, NamesError, SystemDns,
+};
 use bytes::Bytes;
 pub use home::{Home, HomeError};
-use http_body_util::Full;
 use hyper::{
     Method, Response, StatusCode, Version,
     http::{HeaderValue, header, request::Parts},
 };
 pub use serve::{Outcome, serve_connection, serve_port80};
+pub use tls_requests::{TlsRequest, TlsRequests, TlsVersion};
+use tokio::sync::mpsc;
 pub use upgrade::{Entry, Upgrade};
 pub use websocket::Handshake;
 
-use crate::{flow::FlowView, metrics::MeshView};
+use crate::{flow::FlowsView, metrics::MeshView};
 
-/// A whole response; every page here fits in memory.
-pub type Reply = Response<Full<Bytes>>;
+/// A whole response; every page here but the traffic stream fits in memory.
+pub type Reply = Response<Body>;
 
 /// Where a request came from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,8 +55,8 @@ pub struct Origin {
 pub enum Listener {
     /// The listener of `-a`, with or without TLS.
     Main {
-        /// Whether it speaks TLS.
-        tls: bool,
+        /// Which TLS it speaks with this client, if it does.
+        tls: Option<TlsVersion>,
     },
     /// The plain listener of `-http-port`, which mostly redirects to HTTPS.
     Port80,
@@ -73,6 +81,8 @@ pub struct Settings {
     pub has_mesh_key: Box<dyn Fn() -> bool + Send + Sync>,
     /// Says in words who may use the relay, for the debug index.
     pub admission: Box<dyn Fn() -> String + Send + Sync>,
+    /// The names that `/bootstrap-dns` tells.
+    pub bootstrap: Arc<BootstrapDns>,
     /// Who may see `/debug/`.
     pub access: DebugAccess,
     /// Answers an authority that checks the name of this server, where certificates come by ACME.
@@ -81,8 +91,14 @@ pub struct Settings {
     pub started: Instant,
     /// Renders the metrics.
     pub varz: Box<dyn Fn() -> String + Send + Sync>,
+    /// Renders them as JSON.
+    pub vars: Box<dyn Fn() -> String + Send + Sync>,
+    /// Requests by version of TLS.
+    pub tls_requests: TlsRequests,
+    /// Begins a stream of each client's traffic, unless enough people look at one.
+    pub traffic: Box<dyn Fn() -> Option<mpsc::Receiver<Bytes>> + Send + Sync>,
     /// Returns the UDP flows.
-    pub flows: Box<dyn Fn() -> Vec<FlowView> + Send + Sync>,
+    pub flows: Box<dyn Fn() -> FlowsView + Send + Sync>,
     /// Returns what the links to the other servers of the region are doing.
     pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
@@ -107,10 +123,28 @@ impl Site {
         Self { settings }
     }
 
+    /// Counts a request, which is being served as long as the result lives.
+    pub fn begin(&self, origin: &Origin) -> Option<TlsRequest> {
+        match origin.listener {
+            Listener::Main { tls } => tls.map(|version| self.settings.tls_requests.begin(version)),
+            Listener::Port80 => None,
+        }
+    }
+
     /// Answers one request.
     pub fn respond(&self, request: &Parts, origin: &Origin) -> Reply {
+        let _request = self.begin(origin);
         if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
             return reply::text(StatusCode::BAD_REQUEST, "missing required Host header");
+        }
+        let path = request.uri.path();
+        if request.method == Method::OPTIONS && path == "*" {
+            return Reply::default();
+        }
+        if request.method != Method::CONNECT
+            && let Some(location) = path::redirect(path, request.uri.query())
+        {
+            return reply::redirect(&request.method, StatusCode::TEMPORARY_REDIRECT, &location);
         }
         match origin.listener {
             Listener::Main { .. } => self.respond_main(request, origin),
@@ -135,9 +169,6 @@ impl Site {
             return reply::text(StatusCode::FORBIDDEN, "CONNECT not enabled");
         }
         let path = request.uri.path();
-        if let Some(location) = path::redirect(path, request.uri.query()) {
-            return reply::redirect(StatusCode::TEMPORARY_REDIRECT, &location);
-        }
         match path {
             "/derp" if !self.settings.derp_enabled => {
                 reply::text(StatusCode::NOT_FOUND, "derp server disabled")
@@ -145,7 +176,7 @@ impl Site {
             "/derp" => upgrade::refusal(request, origin.remote),
             "/derp/probe" | "/derp/latency-check" => probe(&request.method),
             "/generate_204" => generate_204(request),
-            "/bootstrap-dns" => bootstrap_dns(),
+            "/bootstrap-dns" => self.bootstrap_dns(request, origin),
             "/robots.txt" => {
                 reply::browser(reply::text(StatusCode::OK, "User-agent: *\nDisallow: /"))
             }
@@ -153,6 +184,19 @@ impl Site {
             _ if path.starts_with("/debug/") => self.debug(request, origin),
             _ => self.home(request, origin),
         }
+    }
+
+    /// `/bootstrap-dns`: always a success, so that clients ask the next server only if a name is missing.
+    fn bootstrap_dns(&self, request: &Parts, origin: &Origin) -> Reply {
+        let coin = || getrandom::u32().is_ok_and(|number| number % 2 == 0);
+        let from = origin.remote.ip();
+        let body = self.settings.bootstrap.answer(request.uri.query(), from, coin);
+        let mut response = reply::browser(Reply::new(Body::from(body)));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Clients come from everywhere, once: a connection kept open is wasted.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
     }
 
     /// The port-80 listener serves what must work without TLS and sends everything else to HTTPS.
@@ -180,7 +224,11 @@ impl Site {
                     Some(_) | None if self.settings.access.allows(request, origin) => "/debug/",
                     Some(_) | None => "/",
                 };
-                reply::redirect(StatusCode::FOUND, &format!("https://{host}{target}"))
+                reply::redirect(
+                    &request.method,
+                    StatusCode::FOUND,
+                    &format!("https://{host}{target}"),
+                )
             }
             _ => reply::text(StatusCode::BAD_REQUEST, "Use HTTPS"),
         }
@@ -225,15 +273,6 @@ fn generate_204(request: &Parts) -> Reply {
 fn is_challenge(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:".contains(&byte);
     !text.is_empty() && text.len() <= MAX_CHALLENGE && text.bytes().all(allowed)
-}
-
-/// `/bootstrap-dns` without any names configured: an empty answer, so that clients ask the next server.
-fn bootstrap_dns() -> Reply {
-    let mut response = reply::browser(Reply::default());
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    response
 }
 
 #[cfg(test)]

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use hyper::{
-    StatusCode,
+    Method, StatusCode,
     http::{HeaderName, HeaderValue, header},
 };
 use serde::Serialize;
+use tokio::sync::mpsc;
 
-use super::{Reply, STYLE_PATH};
+use super::{Body, Reply, STYLE_PATH};
 
 /// The headers of everything a browser may display.
 const BROWSER_HEADERS: [(HeaderName, HeaderValue); 4] = [
@@ -80,6 +81,16 @@ pub(super) fn metrics(metrics: String) -> Reply {
     with_body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", Bytes::from(metrics))
 }
 
+/// A text that goes on until its source or its reader ends it.
+pub(super) fn text_stream(pieces: mpsc::Receiver<Bytes>) -> Reply {
+    with_any_body(StatusCode::OK, "text/plain; charset=utf-8", Body::Stream(pieces))
+}
+
+/// A JSON document that is rendered already.
+pub(super) fn json_text(text: String) -> Reply {
+    with_body(StatusCode::OK, "application/json; charset=utf-8", Bytes::from(text))
+}
+
 /// A JSON document.
 pub(super) fn json(document: &impl Serialize) -> Reply {
     match serde_json::to_string(document) {
@@ -88,16 +99,20 @@ pub(super) fn json(document: &impl Serialize) -> Reply {
     }
 }
 
-/// Sends the client to `location`; a location that no header can hold is a bad request.
-pub(super) fn redirect(status: StatusCode, location: &str) -> Reply {
+/// Sends the client to `location`; a location that no header can hold is a bad request. Only who has asked for a page
+/// gets one to click on.
+pub(super) fn redirect(method: &Method, status: StatusCode, location: &str) -> Reply {
     let Ok(value) = HeaderValue::try_from(location) else {
         return text(StatusCode::BAD_REQUEST, "malformed request target");
     };
-    let link = escape(location);
-    let mut response = html(
-        status,
-        format!("<a href=\"{link}\">{}</a>\n", status.canonical_reason().unwrap_or("Moved")),
-    );
+    let mut response = if [Method::GET, Method::HEAD].contains(method) {
+        let (link, reason) = (escape(location), status.canonical_reason().unwrap_or("Moved"));
+        html(status, format!("<a href=\"{link}\">{reason}</a>\n"))
+    } else {
+        let mut response = Reply::default();
+        *response.status_mut() = status;
+        response
+    };
     response.headers_mut().insert(header::LOCATION, value);
     response
 }
@@ -127,7 +142,11 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 fn with_body(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
-    let mut response = Reply::new(body.into());
+    with_any_body(status, content_type, body.into())
+}
+
+fn with_any_body(status: StatusCode, content_type: &'static str, body: Body) -> Reply {
+    let mut response = Reply::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

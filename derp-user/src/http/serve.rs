@@ -25,7 +25,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Entry, Listener, Origin, Site};
+use super::{Body, Entry, Listener, Origin, Site};
 use crate::proxy_protocol::TrustedProxies;
 
 /// A client gets this long to send a request head, also between two requests.
@@ -161,7 +161,7 @@ async fn limit_lifetime<IO, S>(
 ) -> bool
 where
     IO: hyper::rt::Read + hyper::rt::Write + Unpin,
-    S: hyper::service::HttpService<Incoming, ResBody = http_body_util::Full<Bytes>> + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = Body> + Unpin,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     S::Future: Unpin,
 {

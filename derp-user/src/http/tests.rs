@@ -23,17 +23,24 @@ fn settings() -> Settings {
         has_mesh_key: Box::new(|| false),
         mesh: Box::new(MeshView::default),
         admission: Box::new(|| "open: <everybody>".to_owned()),
+        bootstrap: Arc::default(),
         access: DebugAccess::default(),
         acme_challenge: None,
         started: Instant::now(),
         varz: Box::new(|| "derp_accepts 1\n".to_owned()),
-        flows: Box::new(Vec::new),
+        vars: Box::new(String::new),
+        tls_requests: TlsRequests::default(),
+        traffic: Box::new(|| None),
+        flows: Box::new(FlowsView::default),
         check: Box::new(|| Ok(())),
     }
 }
 
 fn main_from(remote: &str) -> Origin {
-    Origin { remote: remote.parse().unwrap(), listener: Listener::Main { tls: true } }
+    Origin {
+        remote: remote.parse().unwrap(),
+        listener: Listener::Main { tls: Some(TlsVersion::V13) },
+    }
 }
 
 fn port80_from(remote: &str) -> Origin {
@@ -280,6 +287,48 @@ fn debug_pages() {
 }
 
 #[test]
+fn requests_are_counted_by_their_tls() {
+    let tls_requests = TlsRequests::default();
+    let site = Site::new(Settings { tls_requests: tls_requests.clone(), ..settings() });
+    let origin = |tls| Origin { listener: Listener::Main { tls }, ..main_from(STRANGER) };
+    for tls in [Some(TlsVersion::V12), Some(TlsVersion::V13), Some(TlsVersion::V13), None] {
+        site.respond(&request("GET /", &[]), &origin(tls));
+    }
+    site.respond(&request("GET /", &[]), &port80_from(STRANGER));
+    let session = site.begin(&origin(Some(TlsVersion::V13)));
+    let counts = |active| {
+        let [first, second, third] = TlsVersion::ALL;
+        [(first, 1, 0), (second, 3, active), (third, 0, 0)]
+    };
+    assert_eq!(tls_requests.counts(), counts(1));
+    drop(session);
+    assert_eq!(tls_requests.counts(), counts(0));
+}
+
+#[test]
+fn traffic_is_told_as_it_comes_to_few_who_may_see_it() {
+    fn stream() -> Option<mpsc::Receiver<Bytes>> {
+        let (pieces, stream) = mpsc::channel(4);
+        for piece in ["{}\n", "\n"] {
+            pieces.try_send(Bytes::from(piece)).unwrap();
+        }
+        Some(stream)
+    }
+    let ask_traffic = |line, stream: fn() -> Option<mpsc::Receiver<Bytes>>, remote| {
+        ask(Settings { traffic: Box::new(stream), ..settings() }, line, &[], main_from(remote))
+    };
+    let (status, headers, body) = ask_traffic("GET /debug/traffic", stream, LOOPBACK);
+    assert_eq!((status, body.as_str()), (200, "{}\n\n"));
+    assert_eq!(headers["content-type"], "text/plain; charset=utf-8");
+    assert_eq!(headers["x-frame-options"], "DENY");
+    let (status, _, body) = ask_traffic("HEAD /debug/traffic", || panic!("not read"), LOOPBACK);
+    assert_eq!((status, body.as_str()), (200, ""));
+    let (status, _, body) = ask_traffic("GET /debug/traffic", || None, LOOPBACK);
+    assert_eq!((status, body.as_str()), (503, "enough people look already\n"));
+    assert_eq!(ask_traffic("GET /debug/traffic", || panic!("denied"), STRANGER).0, 403);
+}
+
+#[test]
 fn a_refusal_tells_developers_how_to_get_in() {
     let access = DebugAccess::new(None, None, None, true).unwrap();
     let (status, _, body) =
@@ -306,6 +355,20 @@ fn small_pages() {
     let (status, headers, _) = get("GET /derpd.css");
     assert_eq!(status, 200);
     assert_eq!(headers["content-type"], "text/css; charset=utf-8");
+}
+
+#[test]
+fn unclean_paths_are_redirected_on_both_ports() {
+    for origin in [main_from(STRANGER), port80_from(STRANGER)] {
+        for (method, link) in [("GET", "<a href"), ("POST", "")] {
+            let line = format!("{method} //derp/./probe?a=b");
+            let (status, headers, body) = ask(settings(), &line, &[], origin);
+            assert_eq!((status, headers["location"].to_str().unwrap()), (307, "/derp/probe?a=b"));
+            assert!(body.starts_with(link) && body.is_empty() == link.is_empty(), "{body}");
+        }
+        let (status, headers, body) = ask(settings(), "OPTIONS *", &[], origin);
+        assert_eq!((status, body.as_str(), headers.len()), (200, "", 0));
+    }
 }
 
 #[test]
@@ -468,7 +531,7 @@ proptest! {
 }
 
 /// A flow with as much as there can be in it, by way of a real flow table.
-fn some_flows(number: usize) -> Vec<FlowView> {
+fn some_flows(number: usize) -> FlowsView {
     use crate::flow::{
         EndSpec, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, TableSettings, Viewer,
     };
@@ -488,7 +551,8 @@ fn some_flows(number: usize) -> Vec<FlowView> {
         };
         table.add(spec, 0).unwrap();
     }
-    table.views(&Viewer { has_kernel: true, interface_name: &|_| None, now: 0 })
+    let flows = table.views(&Viewer { has_kernel: true, interface_name: &|_| None, now: 0 });
+    FlowsView { counted_seconds: Some(2.6), flows }
 }
 
 #[test]
@@ -505,6 +569,7 @@ fn flows_are_shown_to_people() {
     );
     for part in [
         "2 flows, 0 forwarding",
+        "Counted 3 s ago.",
         "&lt;flow 0&gt;",
         "<td rowspan=\"2\">7</td>",
         "<td rowspan=\"2\">none</td>",
@@ -531,6 +596,7 @@ fn flows_are_told_to_programs() {
         let (status, headers, body) = ask(flows(), line, headers, main_from(LOOPBACK));
         assert_eq!((status, headers["content-type"].to_str().unwrap()), (200, "application/json"));
         let document: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(document["counted_seconds"], 2.6);
         let flows = document["flows"].as_array().unwrap();
         assert_eq!(flows.len(), 600);
         assert!(flows.iter().any(|flow| flow["vni"] == 7 && flow["name"] == "<flow 0>"));

@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::histogram::{
+    FRAMES_PER_WRITE_BOUNDS, Histogram, HistogramTotals, MESH_BATCH_BOUNDS, MESH_LOOP_BOUNDS,
+    QueueTime, Waits,
+};
 use crate::relay::packet::{DropReason, PacketKind};
 
 /// A number that only grows, with a single writer.
@@ -31,62 +35,73 @@ impl Counter {
 const KINDS: usize = PacketKind::ALL.len();
 const REASONS: usize = DropReason::ALL.len();
 
-/// Upper bounds of the buckets of [`FramesPerWrite`]; one more bucket takes everything above.
-pub const FRAMES_PER_WRITE_BOUNDS: [u64; 16] =
-    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 20, 25, 50, 100];
-
-const BUCKETS: usize = FRAMES_PER_WRITE_BOUNDS.len() + 1;
-
-/// Histogram of how many frames left in one write to a client's socket. One writer, like [`Counter`].
-#[derive(Debug, Default)]
-pub struct FramesPerWrite {
-    buckets: [Counter; BUCKETS],
-    sum: Counter,
-}
-
-impl FramesPerWrite {
-    /// Records one write that carried `frames` frames.
-    pub fn record(&self, frames: u64) {
-        let bucket = FRAMES_PER_WRITE_BOUNDS.partition_point(|&bound| bound < frames);
-        self.buckets[bucket].increment();
-        self.sum.add(frames);
-    }
-}
-
-/// The sum of several [`FramesPerWrite`].
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct FramesPerWriteTotals {
-    /// Writes per bucket of [`FRAMES_PER_WRITE_BOUNDS`], not cumulative; the last one has no bound.
-    pub buckets: [u64; BUCKETS],
-    /// Frames in all writes together.
-    pub sum: u64,
-}
-
 /// Declares the counters once, for the worker's atomics and for the plain sums.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Everything one worker counts. Aligned so that no two workers share a cache line (pairs of 64 bytes,
         /// because the processor fetches them together).
-        #[derive(Debug, Default)]
+        #[derive(Debug)]
         #[repr(align(128))]
         pub struct WorkerCounters {
             $($(#[$doc])* pub $name: Counter,)*
             /// Histogram of frames per write to a client.
-            pub buffered_write_frames: FramesPerWrite,
+            pub buffered_write_frames: Histogram<{ FRAMES_PER_WRITE_BOUNDS.len() }>,
+            /// Histogram of news per batch to a watcher.
+            pub mesh_update_batch_size: Histogram<{ MESH_BATCH_BOUNDS.len() }>,
+            /// Histogram of batches that a watcher got in one go.
+            pub mesh_update_loop_count: Histogram<{ MESH_LOOP_BOUNDS.len() }>,
+            queue_time: QueueTime,
             packets_received_kind: [Counter; KINDS],
             packets_dropped: [[Counter; KINDS]; REASONS],
             bytes_dropped: [[Counter; KINDS]; REASONS],
         }
 
         /// The sum of all workers' counters at one moment.
-        #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+        #[derive(Clone, Copy, Debug, PartialEq)]
         pub struct Totals {
             $($(#[$doc])* pub $name: u64,)*
             /// Histogram of frames per write to a client.
-            pub buffered_write_frames: FramesPerWriteTotals,
+            pub buffered_write_frames: HistogramTotals<{ FRAMES_PER_WRITE_BOUNDS.len() }>,
+            /// Histogram of news per batch to a watcher.
+            pub mesh_update_batch_size: HistogramTotals<{ MESH_BATCH_BOUNDS.len() }>,
+            /// Histogram of batches that a watcher got in one go.
+            pub mesh_update_loop_count: HistogramTotals<{ MESH_LOOP_BOUNDS.len() }>,
+            /// Milliseconds that packets wait for their client's socket: the moving average of each worker that has
+            /// sent any, and of these the mean.
+            pub average_queue_milliseconds: f64,
             packets_received_kind: [u64; KINDS],
             packets_dropped: [[u64; KINDS]; REASONS],
             bytes_dropped: [[u64; KINDS]; REASONS],
+        }
+
+        impl Default for WorkerCounters {
+            fn default() -> Self {
+                Self {
+                    $($name: Counter::default(),)*
+                    buffered_write_frames: Histogram::new(&FRAMES_PER_WRITE_BOUNDS),
+                    mesh_update_batch_size: Histogram::new(&MESH_BATCH_BOUNDS),
+                    mesh_update_loop_count: Histogram::new(&MESH_LOOP_BOUNDS),
+                    queue_time: QueueTime::default(),
+                    packets_received_kind: Default::default(),
+                    packets_dropped: Default::default(),
+                    bytes_dropped: Default::default(),
+                }
+            }
+        }
+
+        impl Default for Totals {
+            fn default() -> Self {
+                Self {
+                    $($name: 0,)*
+                    buffered_write_frames: HistogramTotals::new(&FRAMES_PER_WRITE_BOUNDS),
+                    mesh_update_batch_size: HistogramTotals::new(&MESH_BATCH_BOUNDS),
+                    mesh_update_loop_count: HistogramTotals::new(&MESH_LOOP_BOUNDS),
+                    average_queue_milliseconds: 0.0,
+                    packets_received_kind: Default::default(),
+                    packets_dropped: Default::default(),
+                    bytes_dropped: Default::default(),
+                }
+            }
         }
 
         impl Totals {
@@ -154,6 +169,14 @@ impl WorkerCounters {
         self.packets_received_kind[kind.index()].increment();
     }
 
+    /// Counts packets that have waited for a client's socket: until they were sent, and counted as that, or until they
+    /// had to make room for others.
+    pub fn packets_waited(&self, waits: &Waits, were_sent: bool) {
+        if !waits.is_empty() {
+            self.queue_time.record(waits, were_sent, self.packets_sent.value());
+        }
+    }
+
     /// Counts one dropped packet of `bytes` bytes.
     pub fn packet_dropped(&self, reason: DropReason, kind: PacketKind, bytes: u64) {
         self.packets_dropped[reason.index()][kind.index()].increment();
@@ -165,19 +188,24 @@ impl Totals {
     /// Adds up the counters of all workers.
     pub fn sum<'a>(workers: impl IntoIterator<Item = &'a WorkerCounters>) -> Self {
         let mut totals = Self::default();
+        let mut senders = 0;
         for worker in workers {
             totals.add_scalars(worker);
-            totals.buffered_write_frames.sum += worker.buffered_write_frames.sum.value();
-            add_each(
-                &mut totals.buffered_write_frames.buckets,
-                &worker.buffered_write_frames.buckets,
-            );
+            totals.buffered_write_frames.add(&worker.buffered_write_frames);
+            totals.mesh_update_batch_size.add(&worker.mesh_update_batch_size);
+            totals.mesh_update_loop_count.add(&worker.mesh_update_loop_count);
+            let sent = worker.packets_sent.value();
+            if sent > 0 {
+                senders += 1;
+                totals.average_queue_milliseconds += worker.queue_time.average(sent);
+            }
             add_each(&mut totals.packets_received_kind, &worker.packets_received_kind);
             for reason in 0..REASONS {
                 add_each(&mut totals.packets_dropped[reason], &worker.packets_dropped[reason]);
                 add_each(&mut totals.bytes_dropped[reason], &worker.bytes_dropped[reason]);
             }
         }
+        totals.average_queue_milliseconds /= f64::from(senders.max(1));
         totals
     }
 
@@ -271,14 +299,14 @@ mod tests {
     }
 
     #[test]
-    fn histogram_buckets_include_their_bound() {
-        let worker = WorkerCounters::default();
-        for frames in [0, 1, 10, 11, 15, 100, 101] {
-            worker.buffered_write_frames.record(frames);
-        }
-        let histogram = Totals::sum([&worker]).buffered_write_frames;
-        assert_eq!(histogram.buckets, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 1, 1]);
-        assert_eq!(histogram.sum, 238);
+    fn the_average_wait_is_that_of_the_workers_that_send() {
+        let workers = [(); 3].map(|()| WorkerCounters::default());
+        let mut waits = Waits::default();
+        waits.add(std::time::Duration::from_millis(100));
+        workers[0].packets_sent.increment();
+        workers[0].packets_waited(&waits, true);
+        workers[1].packets_sent.increment();
+        assert_eq!(Totals::sum(&workers).average_queue_milliseconds, 5.0);
     }
 
     #[test]

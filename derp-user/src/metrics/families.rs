@@ -4,6 +4,8 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+use super::HistogramTotals;
+
 /// One value with its labels.
 pub(super) struct Sample<'a, const LABELS: usize> {
     /// Label names and values.
@@ -66,27 +68,23 @@ impl Families {
         self.push(name, help, MetricType::GAUGE, metrics.collect());
     }
 
-    /// Adds a histogram. `counts` has one entry per bound, and one more for everything above the last.
-    pub(super) fn histogram(
+    /// Adds a histogram.
+    pub(super) fn histogram<const N: usize>(
         &mut self,
         name: &str,
         help: &str,
-        bounds: &[u64],
-        counts: &[u64],
-        sum: u64,
+        totals: &HistogramTotals<N>,
     ) {
-        let mut cumulative = 0;
-        let buckets = bounds.iter().zip(counts).map(|(&bound, &count)| {
-            cumulative += count;
+        let buckets = totals.cumulative().map(|(bound, count)| {
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(bound as f64);
-            bucket.set_cumulative_count(cumulative);
+            bucket.set_cumulative_count(count);
             bucket
         });
         let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(counts.iter().sum());
-        histogram.set_sample_sum(sum as f64);
+        histogram.set_bucket(buckets.into());
+        histogram.set_sample_count(totals.count());
+        histogram.set_sample_sum(totals.sum as f64);
         let mut metric = Metric::default();
         metric.set_histogram(histogram);
         self.push(name, help, MetricType::HISTOGRAM, vec![metric]);

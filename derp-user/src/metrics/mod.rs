@@ -7,13 +7,17 @@
 pub mod counters;
 pub mod export;
 mod families;
+pub mod histogram;
 mod mesh;
 pub(crate) mod process;
+mod round_trips;
 mod udp;
 
-pub use counters::{Counter, FramesPerWrite, Gauges, Totals, WorkerCounters};
+pub use counters::{Counter, Gauges, Totals, WorkerCounters};
 pub use export::{AttachedInterface, KernelCount, Reloads, Report, StunTotals};
+pub use histogram::{Histogram, HistogramTotals, Waits};
 pub use mesh::{AddressView, LinkState, MeshView, PeerView};
+pub use round_trips::{RoundTripTotals, RoundTrips};
 pub use udp::UdpFigures;
 
 pub use crate::relay::packet::{DropReason, PacketKind};

@@ -20,6 +20,12 @@ pub(super) struct ProcessFigures {
     pub(super) resident_bytes: f64,
     pub(super) open_files: f64,
     pub(super) max_files: f64,
+    pub(super) max_virtual_bytes: f64,
+    /// When the machine started, in seconds since the Unix epoch.
+    pub(super) booted: f64,
+    /// Bytes that the network namespace has received and sent.
+    pub(super) received_bytes: f64,
+    pub(super) sent_bytes: f64,
 }
 
 impl ProcessFigures {
@@ -33,6 +39,9 @@ impl ProcessFigures {
         // Listing the directory opens one descriptor more.
         let open_files = fs::read_dir("/proc/self/fd")?.count().saturating_sub(1);
         let (max_files, _hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let (max_virtual, _hard) = getrlimit(Resource::RLIMIT_AS)?;
+        let (received, sent) = network_bytes(&fs::read_to_string("/proc/self/net/netstat")?)
+            .ok_or_else(|| io::Error::other("/proc/self/net/netstat has no InOctets"))?;
         Ok(Self {
             cpu_seconds: stat.cpu_ticks as f64 / TICKS_PER_SECOND,
             started: booted as f64 + stat.start_ticks as f64 / TICKS_PER_SECOND,
@@ -40,6 +49,10 @@ impl ProcessFigures {
             resident_bytes: stat.resident_pages as f64 * page_bytes,
             open_files: open_files as f64,
             max_files: max_files as f64,
+            max_virtual_bytes: max_virtual as f64,
+            booted: booted as f64,
+            received_bytes: received as f64,
+            sent_bytes: sent as f64,
         })
     }
 }
@@ -74,6 +87,18 @@ fn boot_time(stat: &str) -> Option<u64> {
     stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
 }
 
+/// Reads how many bytes came and went: the columns of the two lines that begin with `IpExt:`.
+fn network_bytes(netstat: &str) -> Option<(u64, u64)> {
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("IpExt:"));
+    let (names, values) = (lines.next()?.split_whitespace(), lines.next()?.split_whitespace());
+    let columns: Vec<_> = names.zip(values).collect();
+    let column = |wanted| {
+        let (_, value) = columns.iter().find(|(name, _)| *name == wanted)?;
+        value.parse().ok()
+    };
+    Some((column("InOctets")?, column("OutOctets")?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,6 +122,14 @@ mod tests {
     fn finds_the_boot_time() {
         assert_eq!(boot_time("cpu 1 2\nbtime 1700000000\n"), Some(1_700_000_000));
         assert_eq!(boot_time("cpu 1 2\n"), None);
+    }
+
+    #[test]
+    fn finds_the_bytes_of_the_network() {
+        let text = "TcpExt: A B\nTcpExt: 1 2\nIpExt: X InOctets OutOctets\nIpExt: 5 700 800\n";
+        assert_eq!(network_bytes(text), Some((700, 800)));
+        assert_eq!(network_bytes("IpExt: InOctets OutOctets\n"), None);
+        assert_eq!(network_bytes("IpExt: InOctets\nIpExt: 5\n"), None);
     }
 
     #[test]

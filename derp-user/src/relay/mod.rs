@@ -423,6 +423,14 @@ impl<H: Clone> Relay<H> {
             .collect()
     }
 
+    /// The connections that come after connection `after` by name, or all of them; and how many distinct senders each
+    /// has heard from, as far as they are remembered.
+    pub fn clients_after(&self, after: Option<ConnectionId>) -> impl Iterator<Item = (&H, usize)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let clients = self.clients.range((from, Bound::Unbounded));
+        clients.map(|(_, client)| (&client.handle, client.senders.len()))
+    }
+
     /// How many connections are registered.
     pub fn connections(&self) -> u64 {
         self.clients.len() as u64

@@ -1,6 +1,6 @@
 //! What waits for a client whose socket is full: two bounded queues, oldest out first.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Instant};
 
 use super::packet::{PacketKind, packet_of};
 
@@ -9,8 +9,17 @@ use super::packet::{PacketKind, packet_of};
 #[derive(Debug)]
 pub struct SendQueue {
     depth: usize,
-    disco: VecDeque<Box<[u8]>>,
-    other: VecDeque<Box<[u8]>>,
+    disco: VecDeque<Waiting>,
+    other: VecDeque<Waiting>,
+}
+
+/// A frame that waits.
+#[derive(Debug, Eq, PartialEq)]
+pub struct Waiting {
+    /// The frame.
+    pub frame: Box<[u8]>,
+    /// Since when.
+    pub since: Instant,
 }
 
 impl SendQueue {
@@ -20,24 +29,26 @@ impl SendQueue {
     }
 
     /// Appends a copy of a frame and returns the frame that it pushed out, if its queue was full.
-    pub fn push(&mut self, frame: &[u8]) -> Option<Box<[u8]>> {
+    pub fn push(&mut self, frame: &[u8], now: Instant) -> Option<Waiting> {
         let queue = match packet_of(frame).0 {
             PacketKind::Disco => &mut self.disco,
             PacketKind::Other => &mut self.other,
         };
         let pushed_out = if queue.len() >= self.depth { queue.pop_front() } else { None };
-        queue.push_back(frame.into());
+        queue.push_back(Waiting { frame: frame.into(), since: now });
         pushed_out
     }
 
     /// Takes the next frame to send: disco before the rest, which is little and wants to be quick.
-    pub fn pop(&mut self) -> Option<Box<[u8]>> {
+    pub fn pop(&mut self) -> Option<Waiting> {
         self.disco.pop_front().or_else(|| self.other.pop_front())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::proto::{frame::HEADER_LENGTH, keys::KEY_LENGTH};
 
@@ -53,12 +64,15 @@ mod tests {
     #[test]
     fn the_oldest_of_the_same_kind_goes() {
         let mut queue = SendQueue::new(2);
-        assert_eq!(queue.push(&frame(1, true)), None);
+        let (then, now) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        assert_eq!(queue.push(&frame(1, true), then), None);
         for number in 2..=3 {
-            assert_eq!(queue.push(&frame(number, false)), None);
+            assert_eq!(queue.push(&frame(number, false), then), None);
         }
-        assert_eq!(queue.push(&frame(4, false)).as_deref(), Some(&frame(2, false)[..]));
-        let left: Vec<u8> = std::iter::from_fn(|| queue.pop()).map(|frame| frame[0]).collect();
+        let oldest = Waiting { frame: frame(2, false).into(), since: then };
+        assert_eq!(queue.push(&frame(4, false), now), Some(oldest));
+        let left: Vec<u8> =
+            std::iter::from_fn(|| queue.pop()).map(|waiting| waiting.frame[0]).collect();
         assert_eq!(left, [1, 3, 4]);
     }
 }

@@ -115,13 +115,14 @@ async fn arrive(
         let _ = timeout(FAREWELL_TIMEOUT, link.shutdown()).await;
         return Ok(None);
     }
-    let origin = Origin { remote, listener: Listener::Main { tls: link.is_tls() } };
+    let origin = Origin { remote, listener: Listener::Main { tls: link.tls_version() } };
     let site = Arc::clone(&worker.settings().site);
-    let (mut link, unread, request, entry) = match http::serve_connection(link, origin, site).await
-    {
+    let served = http::serve_connection(link, origin, Arc::clone(&site)).await;
+    let (mut link, unread, request, entry) = match served {
         Outcome::Derp { io, unread, request, entry } => (io, unread, request, entry),
         Outcome::Done => return Ok(None),
     };
+    let tls_request = site.begin(&origin);
     let options = Options::of(&entry, &request.headers);
     let entered = match greet(worker, &mut link, &entry, options, unread.into()).await {
         Ok(unread) => log_in(worker, &mut link, remote, unread).await,
@@ -134,7 +135,9 @@ async fn arrive(
                 prober: logged_in.info.is_prober,
                 not_ideal: options.not_ideal,
             };
-            enter(worker, link, (id, remote), logged_in, traits, early).map(Some)
+            let verbose = worker.settings().verbose_clients.include(traits);
+            let session = enter(worker, link, (id, remote), logged_in, traits, early)?;
+            Ok(Some(session.serving(tls_request, verbose)))
         }
         Err(error) => {
             // As well as the socket takes it: the client is told nothing else.

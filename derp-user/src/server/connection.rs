@@ -8,7 +8,7 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     ops::Range,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,7 +27,7 @@ use super::{
     transport::{Outgoing, Phase, Transport, TransportError},
 };
 use crate::{
-    metrics::{DropReason, WorkerCounters},
+    metrics::{DropReason, Waits, WorkerCounters},
     proto::{
         frame::{Frames, PING_DATA_LENGTH},
         keys::NodePublic,
@@ -97,6 +97,10 @@ struct Outbound {
     /// Frames from the server itself that wait to be sent.
     urgent: Vec<u8>,
     pong_waits: bool,
+    /// It hears who comes and goes.
+    watches: bool,
+    /// How many of the frames in `urgent` tell a watcher that.
+    news: u32,
     /// Relayed frames that wait because the socket is full.
     waiting: Option<Box<SendQueue>>,
     ended: bool,
@@ -148,6 +152,8 @@ impl Connection {
                 stalled_since: blocked.then(Instant::now),
                 urgent: Vec::new(),
                 pong_waits: false,
+                watches: false,
+                news: 0,
                 waiting: None,
                 ended: false,
             }),
@@ -258,11 +264,14 @@ impl Connection {
         if !outbound.unsent.is_empty() {
             let depth = if self.is_link() { LINK_QUEUE_FACTOR * queue_depth } else { queue_depth };
             let queue = outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(depth)));
+            let (now, mut waits) = (Instant::now(), Waits::default());
             for frame in frames() {
-                if let Some(oldest) = queue.push(frame) {
-                    self.lose(counters, DropReason::QueueHead, &oldest);
+                if let Some(oldest) = queue.push(frame, now) {
+                    waits.add(now.saturating_duration_since(oldest.since));
+                    self.lose(counters, DropReason::QueueHead, &oldest.frame);
                 }
             }
+            self.count_waits(counters, &waits, false);
             return;
         }
         let WriteScratch { gathered, outgoing } = scratch;
@@ -273,6 +282,9 @@ impl Connection {
                 gathered.clear();
                 gathered.append(&mut outbound.urgent);
                 outbound.pong_waits = false;
+                if outbound.count_news(counters) {
+                    counters.mesh_update_loop_count.record(1);
+                }
                 runs.iter().for_each(|run| gathered.extend_from_slice(&plain[run.clone()]));
                 &gathered[..]
             }
@@ -284,8 +296,34 @@ impl Connection {
         }
     }
 
+    /// Its socket, unless the client is in this process.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.stream.as_ref().map(AsFd::as_fd)
+    }
+
     /// Leaves frames of the server's own for the owner to send.
     pub(super) fn post(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.leave(|outbound| write(&mut outbound.urgent));
+    }
+
+    /// Leaves the frame that tells a watcher who is here.
+    pub(super) fn post_presence(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.leave(|outbound| {
+            write(&mut outbound.urgent);
+            outbound.watches = true;
+            outbound.news += 1;
+        });
+    }
+
+    /// Leaves the frame that tells a watcher, or somebody who has heard from the key, that it is gone.
+    pub(super) fn post_departure(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        self.leave(|outbound| {
+            write(&mut outbound.urgent);
+            outbound.news += u32::from(outbound.watches);
+        });
+    }
+
+    fn leave(&self, write: impl FnOnce(&mut Outbound)) {
         if self.local.is_some() {
             return;
         }
@@ -293,7 +331,7 @@ impl Connection {
         if outbound.ended {
             return;
         }
-        write(&mut outbound.urgent);
+        write(&mut outbound);
         if outbound.urgent.len() > MAX_URGENT {
             outbound.urgent = Vec::new();
             self.closing.store(true, Ordering::Release);
@@ -318,29 +356,51 @@ impl Connection {
     /// Sends what waits, as far as the socket takes it.
     pub(super) fn flush(&self, scratch: &mut WriteScratch, counters: &WorkerCounters) {
         let mut outbound = self.outbound.lock();
+        let mut batches = 0;
+        self.flush_outbound(&mut outbound, scratch, counters, &mut batches);
+        if batches > 0 {
+            counters.mesh_update_loop_count.record(batches);
+        }
+    }
+
+    /// Adds the batches of news for a watcher to `batches`.
+    fn flush_outbound(
+        &self,
+        outbound: &mut Outbound,
+        scratch: &mut WriteScratch,
+        counters: &WorkerCounters,
+        batches: &mut u64,
+    ) {
         let WriteScratch { gathered, outgoing } = scratch;
         loop {
-            if outbound.ended || !self.transmit_unsent(&mut outbound) {
+            if outbound.ended || !self.transmit_unsent(outbound) {
                 return;
             }
             gathered.clear();
             gathered.append(&mut outbound.urgent);
             outbound.urgent = Vec::new();
             outbound.pong_waits = false;
+            *batches += u64::from(outbound.count_news(counters));
             let relayed_from = gathered.len();
             let own_frames = Frames::of(gathered).count();
-            while gathered.len() < FLUSH_BATCH
-                && let Some(frame) = outbound.waiting.as_mut().and_then(|queue| queue.pop())
-            {
-                gathered.extend_from_slice(&frame);
+            let mut waits = Waits::default();
+            if let Some(queue) = &mut outbound.waiting {
+                let now = Instant::now();
+                while gathered.len() < FLUSH_BATCH
+                    && let Some(waiting) = queue.pop()
+                {
+                    waits.add(now.saturating_duration_since(waiting.since));
+                    gathered.extend_from_slice(&waiting.frame);
+                }
             }
             if gathered.is_empty() {
                 outbound.waiting = None;
                 return;
             }
             let relayed = || Frames::of(&gathered[relayed_from..]);
-            if self.encrypt_and_transmit(&mut outbound, gathered, outgoing) {
+            if self.encrypt_and_transmit(outbound, gathered, outgoing) {
                 self.count_sent(counters, own_frames, relayed());
+                self.count_waits(counters, &waits, true);
             } else {
                 relayed().for_each(|frame| self.lose(counters, DropReason::WriteError, frame));
                 return;
@@ -366,8 +426,8 @@ impl Connection {
         let mut outbound = self.outbound.lock();
         outbound.ended = true;
         if let Some(mut queue) = outbound.waiting.take() {
-            while let Some(frame) = queue.pop() {
-                self.lose(counters, DropReason::GoneDisconnected, &frame);
+            while let Some(waiting) = queue.pop() {
+                self.lose(counters, DropReason::GoneDisconnected, &waiting.frame);
             }
         }
         if outbound.unsent.is_empty() {
@@ -500,6 +560,13 @@ impl Connection {
         true
     }
 
+    /// Counts packets that have waited for a client. What waits for a mesh peer is no client's business.
+    fn count_waits(&self, counters: &WorkerCounters, waits: &Waits, were_sent: bool) {
+        if !self.is_link() {
+            counters.packets_waited(waits, were_sent);
+        }
+    }
+
     /// Counts one write to a client: the server's own frames and the relayed ones in it. What goes to
     /// a mesh peer was counted when it was handed over.
     fn count_sent<'a>(
@@ -535,6 +602,17 @@ impl Connection {
             }
         }
         Ok(written)
+    }
+}
+
+impl Outbound {
+    /// Counts the news for a watcher that have just been taken to be sent; whether there are any.
+    fn count_news(&mut self, counters: &WorkerCounters) -> bool {
+        let news = std::mem::take(&mut self.news);
+        if news > 0 {
+            counters.mesh_update_batch_size.record(news.into());
+        }
+        news > 0
     }
 }
 

@@ -171,6 +171,17 @@ impl Hub {
         }
     }
 
+    /// At most `most` clients that come after client `after` by name, and how many senders each has heard from.
+    pub(super) fn clients_after(
+        &self,
+        after: Option<ConnectionId>,
+        most: usize,
+    ) -> Vec<(Arc<Connection>, usize)> {
+        let relay = self.relay.lock();
+        let clients = relay.clients_after(after).take(most);
+        clients.map(|(client, senders)| (Arc::clone(client), senders)).collect()
+    }
+
     /// How much memory is held for: connections, and in their measure the keys at other servers.
     pub(super) fn occupancy(&self) -> u64 {
         let relay = self.relay.lock();
@@ -216,10 +227,10 @@ impl Hub {
                 Effect::Duplicate { connection, duplicate } => connection.set_duplicate(duplicate),
                 Effect::PeerPresent { to, presence } => {
                     let Presence { key, address, traits } = presence;
-                    to.post(|bytes| message::peer_present(bytes, &key, address, traits));
+                    to.post_presence(|bytes| message::peer_present(bytes, &key, address, traits));
                 }
                 Effect::PeerGone { to, key, reason } => {
-                    to.post(|bytes| message::peer_gone(bytes, &key, reason));
+                    to.post_departure(|bytes| message::peer_gone(bytes, &key, reason));
                     match reason {
                         GoneReason::Disconnected => {
                             counters.peer_gone_disconnected_frames.increment()

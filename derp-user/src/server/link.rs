@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::transport::{Outgoing, Phase, Transport, TransportError};
+use crate::http::TlsVersion;
 
 /// Bytes read from the socket at once.
 const READ_LENGTH: usize = 4 << 10;
@@ -71,8 +72,9 @@ impl Link {
         }
     }
 
-    pub(super) fn is_tls(&self) -> bool {
-        self.transport.is_tls()
+    /// The version of TLS, now that the handshake is complete; `None` without TLS.
+    pub(super) fn tls_version(&self) -> Option<TlsVersion> {
+        self.transport.tls_version()
     }
 
     /// See [`Transport::is_validation`].

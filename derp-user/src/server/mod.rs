@@ -10,10 +10,12 @@ mod life;
 mod link;
 mod local;
 mod mesh;
+mod observe;
 mod placement;
 mod processor_time;
 mod reclaim;
 mod session;
+mod tcp_info;
 mod throttle;
 mod transport;
 mod upgrade;
@@ -49,13 +51,17 @@ pub use self::mesh::{
 use self::{
     hub::Hub,
     mesh::Board,
+    observe::Observers,
     worker::{Desk, Shared},
 };
 use crate::{
     admit::Admission,
     http::Site,
-    metrics::{Gauges, MeshView, Totals, WorkerCounters},
-    proto::keys::{NodePrivate, NodePublic},
+    metrics::{Gauges, MeshView, RoundTripTotals, RoundTrips, Totals, WorkerCounters},
+    proto::{
+        keys::{NodePrivate, NodePublic},
+        message::ClientTraits,
+    },
     proxy_protocol::TrustedProxies,
     relay::limit::TokenBucket,
     tls::Acceptor,
@@ -71,6 +77,28 @@ pub struct AcceptLimit {
     pub per_second: f64,
     /// At once.
     pub burst: u64,
+}
+
+/// Clients whose every frame is logged, which is only for those who look for a fault.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum VerboseClients {
+    /// None.
+    #[default]
+    None,
+    /// Those that say they are probers.
+    Probers,
+    /// All.
+    All,
+}
+
+impl VerboseClients {
+    fn include(self, traits: ClientTraits) -> bool {
+        match self {
+            Self::None => false,
+            Self::Probers => traits.prober,
+            Self::All => true,
+        }
+    }
 }
 
 /// Everything the server needs to know.
@@ -98,6 +126,8 @@ pub struct Settings {
     pub proxies: Arc<TrustedProxies>,
     /// Who may use the relay.
     pub admission: Arc<Admission>,
+    /// Whose frames are logged.
+    pub verbose_clients: VerboseClients,
     /// Keys whose lost packets are logged.
     pub verbose_drops: Option<Arc<VerboseDrops>>,
     /// What each client may send, if that is ever to be limited. Mesh peers are not.
@@ -117,6 +147,8 @@ pub struct Statistics {
     local_counters: Arc<WorkerCounters>,
     hub: Arc<Hub>,
     active_workers: Arc<AtomicUsize>,
+    round_trips: RoundTrips,
+    observers: Observers,
 }
 
 impl Statistics {
@@ -129,7 +161,14 @@ impl Statistics {
             local_counters: Arc::default(),
             hub: Arc::new(Hub::new(own_key)),
             active_workers: Arc::default(),
+            round_trips: RoundTrips::default(),
+            observers: Observers::default(),
         }
+    }
+
+    /// The round trip times of clients, as [`Statistics::sample_round_trips`] has seen them.
+    pub fn round_trips(&self) -> RoundTripTotals {
+        self.round_trips.totals()
     }
 
     /// What the workers, the mesh and the local client have counted.

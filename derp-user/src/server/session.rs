@@ -23,6 +23,7 @@ use super::{
     worker::{Scratch, Worker},
 };
 use crate::{
+    http::TlsRequest,
     metrics::{DropReason, PacketKind, WorkerCounters},
     proto::{
         frame::{
@@ -131,6 +132,10 @@ pub(super) struct Session {
     pub(super) tells_more: bool,
     /// The client's byte rate limit, where clients have one.
     throttle: Option<Box<Throttle>>,
+    /// Its every frame is logged.
+    verbose: bool,
+    /// The request that began the session, for as long as it lasts.
+    _tls_request: Option<TlsRequest>,
 }
 
 impl Session {
@@ -156,7 +161,14 @@ impl Session {
             last_route: None,
             tells_more: false,
             throttle: throttle.map(Box::new),
+            verbose: false,
+            _tls_request: None,
         }
+    }
+
+    /// The same session, as what serves this request, and with its frames logged if so wanted.
+    pub(super) fn serving(self, tls_request: Option<TlsRequest>, verbose: bool) -> Self {
+        Self { _tls_request: tls_request, verbose, ..self }
     }
 
     /// Until when nothing may be read because the client has sent too much.
@@ -252,12 +264,12 @@ impl Quantum<'_> {
                         self.counters().rate_limit_waits.increment();
                         return Ok(range.start);
                     }
-                    self.note_activity();
+                    self.note_activity(plain, range.start);
                     at = range.end;
                     self.handle(expected, plain, range);
                 }
                 Found::Unwanted(resume) => {
-                    self.note_activity();
+                    self.note_activity(plain, resume - HEADER_LENGTH);
                     self.counters().unknown_frames.increment();
                     at = resume;
                     if let Some(throttle) = &mut self.session.throttle
@@ -273,12 +285,27 @@ impl Quantum<'_> {
         }
     }
 
-    /// Any frame makes its connection the active one of its key.
-    fn note_activity(&mut self) {
-        if !self.spoken && self.session.connection.is_duplicate() {
-            self.worker.hub().spoke(self.session.connection.id, self.counters());
+    /// Any frame, here the one whose header begins at `start`, makes its connection the active one of its key.
+    fn note_activity(&mut self, plain: &[u8], start: usize) {
+        if !self.spoken {
+            self.note_first_activity(plain, start);
         }
-        self.spoken = true;
+    }
+
+    fn note_first_activity(&mut self, plain: &[u8], start: usize) {
+        let connection = &self.session.connection;
+        if connection.is_duplicate() {
+            self.worker.hub().spoke(connection.id, self.counters());
+        }
+        // As long as nothing has been said, each frame comes here.
+        self.spoken = !self.session.verbose;
+        if self.session.verbose
+            && let Some((kind, length)) = plain.get(start..).and_then(parse_header)
+        {
+            let Connection { remote, key, .. } = &**connection;
+            let key = key.short();
+            tracing::info!("derp client {remote}{key}: read frame type {kind} len {length}");
+        }
     }
 
     fn handle(&mut self, expected: Expected, plain: &mut [u8], range: Range<usize>) {

@@ -9,7 +9,8 @@ use tungstenite::{WebSocket, client::IntoClientRequest as _};
 use super::*;
 use crate::{
     client::{Connector, Receiver, Trust, new_key},
-    http::{DebugAccess, Home, Settings as SiteSettings},
+    flow::FlowsView,
+    http::{DebugAccess, Home, Settings as SiteSettings, TlsRequests},
     proto::{
         client::{
             login::{self, LoginRequest},
@@ -58,11 +59,15 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         has_mesh_key: Box::new(|| false),
         mesh: Box::new(MeshView::default),
         admission: Box::new(String::new),
+        bootstrap: Arc::default(),
         access: DebugAccess::default(),
         acme_challenge: None,
         started: Instant::now(),
         varz: Box::new(String::new),
-        flows: Box::new(Vec::new),
+        vars: Box::new(String::new),
+        tls_requests: TlsRequests::default(),
+        traffic: Box::new(|| None),
+        flows: Box::new(FlowsView::default),
         check: Box::new(|| Ok(())),
     });
     Settings {
@@ -77,6 +82,7 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         accept_limit: None,
         proxies: Arc::default(),
         admission: Arc::new(Admission::open()),
+        verbose_clients: VerboseClients::None,
         verbose_drops: None,
         rates: None,
         site: Arc::new(site),

@@ -206,11 +206,6 @@ impl Unbuffered for UnbufferedServerConnection {
 }
 
 impl Session<UnbufferedClientConnection> {
-    /// The version that has been agreed on, if one has.
-    pub(crate) fn version(&self) -> Option<ProtocolVersion> {
-        self.rustls.protocol_version()
-    }
-
     /// The server's certificates as far as it has shown them, its own first.
     pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
         self.rustls.peer_certificates().unwrap_or_default()
@@ -349,7 +344,12 @@ impl<C: Unbuffered> Session<C> {
 
     /// Tells whether TLS 1.3 has been agreed on.
     pub(crate) fn is_tls13(&self) -> bool {
-        self.rustls.version() == Some(ProtocolVersion::TLSv1_3)
+        self.version() == Some(ProtocolVersion::TLSv1_3)
+    }
+
+    /// The version that has been agreed on, if one has.
+    pub(crate) fn version(&self) -> Option<ProtocolVersion> {
+        self.rustls.version()
     }
 
     /// Gives up the session for what rustls knows of it.

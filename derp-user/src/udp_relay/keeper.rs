@@ -19,7 +19,7 @@ use crate::{
         route::{Answer, Pair, Ways},
     },
     flow::{
-        Change, FlowId, FlowTable, FlowView, Found, Outcome, Plane, SharedMirror, Sink as _,
+        Change, FlowId, FlowTable, FlowsView, Found, Outcome, Plane, SharedMirror, Sink as _,
         StateView, TableSettings, Viewer, WayRequest,
     },
     forward::Stranger,
@@ -42,6 +42,10 @@ pub(super) struct State {
     ways: Option<Ways>,
     /// What was last asked for about each leg.
     asked: HashMap<(FlowId, Side), WayRequest>,
+    /// Names of the interfaces that ways have led to, so that who looks need not ask.
+    interfaces: HashMap<u32, Option<String>>,
+    /// When counts were last read, in nanoseconds.
+    counted: Option<u64>,
 }
 
 impl State {
@@ -70,10 +74,13 @@ impl State {
             kernel_is_stale: false,
             ways: None,
             asked: HashMap::new(),
+            interfaces: HashMap::new(),
+            counted: None,
         };
         // The kernel's copy may hold all this already; the forwarder's is empty.
         state.fill_mirror();
         state.settle();
+        state.observe();
         Ok(state)
     }
 
@@ -82,14 +89,15 @@ impl State {
         self.settle();
     }
 
-    pub(super) fn views(&mut self) -> Vec<FlowView> {
-        self.observe();
+    pub(super) fn views(&self) -> FlowsView {
+        let now = now();
         let viewer = Viewer {
             has_kernel: self.kernel.is_some(),
-            interface_name: &dataplane::interface_name,
-            now: now(),
+            interface_name: &|index| self.interfaces.get(&index).cloned().flatten(),
+            now,
         };
-        self.table.views(&viewer)
+        let age = |counted| Duration::from_nanos(now.saturating_sub(counted)).as_secs_f64();
+        FlowsView { counted_seconds: self.counted.map(age), flows: self.table.views(&viewer) }
     }
 
     pub(super) fn states(&self) -> Vec<StateView> {
@@ -173,6 +181,10 @@ impl State {
         if let Err(reason) = &answer.way {
             tracing::debug!(slot = answer.claim.0.slot(), %reason, "no way to an end of a flow");
         }
+        if let Ok(way) = &answer.way {
+            let name = self.interfaces.entry(way.interface);
+            name.or_insert_with(|| dataplane::interface_name(way.interface));
+        }
         self.table.set_way(request, answer.way.ok());
     }
 
@@ -180,6 +192,7 @@ impl State {
     pub(super) fn observe(&mut self) {
         let indexes: Vec<_> = self.table.statistics_indexes().collect();
         let now = now();
+        self.counted = Some(now);
         {
             let mirror = self.mirror.read();
             for &index in &indexes {
@@ -211,6 +224,11 @@ impl State {
             Ok(addresses) => self.table.set_local_addresses(addresses),
             Err(error) => tracing::warn!("{error}"),
         }
+        // Interfaces can be renamed, and go; if one comes back, a way will lead to it again.
+        self.interfaces.retain(|&index, name| {
+            *name = dataplane::interface_name(index);
+            name.is_some()
+        });
         self.observe();
         for expired in self.table.expire(now()) {
             match expired.end {

@@ -17,7 +17,7 @@ use self::keeper::State;
 pub use self::peer::PeerRelayService;
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowSpec, FlowTable, FlowView, SharedMirror, StateView},
+    flow::{FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},
     forward::Stranger,
 };
 
@@ -84,9 +84,9 @@ impl Keeper {
         self.state.lock().follow(ways);
     }
 
-    /// Returns the flows as they are now.
+    /// Returns the flows as they are now, with what the last review has found counted. Makes no system call.
     #[must_use]
-    pub fn views(&self) -> Vec<FlowView> {
+    pub fn views(&self) -> FlowsView {
         self.state.lock().views()
     }
 

@@ -125,6 +125,16 @@ const DIFFERENCES: &[(&str, Treatment, &str)] = &[
         "derper reloads its rate limits alone",
     ),
     (
+        "observed::few_can_look_at_the_traffic_at_once",
+        DerpdOnly,
+        "derper does not limit who looks at the traffic",
+    ),
+    (
+        "observed::the_traffic_of_each_client_is_told",
+        Otherwise,
+        "derper needs the program ss to tell of the traffic",
+    ),
+    (
         "proxied::a_header_from_anybody_else_is_refused",
         Otherwise,
         "derper has no -proxy-protocol-from",

@@ -27,6 +27,7 @@ mod identity;
 mod limits;
 mod malformed;
 mod mesh;
+mod observed;
 mod peer_gone;
 mod proxied;
 mod queues;

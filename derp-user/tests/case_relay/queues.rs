@@ -35,7 +35,7 @@ fn numbered(number: u32, disco: bool) -> Vec<u8> {
 }
 
 /// Reads until nothing more comes: the numbers of the ordinary and of the disco packets.
-fn read_all(peer: &mut Peer) -> (Vec<u32>, Vec<u32>) {
+pub(crate) fn read_all(peer: &mut Peer) -> (Vec<u32>, Vec<u32>) {
     let (mut ordinary, mut disco) = (vec![], vec![]);
     while let Event::Frame(frame) = peer.wire.event(Duration::from_secs(2)) {
         if frame.kind != RECV_PACKET {

@@ -216,9 +216,28 @@ impl Daemon {
 
     /// The admin view of the flows.
     pub(crate) fn flows(&self) -> Vec<Value> {
+        self.flows_page().1
+    }
+
+    /// The same, once everything up to now has been counted.
+    pub(crate) fn counted_flows(&self) -> Vec<Value> {
+        let asked = Instant::now();
+        loop {
+            let (counted, flows) = self.flows_page();
+            if counted < asked.elapsed().as_secs_f64() {
+                return flows;
+            }
+            assert!(asked.elapsed() < PATIENCE, "nothing is counted\n{}", self.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// How many seconds ago flows were counted, and the flows.
+    fn flows_page(&self) -> (f64, Vec<Value>) {
         let text = self.get("/debug/flows?format=json").expect("the page of flows");
         let page: Value = serde_json::from_str(&text).expect("JSON");
-        page["flows"].as_array().expect("a list of flows").clone()
+        let flows = page["flows"].as_array().expect("a list of flows").clone();
+        (page["counted_seconds"].as_f64().expect("a number"), flows)
     }
 
     /// Waits until the admin view of the first flow satisfies `is_so`.

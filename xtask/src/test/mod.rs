@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    browser, ebpf, go, namespaces,
+    browser, ebpf, go, monitoring, namespaces,
     process::{self, CommandExt as _},
     proxies, workspace,
 };
@@ -33,9 +33,10 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
             tally.skip(&format!("all or some tests on the loaded kernel program: {reason}"))
         }
     }
-    for ensured in [proxies::ensure_programs(), browser::ensure_programs()] {
-        if let Err(reason) = ensured {
-            // Each of the tests that need them says so itself, but not what to type.
+    for ensure in [proxies::ensure_programs, browser::ensure_programs, monitoring::ensure_programs]
+    {
+        if let Err(reason) = ensure() {
+            // Each of the tests that need one says so itself, but not what to type.
             eprintln!("{reason:#}");
         }
     }

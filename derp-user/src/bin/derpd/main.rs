@@ -28,7 +28,9 @@ use derp_user::{
         MeshKeySource, Options,
     },
     dataplane,
-    http::{self, AcmeChallenge, DebugAccess, Site, serve_port80},
+    http::{
+        self, AcmeChallenge, BootstrapDns, DebugAccess, Site, SystemDns, TlsRequests, serve_port80,
+    },
     privilege::{self, Capability},
     proto::keys::{MeshKey, NodePrivate, NodePublic},
     proxy_protocol::TrustedProxies,
@@ -124,7 +126,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the control runtime")?;
-    let _entered = runtime.enter();
+    let entered = runtime.enter();
     let signals = Signals::catch()?;
     let gate = Gate::load(&config, runtime.handle())?;
 
@@ -167,6 +169,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         statistics: Arc::clone(&statistics),
         count: Arc::default(),
     };
+    let bootstrap = Arc::new(BootstrapDns::new(config.bootstrap.clone()));
     let sources = Sources {
         statistics: Arc::clone(&statistics),
         admission: Arc::clone(&gate.admission),
@@ -174,6 +177,9 @@ fn run(options: Options) -> anyhow::Result<()> {
         proxies: Arc::clone(&gate.proxies),
         reloads: Arc::clone(&reloader.count),
         stun: stun_counters,
+        bootstrap: Arc::clone(&bootstrap),
+        tls_requests: TlsRequests::default(),
+        sample_round_trips: config.sample_round_trips,
         xdp,
         keeper: keeper.clone(),
         udp: totals,
@@ -192,7 +198,10 @@ fn run(options: Options) -> anyhow::Result<()> {
     let mesh = mesh_settings
         .map(|settings| Mesh::start(settings, &statistics))
         .transpose()
-        .context("-mesh-with")?;
+        .map_err(|error| match error {
+            server::MeshError::Client(error) => reload::mesh_fault(error),
+            error @ server::MeshError::Thread(_) => anyhow::Error::new(error).context("-mesh-with"),
+        })?;
     reloader.mesh.links = mesh.as_ref().map(Mesh::reloader);
 
     banner::log(&banner::Facts {
@@ -206,7 +215,8 @@ fn run(options: Options) -> anyhow::Result<()> {
         admission: &gate.admission,
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
-    runtime.block_on(control(signals, port80, reloader, tasks, peer_relay))?;
+    let watch = Watch { bootstrap, statistics, sample_round_trips: config.sample_round_trips };
+    runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay))?;
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -218,6 +228,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     if let Err(error) = server.stop() {
         tracing::debug!("stop: {error}");
     }
+    drop(entered);
+    // Without waiting for a name that is just being looked up.
+    runtime.shutdown_background();
     Ok(())
 }
 
@@ -323,10 +336,14 @@ fn site(
     keeper: Option<Keeper>,
 ) -> Site {
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    // Not the worker's that serves the page: it has packets to relay.
+    let runtime = tokio::runtime::Handle::current();
+    let sources = Arc::new(sources);
     let statistics = Arc::clone(&sources.statistics);
     let mesh_statistics = Arc::clone(&statistics);
     let certificates = sources.certificates.clone();
     let validates = |certificates: &Arc<Certificates>| certificates.challenges().is_some();
+    let (texts, observed) = (Arc::clone(&sources), Arc::clone(&statistics));
     let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
     Site::new(http::Settings {
         home: config.home.clone(),
@@ -336,13 +353,17 @@ fn site(
         version: VERSION,
         has_mesh_key: Box::new(move || mesh_secret.current().is_some()),
         mesh: Box::new(move || mesh_statistics.mesh()),
+        bootstrap: Arc::clone(&sources.bootstrap),
         admission: Box::new(move || admission.to_string()),
         access,
         acme_challenge: certificates.filter(validates).map(|certificates| -> AcmeChallenge {
             Box::new(move |token| certificates.challenges()?.key_authorization(token))
         }),
         started: sources.started.1,
-        varz: Box::new(move || sources.report().to_text()),
+        tls_requests: sources.tls_requests.clone(),
+        traffic: Box::new(move || observed.traffic(&runtime)),
+        varz: Box::new(move || texts.report().to_text()),
+        vars: Box::new(move || sources.report().to_vars()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
         check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
@@ -368,6 +389,7 @@ fn server_settings(
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
         proxies: Arc::clone(&gate.proxies),
         admission: Arc::clone(&gate.admission),
+        verbose_clients: config.verbose_clients,
         verbose_drops: (!config.verbose_drops.is_empty())
             .then(|| Arc::new(VerboseDrops::new(config.verbose_drops.iter().copied()))),
         rates: gate.rates.clone(),
@@ -410,12 +432,32 @@ impl Signals {
     }
 }
 
+/// What is looked at again and again.
+struct Watch {
+    bootstrap: Arc<BootstrapDns>,
+    statistics: Arc<Statistics>,
+    sample_round_trips: bool,
+}
+
+impl Watch {
+    async fn run(&self) {
+        let round_trips = async {
+            if self.sample_round_trips {
+                self.statistics.sample_round_trips().await;
+            }
+        };
+        let dns = SystemDns::default();
+        tokio::join!(self.bootstrap.run(&dns), round_trips);
+    }
+}
+
 /// Runs what is not the relay itself, until a signal says to stop.
 async fn control(
     mut signals: Signals,
     port80: Option<(TcpListener, Arc<Site>, Arc<TrustedProxies>)>,
     reloader: Reloader,
     tasks: Tasks,
+    watch: Watch,
     peer_relay: Option<PeerRelayService>,
 ) -> anyhow::Result<()> {
     let port80 = match port80 {
@@ -447,7 +489,7 @@ async fn control(
                 peer_relay.run().await;
             }
         };
-        tokio::join!(port80, tasks.run(), admission, certificates, reload, peer_relay);
+        tokio::join!(port80, tasks.run(), admission, certificates, reload, watch.run(), peer_relay);
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -8,6 +8,7 @@ use std::{
 use derp_user::{
     admit::Admission,
     dataplane::Xdp,
+    http::{BootstrapDns, TlsRequests},
     metrics::{AttachedInterface, KernelCount, Report, StunTotals, UdpFigures},
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
@@ -27,6 +28,9 @@ pub(crate) struct Sources {
     pub(crate) proxies: Arc<TrustedProxies>,
     pub(crate) reloads: Arc<Counts>,
     pub(crate) stun: Option<Arc<StunCounters>>,
+    pub(crate) bootstrap: Arc<BootstrapDns>,
+    pub(crate) tls_requests: TlsRequests,
+    pub(crate) sample_round_trips: bool,
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
     /// What the UDP sockets have counted.
@@ -52,6 +56,9 @@ impl Sources {
             proxy_faults: self.proxies.exist().then(|| self.proxies.faults()),
             reloads: self.reloads.read(),
             mesh: self.statistics.mesh(),
+            bootstrap: self.bootstrap.counts(),
+            tls_requests: self.tls_requests.counts(),
+            round_trips: self.sample_round_trips.then(|| self.statistics.round_trips()),
             stun: self.stun.as_ref().map(|counters| StunTotals {
                 requests: counters.requests(),
                 families: counters.families(),

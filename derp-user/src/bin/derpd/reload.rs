@@ -8,9 +8,10 @@ use std::{
     },
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use derp_user::{
     admit::Admission,
+    client::ClientError,
     config::{self, Config, MeshKeySource},
     metrics::Reloads,
     proto::keys::{MeshKey, NodePublic},
@@ -110,6 +111,13 @@ impl Reloader {
     }
 }
 
+/// Names the flag that is to blame for what cannot be used of the mesh.
+pub(crate) fn mesh_fault(error: ClientError) -> anyhow::Error {
+    let flag =
+        if matches!(error, ClientError::Roots { .. }) { "-mesh-ca-file" } else { "-mesh-with" };
+    anyhow::Error::new(error).context(flag)
+}
+
 /// The files of the mesh: its key, and the authorities of `-mesh-ca-file`.
 pub(crate) struct MeshFiles {
     pub(crate) config: Arc<Config>,
@@ -127,7 +135,7 @@ impl MeshFiles {
         let key = config::load_mesh_key(&self.config.mesh_key)?;
         self.config.check_mesh_key(key.as_ref())?;
         let links = match (&self.links, &key) {
-            (Some(links), Some(key)) => Some(links.prepare(key).context("-mesh-with")?),
+            (Some(links), Some(key)) => Some(links.prepare(key).map_err(mesh_fault)?),
             (Some(_), None) | (None, _) => None,
         };
         Ok(Some((key, links)))

@@ -21,6 +21,7 @@ use self::{records::Records, websocket::WebSocket};
 pub(super) use crate::tls::session::{Outgoing, Phase};
 use crate::{
     client::wire::Wire,
+    http::TlsVersion,
     tls::{
         ACME_TLS_PROTOCOL,
         session::{Incomplete, RECORD_PAYLOAD, Session, SessionError},
@@ -94,9 +95,9 @@ impl Transport {
         Self { layer, incomplete: Incomplete::default(), failed: false }
     }
 
-    /// Whether there is TLS.
-    pub(super) fn is_tls(&self) -> bool {
-        self.layer.is_tls()
+    /// The version of TLS that has been agreed on; `None` if there is no TLS.
+    pub(super) fn tls_version(&self) -> Option<TlsVersion> {
+        self.layer.tls_version()
     }
 
     /// From now on, DERP bytes are in WebSocket messages. The client has already sent the socket's bytes
@@ -175,11 +176,13 @@ impl Transport {
 }
 
 impl Layer {
-    fn is_tls(&self) -> bool {
+    fn tls_version(&self) -> Option<TlsVersion> {
         match self {
-            Self::Plain => false,
-            Self::Session(_) | Self::ClientSession(_) | Self::Records(_) => true,
-            Self::WebSocket(websocket) => websocket.is_tls(),
+            Self::Plain => None,
+            Self::Session(session) => Some(session.version().into()),
+            Self::ClientSession(session) => Some(session.version().into()),
+            Self::Records(_) => Some(TlsVersion::V13),
+            Self::WebSocket(websocket) => websocket.tls_version(),
         }
     }
 

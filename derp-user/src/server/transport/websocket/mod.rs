@@ -17,6 +17,7 @@ use tungstenite::protocol::frame::{
 use self::decoder::Decoder;
 pub(in crate::server) use self::decoder::WebSocketFault;
 use super::{Layer, Outgoing, Phase, RECORD_PAYLOAD, SessionError, TransportError};
+use crate::http::TlsVersion;
 
 /// Most DERP bytes of one message: JavaScript clients on Go's library take 32 KiB at the most, and
 /// with its header this fills two TLS records.
@@ -49,8 +50,8 @@ impl WebSocket {
     }
 
     /// Whether there is TLS.
-    pub(super) fn is_tls(&self) -> bool {
-        self.below.is_tls()
+    pub(super) fn tls_version(&self) -> Option<TlsVersion> {
+        self.below.tls_version()
     }
 
     /// As [`Layer::receive`]. Pings and Close are answered; after an error, `outgoing` holds the Close
