@@ -12,7 +12,8 @@ mod server;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -380,5 +381,45 @@ fn compare(path: &str, theirs: &Value, ours: &Value, faults: &mut Vec<String>) {
         | (Value::String(_), Value::String(_))
         | (Value::Array(_), Value::Array(_)) => {}
         _ => faults.push(format!("{path}: {theirs} -> {ours}")),
+    }
+}
+
+/// Each test that docs/PARITY.md names exists, and each feature has one row.
+#[test]
+fn the_table_of_features_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = fs::read_to_string(root.join("../docs/PARITY.md")).expect("the table");
+    let mut features = Vec::new();
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let columns: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, feature, .., shown, _] = columns[..] else { continue };
+        let Ok(feature) = feature.parse::<u32>() else { continue };
+        features.push(feature);
+        for name in shown.split(", ").filter(|name| !name.is_empty()) {
+            let (module, test) = name
+                .trim_matches('`')
+                .split_once("::")
+                .unwrap_or_else(|| panic!("{feature}: {name} is not file::test"));
+            let places = ["tests", "src"].map(|directory| root.join(directory).join(module));
+            let mut sources = vec![root.join("tests").join(module).with_extension("rs")];
+            places.iter().for_each(|place| add_sources(place, &mut sources));
+            let definition = format!("fn {test}(");
+            let exists = sources.iter().any(|source| {
+                fs::read_to_string(source).is_ok_and(|text| text.contains(&definition))
+            });
+            assert!(exists, "{feature}: there is no test {name}");
+        }
+    }
+    assert_eq!(features, (1..=91).collect::<Vec<_>>());
+}
+
+fn add_sources(directory: &Path, sources: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            add_sources(&path, sources);
+        } else {
+            sources.push(path);
+        }
     }
 }
