@@ -98,34 +98,35 @@ impl fmt::Display for ShortKey<'_> {
     }
 }
 
-/// Private key of a node or of this server. Wiped from memory when dropped; never printed.
+/// What every private key on Curve25519 is, whoever owns it. Wiped from memory when dropped; has no text form but
+/// the one for a key file.
 #[derive(Clone, ZeroizeOnDrop)]
-pub struct NodePrivate([u8; KEY_LENGTH]);
+pub(crate) struct PrivateBytes([u8; KEY_LENGTH]);
 
-impl NodePrivate {
+impl PrivateBytes {
     /// Makes a key of 32 random bytes, clamped as the reference clamps new keys.
-    pub fn from_random(mut bytes: [u8; KEY_LENGTH]) -> Self {
+    pub(crate) fn from_random(mut bytes: [u8; KEY_LENGTH]) -> Self {
         bytes[0] &= 0xF8;
         bytes[KEY_LENGTH - 1] = bytes[KEY_LENGTH - 1] & 0x7F | 0x40;
         Self(bytes)
     }
 
-    /// The public key that belongs to this one.
-    pub fn public(&self) -> NodePublic {
-        NodePublic(*self.secret().public_key().as_bytes())
+    /// The bytes of the public key that belongs to this one.
+    pub(crate) fn public(&self) -> [u8; KEY_LENGTH] {
+        *self.secret().public_key().as_bytes()
     }
 
-    /// The text form `privkey:` and 64 digits, for the key file only.
-    pub fn to_secret_text(&self) -> String {
+    /// The text form `privkey:` and 64 digits.
+    pub(crate) fn to_secret_text(&self) -> String {
         format!("{PRIVATE_PREFIX}{}", encode_hex(&self.0))
     }
 
-    pub(super) fn secret(&self) -> crypto_box::SecretKey {
+    pub(crate) fn secret(&self) -> crypto_box::SecretKey {
         crypto_box::SecretKey::from_bytes(self.0)
     }
 }
 
-impl FromStr for NodePrivate {
+impl FromStr for PrivateBytes {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
@@ -135,6 +136,39 @@ impl FromStr for NodePrivate {
             return Err(KeyError::Zero);
         }
         Ok(Self(bytes))
+    }
+}
+
+/// Private key of a node or of this server. Wiped from memory when dropped; never printed.
+#[derive(Clone)]
+pub struct NodePrivate(PrivateBytes);
+
+impl NodePrivate {
+    /// Makes a key of 32 random bytes, clamped as the reference clamps new keys.
+    pub fn from_random(bytes: [u8; KEY_LENGTH]) -> Self {
+        Self(PrivateBytes::from_random(bytes))
+    }
+
+    /// The public key that belongs to this one.
+    pub fn public(&self) -> NodePublic {
+        NodePublic(self.0.public())
+    }
+
+    /// The text form `privkey:` and 64 digits, for the key file only.
+    pub fn to_secret_text(&self) -> String {
+        self.0.to_secret_text()
+    }
+
+    pub(super) fn secret(&self) -> crypto_box::SecretKey {
+        self.0.secret()
+    }
+}
+
+impl FromStr for NodePrivate {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        text.parse().map(Self)
     }
 }
 

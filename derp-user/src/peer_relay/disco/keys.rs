@@ -2,17 +2,15 @@
 
 use std::{fmt, str::FromStr};
 
-use crypto_box::{Nonce, PublicKey, SalsaBox, SecretKey, aead::Aead as _};
-use zeroize::ZeroizeOnDrop;
+use crypto_box::{Nonce, PublicKey, SalsaBox, aead::Aead as _};
 
 use super::NONCE_LENGTH;
 use crate::proto::{
-    keys::{KEY_LENGTH, KeyError, decode_hex, encode_hex},
+    keys::{KEY_LENGTH, KeyError, PrivateBytes, decode_hex, encode_hex},
     login::is_degenerate,
 };
 
 const PUBLIC_PREFIX: &str = "discokey:";
-const PRIVATE_PREFIX: &str = "privkey:";
 
 /// The public half of a disco key: 32 bytes of Curve25519. A client makes a new one whenever it starts.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -73,38 +71,32 @@ impl FromStr for DiscoPublic {
 }
 
 /// The private half of a disco key. Wiped from memory when dropped; never printed.
-#[derive(Clone, ZeroizeOnDrop)]
-pub struct DiscoPrivate([u8; KEY_LENGTH]);
+#[derive(Clone)]
+pub struct DiscoPrivate(PrivateBytes);
 
 impl DiscoPrivate {
     /// Makes a key of 32 random bytes, clamped as the reference clamps new keys.
     #[must_use]
-    pub fn from_random(mut bytes: [u8; KEY_LENGTH]) -> Self {
-        bytes[0] &= 0xf8;
-        bytes[KEY_LENGTH - 1] = bytes[KEY_LENGTH - 1] & 0x7f | 0x40;
-        Self(bytes)
+    pub fn from_random(bytes: [u8; KEY_LENGTH]) -> Self {
+        Self(PrivateBytes::from_random(bytes))
     }
 
     /// Returns the public half.
     #[must_use]
     pub fn public(&self) -> DiscoPublic {
-        DiscoPublic(*self.secret().public_key().as_bytes())
+        DiscoPublic(self.0.public())
     }
 
     /// Returns what boxes between this key and `other` are sealed with: a Diffie-Hellman, some 50 µs.
     #[must_use]
     pub fn shared(&self, other: &DiscoPublic) -> SharedKey {
-        SharedKey(SalsaBox::new(&PublicKey::from_bytes(other.0), &self.secret()))
+        SharedKey(SalsaBox::new(&PublicKey::from_bytes(other.0), &self.0.secret()))
     }
 
     /// Returns the text form `privkey:` and 64 digits, for the key file only.
     #[must_use]
     pub fn to_secret_text(&self) -> String {
-        format!("{PRIVATE_PREFIX}{}", encode_hex(&self.0))
-    }
-
-    fn secret(&self) -> SecretKey {
-        SecretKey::from_bytes(self.0)
+        self.0.to_secret_text()
     }
 }
 
@@ -112,12 +104,7 @@ impl FromStr for DiscoPrivate {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let digits = text.strip_prefix(PRIVATE_PREFIX).ok_or(KeyError::Prefix(PRIVATE_PREFIX))?;
-        let bytes = decode_hex(digits)?;
-        if bytes == [0; KEY_LENGTH] {
-            return Err(KeyError::Zero);
-        }
-        Ok(Self(bytes))
+        text.parse().map(Self)
     }
 }
 
