@@ -183,6 +183,8 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         "-tcp-keepalive-time \"x\": write a duration like 15s, 1h30m or 100ms",
     ),
     ("-tcp-user-timeout=-1s", 2, "-tcp-user-timeout \"-1s\": must not be negative"),
+    ("-drain-timeout=-1s", 2, "-drain-timeout \"-1s\": must not be negative"),
+    ("-drain-timeout 48h", 2, "-drain-timeout \"48h\": is too long"),
     (
         "-tcp-write-timeout 2",
         2,

@@ -172,6 +172,9 @@ pub struct Options {
     /// Time a client's connection may refuse data before it is closed; 0 for no limit
     #[arg(id = "tcp-write-timeout", long, value_name = "DURATION", default_value = "2s", allow_hyphen_values = true, help_heading = LIMITS)]
     pub tcp_write_timeout: GoDuration,
+    /// Time for which clients may stay after SIGTERM, while no new connection is accepted; 0 ends at once
+    #[arg(id = "drain-timeout", long, value_name = "DURATION", default_value = "0s", allow_hyphen_values = true, help_heading = LIMITS)]
+    pub drain_timeout: GoDuration,
     /// Threads that relay even when fewer would do
     #[arg(id = "min-workers", long, value_name = "NUMBER", default_value = "1", value_parser = ValueParser::new(parse_workers), help_heading = LIMITS)]
     pub min_workers: NonZeroUsize,

@@ -69,6 +69,8 @@ pub struct Config {
     pub rate_config: Option<PathBuf>,
     /// Limits and timeouts of connections.
     pub tcp: TcpSettings,
+    /// How long clients may stay after SIGTERM; `None`: everything ends at once.
+    pub drain_timeout: Option<Duration>,
     /// Packets of each kind that wait for one client.
     pub queue_depth: usize,
     /// Threads that relay even when fewer would do.
@@ -198,6 +200,7 @@ const DEV_LISTEN: ListenAddress = ListenAddress { ip: None, port: 3340 };
 const ROOT_KEY_PATH: &str = "/var/lib/derper/derper.key";
 const QUEUE_DEPTH_VARIABLE: &str = "TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH";
 const MAX_QUEUE_DEPTH: usize = 65536;
+const MAX_DRAIN: Duration = Duration::from_secs(24 * 60 * 60);
 /// Why a mesh is refused that has no key.
 const NO_MESH_KEY: &str =
     "the servers of a mesh need a common key: give its file with -mesh-psk-file";
@@ -263,6 +266,7 @@ impl Config {
             proxies: proxies(&options)?,
             rate_config: (!options.rate_config.is_empty()).then(|| (&options.rate_config).into()),
             tcp: tcp_settings(&options)?,
+            drain_timeout: timeout("drain-timeout", options.drain_timeout, MAX_DRAIN)?,
             queue_depth: queue_depth(environment)?,
             min_workers,
             workers,

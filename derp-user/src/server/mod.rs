@@ -221,9 +221,20 @@ impl Statistics {
     }
 }
 
+/// How far a server is on its way from serving to its end.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Phase {
+    /// Connections are accepted.
+    Serving,
+    /// No more are accepted; those there are go on.
+    Draining,
+    /// Everything ends.
+    Stopping,
+}
+
 /// A running server.
 pub struct Server {
-    stop: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
     workers: Vec<JoinHandle<io::Result<()>>>,
 }
 
@@ -239,7 +250,7 @@ impl Server {
         statistics: &Statistics,
     ) -> io::Result<Self> {
         prepare(&listener, &settings)?;
-        let (stop, stopped) = watch::channel(false);
+        let (phase, phases) = watch::channel(Phase::Serving);
         let accept_bucket = settings.accept_limit.map(|limit| {
             Mutex::new(TokenBucket::new(limit.per_second, limit.burst as f64, Instant::now()))
         });
@@ -254,7 +265,7 @@ impl Server {
             .unzip();
         let desks = desks.into_boxed_slice();
         let shared =
-            Arc::new(Shared { settings, hub, accept_bucket, stop: stopped, active, desks });
+            Arc::new(Shared { settings, hub, accept_bucket, phase: phases, active, desks });
         let mut listener = Some(listener);
         let start_worker = |(index, inbox)| {
             let (shared, counters) = (Arc::clone(&shared), Arc::clone(&statistics.counters));
@@ -265,7 +276,12 @@ impl Server {
         };
         let workers =
             inboxes.into_iter().enumerate().map(start_worker).collect::<Result<_, _>>()?;
-        Ok(Self { stop, workers })
+        Ok(Self { phase, workers })
+    }
+
+    /// Closes the listener. Connections that have been accepted go on as they are.
+    pub fn drain(&self) {
+        self.phase.send_replace(Phase::Draining);
     }
 
     /// Closes the listener and every connection, and waits for the workers to end.
@@ -274,8 +290,7 @@ impl Server {
     ///
     /// What a worker failed with.
     pub fn stop(self) -> io::Result<()> {
-        // Fails only if every worker has ended by itself, which the loop below reports.
-        let _ = self.stop.send(true);
+        self.phase.send_replace(Phase::Stopping);
         for worker in self.workers {
             worker.join().map_err(|_| io::Error::other("a worker panicked"))??;
         }

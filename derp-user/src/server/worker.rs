@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    Settings, arrival,
+    Phase, Settings, arrival,
     connection::WriteScratch,
     hub::Hub,
     life,
@@ -48,7 +48,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) hub: Arc<Hub>,
     pub(super) accept_bucket: Option<Mutex<TokenBucket>>,
-    pub(super) stop: watch::Receiver<bool>,
+    pub(super) phase: watch::Receiver<Phase>,
     /// How many workers are in use: the first so many.
     pub(super) active: Arc<AtomicUsize>,
     /// One per worker.
@@ -169,7 +169,7 @@ pub(super) fn run(
     listener: Option<std::net::TcpListener>,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut stop = shared.stop.clone();
+    let mut phase = shared.phase.clone();
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(io::Error::other)?;
     shared.desks[index].clock.get_or_init(ThreadClock::of_this_thread);
@@ -184,12 +184,12 @@ pub(super) fn run(
     let result = tasks.block_on(&runtime, async {
         let listener = listener.map(TcpListener::from_std).transpose()?;
         let first = async {
-            if let Some(listener) = &listener {
-                tokio::join!(accept_all(&worker, listener), keep_house(&worker));
+            if let Some(listener) = listener {
+                tokio::join!(accept_until_drained(&worker, listener), keep_house(&worker));
             }
         };
         tokio::select! {
-            _ = stop.wait_for(|&stop| stop) => {}
+            _ = phase.wait_for(|&phase| phase == Phase::Stopping) => {}
             _ = async { tokio::join!(take_in(&worker, &mut inbox), first) } => {}
         }
         Ok(())
@@ -203,6 +203,15 @@ pub(super) fn run(
         }
     }
     result
+}
+
+/// Accepts connections for as long as the server does, and closes the listener then.
+async fn accept_until_drained(worker: &Rc<Worker>, listener: TcpListener) {
+    let mut phase = worker.shared.phase.clone();
+    tokio::select! {
+        () = accept_all(worker, &listener) => {}
+        _ = phase.wait_for(|&phase| phase >= Phase::Draining) => {}
+    }
 }
 
 async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {

@@ -1,21 +1,72 @@
-//! Binding the TCP listeners.
+//! The TCP listeners: bound here, or by whoever has started this process.
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
 };
 
-use anyhow::anyhow;
+use anyhow::{Context as _, Result, anyhow, bail};
 use derp_user::config::ListenAddress;
+use listenfd::ListenFd;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
+/// Listeners that the process was started with: a service manager keeps them open while one process follows another,
+/// so that no connection is refused meanwhile (sd_listen_fds(3)).
+pub(crate) struct Inherited(Vec<(SocketAddr, TcpListener)>);
+
+impl Inherited {
+    /// Takes them from the environment. There are none, usually.
+    pub(crate) fn take() -> Result<Self> {
+        let mut given = ListenFd::from_env();
+        let mut listeners = Vec::new();
+        for index in 0..given.len() {
+            let listener = given
+                .take_tcp_listener(index)
+                .with_context(|| format!("socket {index} of LISTEN_FDS is no TCP listener"))?;
+            if let Some(listener) = listener {
+                listener.set_nonblocking(true)?;
+                listeners.push((listener.local_addr()?, listener));
+            }
+        }
+        Ok(Self(listeners))
+    }
+
+    /// Returns the one for this address, or binds it; see [`bind`].
+    pub(crate) fn listener(&mut self, listen: ListenAddress, flag: &str) -> Result<TcpListener> {
+        let wanted = listen.socket_address();
+        let is_wanted = |address: &SocketAddr| {
+            let (is_any, wants_any) = (address.ip().is_unspecified(), wanted.ip().is_unspecified());
+            address.port() == wanted.port() && (is_any && wants_any || address.ip() == wanted.ip())
+        };
+        match self.0.iter().position(|(address, _)| is_wanted(address)) {
+            Some(index) => {
+                let (address, listener) = self.0.swap_remove(index);
+                tracing::info!("{flag}: listening on {address}, which was open already");
+                Ok(listener)
+            }
+            None => bind(listen, flag),
+        }
+    }
+
+    /// Checks that every one has been asked for.
+    pub(crate) fn finish(self) -> Result<()> {
+        if let Some((address, _)) = self.0.first() {
+            bail!(
+                "a socket that listens on {address} was handed over (LISTEN_FDS), but neither -a nor -http-port \
+                 says so"
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Binds a non-blocking TCP listener. Without an IP address it takes both families, or IPv4 alone where the
 /// machine has no IPv6. `flag` is named in errors.
-pub(crate) fn bind(listen: ListenAddress, flag: &str) -> anyhow::Result<TcpListener> {
+fn bind(listen: ListenAddress, flag: &str) -> Result<TcpListener> {
     let address = listen.socket_address();
     let bound = match bind_address(address) {
         Err(error) if listen.ip.is_none() && is_no_ipv6(&error) => {

@@ -17,7 +17,7 @@ use std::{
     process::ExitCode,
     sync::Arc,
     thread,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context;
@@ -40,7 +40,11 @@ use derp_user::{
     tls::{self, Certificates},
     udp_relay::{Keeper, PeerRelayService},
 };
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::Notify,
+    time::sleep,
+};
 
 use crate::{
     certificates::Source,
@@ -130,12 +134,14 @@ fn run(options: Options) -> anyhow::Result<()> {
     let signals = Signals::catch()?;
     let gate = Gate::load(&config, runtime.handle())?;
 
-    let main_listener = listen::bind(config.listen, "-a")?;
+    let mut inherited = listen::Inherited::take()?;
+    let main_listener = inherited.listener(config.listen, "-a")?;
     let listen = config.listen.with_port(main_listener.local_addr()?.port());
     let port80 = match config.tls.as_ref().and_then(|tls| tls.http_port) {
-        Some(port) => Some(listen::bind(config.listen.with_port(port), "-http-port")?),
+        Some(port) => Some(inherited.listener(config.listen.with_port(port), "-http-port")?),
         None => None,
     };
+    inherited.finish()?;
     let udp = Udp::prepare(&config, &file)?;
     let attachments =
         udp.xdp.as_ref().map(|xdp| xdp.lock().attachments().to_vec()).unwrap_or_default();
@@ -216,7 +222,10 @@ fn run(options: Options) -> anyhow::Result<()> {
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
     let watch = Watch { bootstrap, statistics, sample_round_trips: config.sample_round_trips };
-    runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay))?;
+    let own_clients = u64::from(peer_relay.is_some());
+    let drain =
+        Drain { timeout: config.drain_timeout, own_clients, server: &server, begun: Notify::new() };
+    runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay, drain))?;
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -432,6 +441,43 @@ impl Signals {
     }
 }
 
+/// How the relay ends.
+struct Drain<'a> {
+    /// How long clients may stay that are connected.
+    timeout: Option<Duration>,
+    /// How many of the clients are this process itself.
+    own_clients: u64,
+    server: &'a Server,
+    /// Told when it has begun.
+    begun: Notify,
+}
+
+impl Drain<'_> {
+    /// How often it is looked whether clients are still there.
+    const LOOK: Duration = Duration::from_millis(100);
+
+    /// Closes the listener, and waits until the last client has left or its time is over.
+    async fn run(&self, statistics: &Statistics) {
+        let Some(timeout) = self.timeout else { return };
+        self.server.drain();
+        self.begun.notify_one();
+        let clients = || statistics.gauges().clients_local.saturating_sub(self.own_clients);
+        tracing::info!(
+            clients = clients(),
+            "draining: no more connections are accepted; the rest end in {timeout:?}, or at the next signal"
+        );
+        let gone = async {
+            while clients() > 0 {
+                sleep(Self::LOOK).await;
+            }
+        };
+        match tokio::time::timeout(timeout, gone).await {
+            Ok(()) => tracing::info!("drained: every client has left"),
+            Err(_) => tracing::info!(clients = clients(), "drained: the time is over"),
+        }
+    }
+}
+
 /// What is looked at again and again.
 struct Watch {
     bootstrap: Arc<BootstrapDns>,
@@ -459,6 +505,7 @@ async fn control(
     tasks: Tasks,
     watch: Watch,
     peer_relay: Option<PeerRelayService>,
+    drain: Drain<'_>,
 ) -> anyhow::Result<()> {
     let port80 = match port80 {
         Some((listener, site, proxies)) => {
@@ -469,7 +516,7 @@ async fn control(
     let services = async {
         let port80 = async {
             if let Some((listener, site, proxies)) = port80 {
-                serve_port80(listener, site, proxies, std::future::pending()).await;
+                serve_port80(listener, site, proxies, drain.begun.notified()).await;
             }
         };
         let disconnect = |keys: &[NodePublic]| reloader.disconnect(keys);
@@ -492,9 +539,22 @@ async fn control(
         tokio::join!(port80, tasks.run(), admission, certificates, reload, watch.run(), peer_relay);
         std::future::pending::<()>().await;
     };
+    let end = async {
+        tokio::select! {
+            _ = signals.interrupt.recv() => {
+                tracing::info!("received SIGINT, stopping");
+                return;
+            }
+            _ = signals.terminate.recv() => tracing::info!("received SIGTERM, stopping"),
+        }
+        tokio::select! {
+            () = drain.run(&reloader.statistics) => {}
+            _ = signals.interrupt.recv() => tracing::info!("received SIGINT, stopping at once"),
+            _ = signals.terminate.recv() => tracing::info!("received SIGTERM, stopping at once"),
+        }
+    };
     tokio::select! {
-        _ = signals.interrupt.recv() => tracing::info!("received SIGINT, stopping"),
-        _ = signals.terminate.recv() => tracing::info!("received SIGTERM, stopping"),
+        () = end => {}
         () = services => {}
     }
     Ok(())
