@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, mesh, reply};
+use super::{Origin, Reply, Site, flows, links, mesh, reply};
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -61,16 +61,8 @@ impl Site {
         let main = format!(
             "<h1>derpd debug</h1>\n\
              <table>\n{rows}</table>\n\
-             <ul>\n\
-             <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format, and those of derper \
-             <a href=\"/debug/vars\">as JSON</a></li>\n\
-             <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
-             <li><a href=\"/debug/traffic\">Traffic</a> of each client, every two seconds</li>\n\
-             <li><a href=\"/debug/flows\">UDP flows</a>, also \
-             <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
-             <li><a href=\"/debug/mesh\">Mesh</a>, also \
-             <a href=\"/debug/mesh?format=json\">as JSON</a></li>\n\
-             </ul>\n"
+             {}",
+            links::list()
         );
         reply::page("derper debug", &main)
     }

@@ -9,6 +9,7 @@ mod bootstrap;
 mod debug;
 mod flows;
 mod home;
+mod links;
 mod mesh;
 mod path;
 mod reply;
