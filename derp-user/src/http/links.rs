@@ -13,7 +13,13 @@ struct Page {
 }
 
 /// Every page that the index leads to, in its order.
-const PAGES: [Page; 5] = [
+const PAGES: [Page; 6] = [
+    Page {
+        path: "/debug/status.json",
+        name: "This page",
+        what: " as JSON, for <code>derpd top</code> and scripts",
+        json: None,
+    },
     Page {
         path: "/debug/varz",
         name: "Metrics",
