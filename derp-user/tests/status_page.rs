@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -21,6 +21,8 @@ use binary::{Place, Relay, derpd};
 use chromium::Browser;
 
 const CONFIG: &str = "\
+[relay]
+port = PORT
 [[flow]]
 name = \"<office> to cloud\"
 vni = 7
@@ -40,7 +42,9 @@ impl Subject {
         let write = |name, contents: &str| {
             fs::write(place.directory.path().join(name), contents).expect("writable");
         };
-        write("derpd.toml", CONFIG);
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let udp = socket.local_addr().expect("bound").port();
+        write("derpd.toml", &CONFIG.replace("PORT", &udp.to_string()));
         write("mesh.key", &"ab".repeat(32));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("bound").port();
@@ -65,7 +69,7 @@ impl Subject {
     fn load(&self) -> Load {
         let child = Command::new(env!("CARGO_BIN_EXE_derpd"))
             .args(["bench", "--server", &format!("127.0.0.1:{}", self.port), "--insecure"])
-            .args(["--duration", "300", "throughput", "--pairs", "3", "--rate", "5"])
+            .args(["throughput", "--duration", "300s", "--pairs", "3", "--rate", "5"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

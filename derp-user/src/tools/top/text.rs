@@ -32,12 +32,14 @@ pub(super) fn of(status: &Status, order: ClientOrder) -> String {
             writeln!(text, "\nClients by {order}: {} of {}", clients.len(), status.clients.total);
     }
     for client in clients {
+        // One look alone knows no rates, unless somebody else looks too.
+        let rate = client.received_rate.map(|_| words::bits(client.rate().into()));
         let _ = writeln!(
             text,
             "{:<9}{:<28}{:>12} {:>9} in {:>9} out {:>8.1} ms",
             client.key,
             client.address,
-            words::bits(client.rate().into()),
+            rate.unwrap_or_default(),
             words::bytes(client.received_bytes),
             words::bytes(client.sent_bytes),
             client.round_trip_milliseconds
