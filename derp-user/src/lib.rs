@@ -17,6 +17,7 @@ pub mod proxy_protocol;
 mod quiet;
 pub mod relay;
 pub mod server;
+pub mod status;
 pub mod stun;
 pub mod tls;
 pub mod tools;

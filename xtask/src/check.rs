@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use crate::{
     e2e, ebpf, go, instructions,
     process::{self, CommandExt as _},
-    test,
+    test, vendored,
     workspace::{self, HOST_PACKAGES},
 };
 
@@ -25,6 +25,7 @@ pub(crate) fn command() -> Result<()> {
     report.step("lints of the Go tests", go_lints);
     report.step("licences and sources", licences);
     report.step("advisories", advisories);
+    report.step("vendored files", vendored_files);
     report.step("documentation", documentation);
     report.step("tests", tests);
     report.step("instruction counts", instruction_counts);
@@ -133,6 +134,13 @@ fn advisories() -> Result<Outcome> {
     let reason = error.to_string();
     let last = reason.lines().last().unwrap_or_default().trim();
     Ok(Outcome::Skipped(format!("the advisory database cannot be fetched: {last}")))
+}
+
+fn vendored_files() -> Result<Outcome> {
+    Ok(match vendored::check()? {
+        Ok(()) => Outcome::Done,
+        Err(reason) => Outcome::Skipped(reason),
+    })
 }
 
 fn deny(arguments: &[&str]) -> Result<Outcome> {

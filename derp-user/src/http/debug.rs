@@ -7,17 +7,23 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, mesh, reply};
+use super::{Origin, Reply, Site, flows, mesh, reply, status};
+use crate::status::words;
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
+        if let Some(asset) = status::find_asset(request.uri.path()) {
+            return asset;
+        }
         if !self.settings.access.allows(request, origin) {
             return reply::text(StatusCode::FORBIDDEN, &self.settings.access.refusal(origin));
         }
         let page = match request.uri.path() {
             "/debug/" => {
-                return reply::browser(reply::html(StatusCode::OK, self.debug_index()));
+                let page = status::index(request, &self.facts(), &*self.settings.status);
+                return reply::browser(page);
             }
+            "/debug/status.json" => status::document(request, &*self.settings.status),
             "/debug/varz" => reply::metrics((self.settings.varz)()),
             "/debug/check" => match (self.settings.check)() {
                 Ok(()) => reply::exact_text(
@@ -42,9 +48,10 @@ impl Site {
         below_index(reply::browser(page))
     }
 
-    fn debug_index(&self) -> String {
+    /// What the index says besides how the relay is doing.
+    fn facts(&self) -> [(&'static str, String); 7] {
         let settings = &self.settings;
-        let rows: String = [
+        [
             ("Uptime", uptime(settings.started.elapsed())),
             ("Version", settings.version.to_owned()),
             ("Machine", settings.machine.clone()),
@@ -53,26 +60,6 @@ impl Site {
             ("Mesh", mesh::summary(&(settings.mesh)())),
             ("Admission", (settings.admission)()),
         ]
-        .into_iter()
-        .map(|(name, value)| {
-            format!("<tr><th>{name}</th><td>{}</td></tr>\n", reply::escape(&value))
-        })
-        .collect();
-        let main = format!(
-            "<h1>derpd debug</h1>\n\
-             <table>\n{rows}</table>\n\
-             <ul>\n\
-             <li><a href=\"/debug/varz\">Metrics</a> in the Prometheus text format, and those of derper \
-             <a href=\"/debug/vars\">as JSON</a></li>\n\
-             <li><a href=\"/debug/check\">Consistency check</a> of the connection tables</li>\n\
-             <li><a href=\"/debug/traffic\">Traffic</a> of each client, every two seconds</li>\n\
-             <li><a href=\"/debug/flows\">UDP flows</a>, also \
-             <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
-             <li><a href=\"/debug/mesh\">Mesh</a>, also \
-             <a href=\"/debug/mesh?format=json\">as JSON</a></li>\n\
-             </ul>\n"
-        );
-        reply::page("derper debug", &main)
     }
 }
 
@@ -90,14 +77,7 @@ fn below_index(mut response: Reply) -> Reply {
 
 /// Returns a time in words.
 pub(super) fn uptime(elapsed: Duration) -> String {
-    let seconds = elapsed.as_secs();
-    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{seconds} s"),
-        (0, 0, _) => format!("{minutes} min {} s", seconds % 60),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
+    words::duration(elapsed.as_secs())
 }
 
 #[cfg(test)]

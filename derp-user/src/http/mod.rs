@@ -9,10 +9,12 @@ mod bootstrap;
 mod debug;
 mod flows;
 mod home;
+mod links;
 mod mesh;
 mod path;
 mod reply;
 mod serve;
+mod status;
 mod tls_requests;
 mod upgrade;
 mod websocket;
@@ -36,7 +38,11 @@ use tokio::sync::mpsc;
 pub use upgrade::{Entry, Upgrade};
 pub use websocket::Handshake;
 
-use crate::{flow::FlowsView, metrics::MeshView};
+use crate::{
+    flow::FlowsView,
+    metrics::MeshView,
+    status::{Since, Status},
+};
 
 /// A whole response; every page here but the traffic stream fits in memory.
 pub type Reply = Response<Body>;
@@ -101,6 +107,8 @@ pub struct Settings {
     pub flows: Box<dyn Fn() -> FlowsView + Send + Sync>,
     /// Returns what the links to the other servers of the region are doing.
     pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
+    /// Returns how the relay is doing, with the samples that are asked for.
+    pub status: Box<dyn Fn(Since) -> Status + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.
     pub check: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
@@ -180,7 +188,7 @@ impl Site {
             "/robots.txt" => {
                 reply::browser(reply::text(StatusCode::OK, "User-agent: *\nDisallow: /"))
             }
-            STYLE_PATH => reply::browser(reply::style(home::STYLE)),
+            STYLE_PATH => reply::browser(reply::asset("text/css; charset=utf-8", home::STYLE)),
             _ if path.starts_with("/debug/") => self.debug(request, origin),
             _ => self.home(request, origin),
         }

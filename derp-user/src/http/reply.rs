@@ -66,10 +66,9 @@ pub(super) fn html(status: StatusCode, page: String) -> Reply {
     with_body(status, "text/html; charset=utf-8", Bytes::from(page))
 }
 
-/// A style sheet that browsers may keep for a day.
-pub(super) fn style(sheet: &'static str) -> Reply {
-    let body = Bytes::from_static(sheet.as_bytes());
-    let mut response = with_body(StatusCode::OK, "text/css; charset=utf-8", body);
+/// A file of a page, which browsers may keep for a day.
+pub(super) fn asset(content_type: &'static str, text: &'static str) -> Reply {
+    let mut response = with_body(StatusCode::OK, content_type, Bytes::from_static(text.as_bytes()));
     response
         .headers_mut()
         .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=86400"));

@@ -22,6 +22,7 @@ fn settings() -> Settings {
         version: "1.2.3",
         has_mesh_key: Box::new(|| false),
         mesh: Box::new(MeshView::default),
+        status: Box::new(|_| Status::default()),
         admission: Box::new(|| "open: <everybody>".to_owned()),
         bootstrap: Arc::default(),
         access: DebugAccess::default(),

@@ -17,6 +17,7 @@ pub use counters::{Counter, Gauges, Totals, WorkerCounters};
 pub use export::{AttachedInterface, KernelCount, Reloads, Report, StunTotals};
 pub use histogram::{Histogram, HistogramTotals, Waits};
 pub use mesh::{AddressView, LinkState, MeshView, PeerView};
+pub use process::{Usage, usage};
 pub use round_trips::{RoundTripTotals, RoundTrips};
 pub use udp::UdpFigures;
 

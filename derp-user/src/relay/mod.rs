@@ -131,6 +131,32 @@ pub struct Census {
     pub forwarders_deleted_other: u64,
 }
 
+/// The part of a [`Census`] that is known without counting.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Headcount {
+    /// Registered connections.
+    pub connections: u64,
+    /// Distinct keys connected.
+    pub keys: u64,
+    /// Keys that only links to mesh peers lead to.
+    pub remote_keys: u64,
+    /// Connections that watch.
+    pub watchers: u64,
+    /// Links to mesh peers that stand.
+    pub links: u64,
+}
+
+/// What the relay knows of one connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ClientFigures {
+    /// Distinct senders it has heard from, as far as they are remembered.
+    pub senders: usize,
+    /// When it was registered.
+    pub connected_at: Instant,
+    /// Whether its client calls this server its home.
+    pub is_home: bool,
+}
+
 struct Client<H> {
     handle: H,
     presence: Presence,
@@ -423,12 +449,19 @@ impl<H: Clone> Relay<H> {
             .collect()
     }
 
-    /// The connections that come after connection `after` by name, or all of them; and how many distinct senders each
-    /// has heard from, as far as they are remembered.
-    pub fn clients_after(&self, after: Option<ConnectionId>) -> impl Iterator<Item = (&H, usize)> {
+    /// The connections that come after connection `after` by name, or all of them.
+    pub fn clients_after(
+        &self,
+        after: Option<ConnectionId>,
+    ) -> impl Iterator<Item = (&H, ClientFigures)> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let figures = |client: &Client<H>| ClientFigures {
+            senders: client.senders.len(),
+            connected_at: client.connected_at,
+            is_home: client.home,
+        };
         let clients = self.clients.range((from, Bound::Unbounded));
-        clients.map(|(_, client)| (&client.handle, client.senders.len()))
+        clients.map(move |(_, client)| (&client.handle, figures(client)))
     }
 
     /// How many connections are registered.
@@ -441,22 +474,35 @@ impl<H: Clone> Relay<H> {
         self.remote_keys
     }
 
+    /// How many connections, keys, watchers and links there are; in no time, however many.
+    pub fn headcount(&self) -> Headcount {
+        let count = |n: usize| n as u64;
+        Headcount {
+            connections: self.connections(),
+            keys: count(self.rosters.len()),
+            remote_keys: self.remote_keys,
+            watchers: count(self.watchers.len()),
+            links: count(self.forwarding.links()),
+        }
+    }
+
     /// How many connections, keys and watchers there are.
     pub fn census(&self) -> Census {
         let count = |n: usize| n as u64;
         let duplicates = || self.rosters.values().map(Roster::len).filter(|&company| company > 1);
+        let Headcount { connections, keys, remote_keys, watchers, links } = self.headcount();
         Census {
-            connections: self.connections(),
+            connections,
             home_connections: count(self.clients.values().filter(|client| client.home).count()),
             not_ideal_connections: count(
                 self.clients.values().filter(|client| client.presence.traits.not_ideal).count(),
             ),
-            keys: count(self.rosters.len()),
+            keys,
             duplicate_keys: count(duplicates().count()),
             duplicate_connections: duplicates().map(count).sum(),
-            watchers: count(self.watchers.len()),
-            remote_keys: self.remote_keys,
-            links: count(self.forwarding.links()),
+            watchers,
+            remote_keys,
+            links,
             multi_forwarders_created: self.forwarding.created,
             multi_forwarders_deleted: self.forwarding.deleted,
             forwarders_deleted_other: self.forwarding.deleted_other,

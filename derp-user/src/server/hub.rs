@@ -19,7 +19,9 @@ use crate::{
         message::{self, GoneReason},
     },
     quiet::Quiet,
-    relay::{Census, ConnectionId, Effect, Heard, HomeMove, Presence, Relay},
+    relay::{
+        Census, ClientFigures, ConnectionId, Effect, Headcount, Heard, HomeMove, Presence, Relay,
+    },
 };
 
 /// Everything that connections of different workers share.
@@ -171,15 +173,19 @@ impl Hub {
         }
     }
 
-    /// At most `most` clients that come after client `after` by name, and how many senders each has heard from.
+    /// At most `most` clients that come after client `after` by name.
     pub(super) fn clients_after(
         &self,
         after: Option<ConnectionId>,
         most: usize,
-    ) -> Vec<(Arc<Connection>, usize)> {
+    ) -> Vec<(Arc<Connection>, ClientFigures)> {
         let relay = self.relay.lock();
         let clients = relay.clients_after(after).take(most);
-        clients.map(|(client, senders)| (Arc::clone(client), senders)).collect()
+        clients.map(|(client, figures)| (Arc::clone(client), figures)).collect()
+    }
+
+    pub(super) fn headcount(&self) -> Headcount {
+        self.relay.lock().headcount()
     }
 
     /// How much memory is held for: connections, and in their measure the keys at other servers.

@@ -48,6 +48,7 @@ pub use self::mesh::{
     LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshReloader, MeshSecret,
     MeshSettings, PreparedMesh, Resolver, system_look_up,
 };
+pub use self::observe::ClientSight;
 use self::{
     hub::Hub,
     mesh::Board,
@@ -63,7 +64,7 @@ use crate::{
         message::ClientTraits,
     },
     proxy_protocol::TrustedProxies,
-    relay::limit::TokenBucket,
+    relay::{Headcount, limit::TokenBucket},
     tls::Acceptor,
 };
 
@@ -189,12 +190,22 @@ impl Statistics {
             current_dup_client_conns: census.duplicate_connections,
             total_dup_client_conns: census.duplicates_ever,
             watchers: census.watchers,
-            active_workers: self.active_workers.load(Ordering::Relaxed) as u64,
+            active_workers: self.active_workers(),
             mesh_links: census.links,
             multi_forwarders_created: census.multi_forwarders_created,
             multi_forwarders_deleted: census.multi_forwarders_deleted,
             forwarders_deleted_other: census.forwarders_deleted_other,
         }
+    }
+
+    /// How many are connected now, without counting.
+    pub fn headcount(&self) -> Headcount {
+        self.hub.headcount()
+    }
+
+    /// Threads that relay now.
+    pub fn active_workers(&self) -> u64 {
+        self.active_workers.load(Ordering::Relaxed) as u64
     }
 
     /// What the links to the other servers of the region are doing.

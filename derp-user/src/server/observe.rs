@@ -1,8 +1,8 @@
-//! Looks at every client's TCP connection from time to time: for the round trip times among the metrics, and for
-//! `/debug/traffic`. This runs beside the workers, takes clients a few at a time, and holds no lock while it asks the
+//! Looks at every client's TCP connection from time to time: for the round trip times among the metrics, for
+//! `/debug/traffic` and for the status page. This runs beside the workers, takes clients a few at a time, and holds no lock while it asks the
 //! kernel about them.
 
-use std::{collections::HashMap, fmt::Write as _, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt::Write as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -12,7 +12,10 @@ use tokio::{
 };
 
 use super::{Statistics, connection::Connection, tcp_info::TcpInfo};
-use crate::{proto::keys::NodePublic, relay::ConnectionId};
+use crate::{
+    proto::keys::NodePublic,
+    relay::{ClientFigures, ConnectionId},
+};
 
 /// Time between two samples of the round trip times; derper's.
 const ROUND_TRIP_PERIOD: Duration = Duration::from_secs(10);
@@ -51,6 +54,20 @@ impl Statistics {
         }
     }
 
+    /// Looks at every client once, a few at a time, so that others have their turn in between.
+    pub async fn look_at_clients(&self, mut look: impl FnMut(&ClientSight)) {
+        let mut clients = Clients::of(self);
+        while let Some(piece) = clients.next().await {
+            piece.iter().filter_map(ClientSight::of).for_each(|sight| look(&sight));
+        }
+    }
+
+    /// Looks at the first few clients at once.
+    pub fn look_at_first_clients(&self, look: impl FnMut(&ClientSight)) {
+        let piece = self.hub.clients_after(None, PIECE);
+        piece.iter().filter_map(ClientSight::of).collect::<Vec<_>>().iter().for_each(look);
+    }
+
     /// Begins a stream that tells every two seconds how many bytes each client's connection has carried, if more than
     /// before: one JSON object a line, and an empty line after each round. `None` if enough people look already.
     /// The stream ends soon after its reader is dropped.
@@ -65,6 +82,41 @@ impl Statistics {
     }
 }
 
+/// One client, as it is when somebody looks.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientSight {
+    /// The name of its connection.
+    pub id: ConnectionId,
+    /// Its key.
+    pub key: NodePublic,
+    /// Where it comes from.
+    pub remote: SocketAddr,
+    /// Bytes that its TCP connection has received, and sent, repeated ones included.
+    pub carried: [u64; 2],
+    /// Smoothed round trip time of the connection.
+    pub round_trip: Duration,
+    /// What the relay knows of it.
+    pub figures: ClientFigures,
+    /// Whether its socket is full.
+    pub is_blocked: bool,
+}
+
+impl ClientSight {
+    /// `None` for a client without a socket, or whose socket the kernel says nothing of.
+    fn of((client, figures): &(Arc<Connection>, ClientFigures)) -> Option<Self> {
+        let info = TcpInfo::read(&client.socket()?).ok()?;
+        Some(Self {
+            id: client.id,
+            key: client.key,
+            remote: client.remote,
+            carried: [info.bytes_received, info.bytes_sent],
+            round_trip: info.round_trip,
+            figures: *figures,
+            is_blocked: client.is_blocked(),
+        })
+    }
+}
+
 async fn tell_traffic(
     statistics: Arc<Statistics>,
     pieces: mpsc::Sender<Bytes>,
@@ -75,10 +127,10 @@ async fn tell_traffic(
         let mut clients = Clients::of(&statistics);
         while let Some(piece) = clients.next().await {
             let mut text = String::new();
-            for (client, senders) in piece {
+            for (client, figures) in piece {
                 let info = client.socket().map(|socket| TcpInfo::read(&socket));
                 if let Some(Ok(info)) = info {
-                    traffic.tell(&mut text, client.id, &client.key, &info, senders);
+                    traffic.tell(&mut text, client.id, &client.key, &info, figures.senders);
                 }
             }
             if !text.is_empty() && pieces.send(Bytes::from(text)).await.is_err() {
@@ -107,7 +159,7 @@ impl<'a> Clients<'a> {
         Self { statistics, last: None }
     }
 
-    async fn next(&mut self) -> Option<Vec<(Arc<Connection>, usize)>> {
+    async fn next(&mut self) -> Option<Vec<(Arc<Connection>, ClientFigures)>> {
         if self.last.is_some() {
             yield_now().await;
         }

@@ -58,6 +58,7 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         version: "test",
         has_mesh_key: Box::new(|| false),
         mesh: Box::new(MeshView::default),
+        status: Box::new(|_| crate::status::Status::default()),
         admission: Box::new(String::new),
         bootstrap: Arc::default(),
         access: DebugAccess::default(),

@@ -6,6 +6,7 @@ mod certificates;
 mod listen;
 mod metrics;
 mod reload;
+mod status;
 mod tool;
 mod udp;
 
@@ -50,6 +51,7 @@ use crate::{
     certificates::Source,
     metrics::Sources,
     reload::{MeshFiles, Reloader, rate_line},
+    status::{Facts, StatusBoard},
     udp::{Started, Tasks, Udp},
 };
 
@@ -192,7 +194,11 @@ fn run(options: Options) -> anyhow::Result<()> {
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
     };
-    let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper));
+    let sources = Arc::new(sources);
+    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let facts = Facts { hostname: config.hostname.clone(), machine: machine.trim().to_owned() };
+    let board = Arc::new(StatusBoard::new(Arc::clone(&sources), keeper.clone(), facts));
+    let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper, &board));
     let tls = match &certificates {
         Some(source) => Some(tls::Acceptor::new(Arc::clone(source.certificates()))?),
         None => None,
@@ -221,7 +227,8 @@ fn run(options: Options) -> anyhow::Result<()> {
         admission: &gate.admission,
     });
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
-    let watch = Watch { bootstrap, statistics, sample_round_trips: config.sample_round_trips };
+    let sample_round_trips = config.sample_round_trips;
+    let watch = Watch { bootstrap, statistics, sample_round_trips, board };
     let own_clients = u64::from(peer_relay.is_some());
     let drain =
         Drain { timeout: config.drain_timeout, own_clients, server: &server, begun: Notify::new() };
@@ -341,13 +348,13 @@ fn site(
     config: &Config,
     mesh_secret: Arc<MeshSecret>,
     access: DebugAccess,
-    sources: Sources,
+    sources: Arc<Sources>,
     keeper: Option<Keeper>,
+    board: &Arc<StatusBoard>,
 ) -> Site {
-    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     // Not the worker's that serves the page: it has packets to relay.
     let runtime = tokio::runtime::Handle::current();
-    let sources = Arc::new(sources);
+    let board = Arc::clone(board);
     let statistics = Arc::clone(&sources.statistics);
     let mesh_statistics = Arc::clone(&statistics);
     let certificates = sources.certificates.clone();
@@ -357,8 +364,8 @@ fn site(
     Site::new(http::Settings {
         home: config.home.clone(),
         derp_enabled: config.derp_enabled,
-        hostname: config.hostname.clone(),
-        machine: machine.trim().to_owned(),
+        hostname: board.facts.hostname.clone(),
+        machine: board.facts.machine.clone(),
         version: VERSION,
         has_mesh_key: Box::new(move || mesh_secret.current().is_some()),
         mesh: Box::new(move || mesh_statistics.mesh()),
@@ -374,6 +381,7 @@ fn site(
         varz: Box::new(move || texts.report().to_text()),
         vars: Box::new(move || sources.report().to_vars()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
+        status: Box::new(move |since| board.status(since)),
         check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
 }
@@ -483,6 +491,7 @@ struct Watch {
     bootstrap: Arc<BootstrapDns>,
     statistics: Arc<Statistics>,
     sample_round_trips: bool,
+    board: Arc<StatusBoard>,
 }
 
 impl Watch {
@@ -493,7 +502,7 @@ impl Watch {
             }
         };
         let dns = SystemDns::default();
-        tokio::join!(self.bootstrap.run(&dns), round_trips);
+        tokio::join!(self.bootstrap.run(&dns), round_trips, self.board.run());
     }
 }
 

@@ -68,8 +68,13 @@ impl Sources {
                 flows: self.keeper.as_ref().map(Keeper::states),
             },
             kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
-            interfaces: self.xdp.as_ref().map(|xdp| interfaces(&xdp.lock())).unwrap_or_default(),
+            interfaces: self.interfaces(),
         }
+    }
+
+    /// Where the XDP program is attached.
+    pub(crate) fn interfaces(&self) -> Vec<AttachedInterface> {
+        self.xdp.as_ref().map(|xdp| interfaces(&xdp.lock())).unwrap_or_default()
     }
 }
 
