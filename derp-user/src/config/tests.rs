@@ -15,7 +15,7 @@ use crate::{
 };
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
-    match parse(arguments.iter().map(OsString::from))? {
+    match parse(arguments.iter().map(OsString::from), &|_| None)? {
         Invocation::Run(options) => Ok(*options),
         Invocation::Help(_) => panic!("help"),
     }
@@ -164,7 +164,7 @@ fn flags_that_ask_for_nothing_are_accepted() {
 #[test]
 fn help_lists_every_flag_and_variable() {
     for spelling in ["-h", "--h", "-help", "--help"] {
-        let Invocation::Help(help) = parse([OsString::from(spelling)]).unwrap() else {
+        let Invocation::Help(help) = parse([OsString::from(spelling)], &|_| None).unwrap() else {
             panic!("no help")
         };
         for word in
@@ -629,7 +629,7 @@ fn mesh_key_files() {
 proptest! {
     #[test]
     fn any_arguments_are_judged(arguments in prop::collection::vec("-{0,2}(a|c|stun|http-port|x|verify-clients)?=?\\PC{0,8}", 0..6)) {
-        if let Err(error) = parse(arguments.iter().map(OsString::from)) {
+        if let Err(error) = parse(arguments.iter().map(OsString::from), &|_| None) {
             prop_assert!(!error.to_string().is_empty());
         }
     }

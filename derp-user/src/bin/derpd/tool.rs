@@ -1,15 +1,23 @@
 //! Subcommands: the kernel data plane from outside (`check`, `detach`), the DERP map of a relay (`derpmap`), and
-//! relays as their clients see them (`netcheck`, `probe`).
+//! relays as their clients see them (`netcheck`, `probe`); what packages are made with (`healthcheck`, `completions`,
+//! `man`).
 
-use std::{ffi::OsString, fmt, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fmt, fs,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use derp_user::tools::{
     Invocation, MonitorError, ToolError, check,
     derpmap::{self, DerpmapError},
-    detach, netcheck, probe,
+    detach,
+    healthcheck::{self, HealthError},
+    manual, netcheck, probe,
 };
 
-use crate::resolve;
+use crate::{resolve, variable};
 
 /// Runs the subcommand that `first` names, if it names one.
 pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
@@ -19,6 +27,9 @@ pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
         Some("derpmap") => Some(run_derpmap),
         Some("netcheck") => Some(run_netcheck),
         Some("probe") => Some(run_probe),
+        Some("healthcheck") => Some(run_healthcheck),
+        Some("completions") => Some(run_completions),
+        Some("man") => Some(run_man),
         Some(_) | None => None,
     }
 }
@@ -41,6 +52,18 @@ fn run_netcheck(arguments: Vec<OsString>) -> ExitCode {
 
 fn run_probe(arguments: Vec<OsString>) -> ExitCode {
     finish("probe", probe(arguments), MonitorError::exit_status)
+}
+
+fn run_healthcheck(arguments: Vec<OsString>) -> ExitCode {
+    finish("healthcheck", healthcheck(arguments), HealthError::exit_status)
+}
+
+fn run_completions(arguments: Vec<OsString>) -> ExitCode {
+    finish("completions", completions(arguments), ToolError::exit_status)
+}
+
+fn run_man(arguments: Vec<OsString>) -> ExitCode {
+    finish("man", man(arguments), ToolError::exit_status)
 }
 
 fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
@@ -67,7 +90,7 @@ fn detach(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
 }
 
 fn derpmap(arguments: Vec<OsString>) -> Result<ExitCode, DerpmapError> {
-    let arguments = match derpmap::parse(arguments)? {
+    let arguments = match derpmap::parse(arguments, &variable)? {
         Invocation::Run(arguments) => arguments,
         Invocation::Help(text) => return Ok(help(&text)),
     };
@@ -106,6 +129,50 @@ fn probe(arguments: Vec<OsString>) -> Result<ExitCode, MonitorError> {
         }
     })?;
     Ok(ExitCode::from(last.status.exit_status()))
+}
+
+fn healthcheck(arguments: Vec<OsString>) -> Result<ExitCode, HealthError> {
+    let options = match healthcheck::parse(arguments, &variable)? {
+        Invocation::Run(options) => options,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    println!("{} serves", healthcheck::run(&resolve(options)?)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn completions(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
+    let arguments = match manual::parse_completions(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    write_out(&manual::completions(arguments.shell))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
+    let arguments = match manual::parse_man(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    let failed = |source| ToolError::System { what: "cannot write the manual", source };
+    let pages = manual::pages().map_err(failed)?;
+    match (arguments.directory, pages.first()) {
+        (Some(directory), _) => {
+            for page in &pages {
+                fs::write(directory.join(&page.name), &page.text).map_err(failed)?;
+            }
+        }
+        (None, Some(page)) => write_out(&page.text)?,
+        (None, None) => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes all of it to the standard output, which may be a pipe that ends early.
+fn write_out(text: &[u8]) -> Result<(), ToolError> {
+    io::stdout()
+        .write_all(text)
+        .map_err(|source| ToolError::System { what: "cannot write to standard output", source })
 }
 
 fn help(text: &str) -> ExitCode {

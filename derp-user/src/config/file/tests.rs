@@ -31,6 +31,7 @@ fn the_example_of_the_manual_is_understood() {
     assert_eq!(settings.relay.idle_timeout, Duration::from_secs(300));
     assert_eq!(settings.stun.rate, Rate::per_second(100, 200));
     assert!(!settings.stun.shed);
+    assert_eq!(settings.log.as_deref(), Some("info,derp_user::acme=debug"));
     assert_eq!(settings.pin, Pin::Directory("/sys/fs/bpf/derpd".into()));
     let names: Vec<_> = settings.flows.iter().map(|flow| flow.name.as_str()).collect();
     assert_eq!(names, ["office to cloud", "site to site"]);
