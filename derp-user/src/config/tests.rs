@@ -15,7 +15,14 @@ use crate::{
 };
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
-    match parse(arguments.iter().map(OsString::from), &|_| None)? {
+    options_with(arguments, &|_| None)
+}
+
+fn options_with(
+    arguments: &[&str],
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Options, UsageError> {
+    match parse(arguments.iter().map(OsString::from), variable)? {
         Invocation::Run(options) => Ok(*options),
         Invocation::Help(_) => panic!("help"),
     }
@@ -36,7 +43,7 @@ fn resolve_with(
         file_exists: &|path| path == Path::new("/root-home/keys/derp-mesh.key"),
         processors: NonZeroUsize::new(3).unwrap(),
     };
-    Config::resolve(options(arguments).unwrap(), &environment)
+    Config::resolve(options_with(arguments, &variable).unwrap(), &environment)
 }
 
 fn resolve(arguments: &[&str]) -> Result<Config, ConfigError> {
@@ -459,6 +466,21 @@ fn environment_variables() {
     assert!(matches!(resolve(&["-a=:1", "-log", "a=b=c"]), Err(ConfigError::Flag { .. })));
     assert_eq!(resolve(&["-a=:1", "-log=warn"]).unwrap().log, "warn");
     assert_eq!(with("HOME", "/").unwrap().workers.get(), 3);
+}
+
+#[test]
+fn the_file_wins_over_variables_but_not_over_flags() {
+    let open = |flags: &[&str], variables: &[(&str, &str)]| {
+        let arguments = [&["-a=:1", "-c=/k"], flags].concat();
+        let open = resolve_with(&arguments, variables, false).unwrap().open_to_file;
+        (open.pins, open.log)
+    };
+    assert_eq!(open(&[], &[]), (true, true));
+    assert_eq!(open(&["-xdp-pin=off", "-log=warn"], &[]), (false, false));
+    assert_eq!(open(&[], &[("DERP_XDP_PIN", "off"), ("DERP_LOG", "warn")]), (true, true));
+    let error = resolve_with(&["-a=:1", "-c=/k"], &[("DERP_MESH_WITH", "a")], false).unwrap_err();
+    assert!(error.to_string().starts_with("DERP_MESH_WITH=\"a\": the servers"), "{error}");
+    assert_eq!(error.exit_status(), 2);
 }
 
 #[test]
