@@ -1,4 +1,5 @@
-//! The metrics as the real Prometheus reads them: its checker over the text, and the server scraping a running relay.
+//! The metrics as the real Prometheus reads them: its checker over the text, the server scraping a running relay, the
+//! alert rules on made-up series, and every query of the dashboard on what was scraped.
 
 #[path = "support/peer.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
@@ -9,9 +10,12 @@ mod server;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpStream, UdpSocket},
     path::Path,
     process::{Child, Command, Stdio},
+    sync::Arc,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -104,10 +108,17 @@ struct Prometheus {
 impl Prometheus {
     /// Starts one that scrapes `target` every second.
     fn start(target: SocketAddr) -> Self {
+        Self::start_on(&[target])
+    }
+
+    /// Starts one that scrapes all `targets` every second.
+    fn start_on(targets: &[SocketAddr]) -> Self {
+        let targets: Vec<_> = targets.iter().map(|target| format!("'{target}'")).collect();
+        let targets = targets.join(", ");
         let directory = TempDir::new().expect("a temporary directory");
         let configuration = format!(
             "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: derpd\n  \
-             metrics_path: /debug/varz\n  static_configs: [{{targets: ['{target}']}}]\n"
+             metrics_path: /debug/varz\n  static_configs: [{{targets: [{targets}]}}]\n"
         );
         let configuration = write_file(directory.path(), "prometheus.yml", &configuration);
         let address = Place::own_address().tls_address();
@@ -123,7 +134,7 @@ impl Prometheus {
         Self { process, address, _directory: directory }
     }
 
-    /// The samples that a query finds, once Prometheus answers: labels and value of each.
+    /// The samples that a query, as in a URL, finds once Prometheus answers: labels and value of each.
     fn query(&self, query: &str) -> Vec<(Value, String)> {
         let Ok(mut stream) = TcpStream::connect(self.address) else { return Vec::new() };
         stream.set_read_timeout(Some(PATIENCE)).expect("a non-zero timeout");
@@ -185,4 +196,188 @@ fn prometheus_scrapes_a_running_relay() {
     assert_eq!(version[0].0["binary"], "derpd", "{version:?}");
     drop(peer);
     prometheus.wait_for("derp_current_connections", "0");
+}
+
+const RULES: &str = include_str!("../../deploy/prometheus/alerts.yml");
+const RULE_TESTS: &str = include_str!("../../deploy/prometheus/alerts_test.yml");
+const DASHBOARD: &str = include_str!("../../deploy/grafana/derpd.json");
+const MANUAL: &str = include_str!("../../docs/OPERATIONS.md");
+
+/// Names of the alerts.
+fn alerts() -> Vec<&'static str> {
+    RULES.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect()
+}
+
+#[test]
+fn every_alert_is_tested_and_in_the_manual() {
+    let alerts = alerts();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        for case in [format!("- name: {alert}\n"), format!("- name: {alert}, quiet\n")] {
+            assert!(RULE_TESTS.contains(&case), "{case:?} is missing from alerts_test.yml");
+        }
+        assert!(MANUAL.contains(&format!("\n| `{alert}` |")), "{alert} is not in the manual");
+    }
+}
+
+#[test]
+fn the_alerts_fire_when_they_should_and_only_then() {
+    if !has(PROMTOOL, "promtool test rules") {
+        return;
+    }
+    let directory = TempDir::new().expect("a temporary directory");
+    let promtool = |rules: &str| {
+        write_file(directory.path(), "alerts.yml", rules);
+        let tests = write_file(directory.path(), "alerts_test.yml", RULE_TESTS);
+        let output = Command::new(PROMTOOL).args(["test", "rules", &tests]).output();
+        let output = output.expect("promtool runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let (succeeds, said) = promtool(RULES);
+    assert!(succeeds, "{said}");
+    // The tests do find faults.
+    let (succeeds, said) = promtool(&RULES.replace("> 0.8", "> 0.99"));
+    assert!(!succeeds && said.contains("DerpdFilesRunOut"), "{said}");
+}
+
+/// The metrics that a rule or a query names.
+fn metrics_in(query: &str) -> Vec<&str> {
+    let is_word = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+    let families =
+        ["derp_", "derper_", "derpd_", "stun_", "xdp_stun_server_", "tls_listener_", "process_"];
+    query
+        .split(|letter| !is_word(letter))
+        .filter(|word| families.iter().any(|family| word.starts_with(family)))
+        .collect()
+}
+
+#[test]
+fn alerts_and_dashboard_name_metrics_that_there_are() {
+    let queries = queries();
+    let queries = queries.iter().map(|(_, query)| query.as_str()).chain(RULES.lines());
+    let named: Vec<_> = queries.flat_map(metrics_in).collect();
+    assert!(named.len() > 50, "{named:?}");
+    for metric in named {
+        assert!(
+            MANUAL.contains(&format!("`{metric}`")) || MANUAL.contains(&format!("`{metric}{{")),
+            "{metric}"
+        );
+    }
+}
+
+/// The queries of the dashboard, with the titles of their panels.
+fn queries() -> Vec<(String, String)> {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let of_panel = |panel: &Value| -> Vec<_> {
+        let title = panel["title"].as_str().expect("a title").to_owned();
+        let targets = panel["targets"].as_array().cloned().unwrap_or_default();
+        let query = |target: &Value| target["expr"].as_str().expect("a query").to_owned();
+        targets.iter().map(|target| (title.clone(), query(target))).collect()
+    };
+    panels.iter().flat_map(of_panel).collect()
+}
+
+/// The variables of the dashboard as Grafana fills them in.
+fn filled_in(query: &str) -> String {
+    query.replace("$job", "derpd").replace("$instance", ".*").replace("$__rate_interval", "5s")
+}
+
+/// A text as a part of a URL.
+fn in_url(text: &str) -> String {
+    let escaped = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'.' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(escaped).collect()
+}
+
+/// Two ends of a virtual cable, for a relay to attach its program to; removed when dropped.
+struct Cable(String);
+
+impl Cable {
+    /// Lays one; says why not if that is impossible.
+    fn lay() -> Result<Self, String> {
+        let name = format!("prom{}", std::process::id());
+        let arguments = ["link", "add", &name, "type", "veth", "peer", "name", &format!("{name}b")];
+        let output =
+            Command::new("ip").args(arguments).output().map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+        }
+        Ok(Self(name))
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        // It ends with its namespace at the latest.
+        let _ = Command::new("ip").args(["link", "delete", &self.0]).status();
+    }
+}
+
+#[test]
+fn every_query_of_the_dashboard_finds_something() {
+    if !has(PROMETHEUS, "the queries of the dashboard") {
+        return;
+    }
+    // A region of two relays, one of which also relays UDP.
+    let directory = Arc::new(TempDir::new().expect("a temporary directory"));
+    let mesh_key = write_file(directory.path(), "mesh.key", &"5a".repeat(32));
+    let flow =
+        "[[flow]]\nname = \"a\"\nvni = 1\na = \"127.0.0.1:9\"\nb = \"127.0.0.1:10\"\nport = 0\n";
+    let (first_place, second_place) = (Place::own_address(), Place::own_address());
+    let port = first_place.http_port() + 100;
+    let flow = write_file(
+        directory.path(),
+        "derpd.toml",
+        &flow.replace("port = 0", &format!("port = {port}")),
+    );
+    let cable = Cable::lay();
+    let mut flags = vec![
+        format!("-mesh-psk-file={mesh_key}"),
+        format!("-mesh-with={}", second_place.tls_address()),
+        format!("-config={flow}"),
+        "-xdp-pin=off".to_owned(),
+    ];
+    match &cable {
+        Ok(Cable(name)) => flags.push(format!("-xdp-interface={name}")),
+        Err(reason) => skip("queries of the kernel data plane", reason),
+    }
+    let second = Server::start_at(
+        || second_place,
+        Arc::new(TempDir::new().expect("a temporary directory")),
+        &[&format!("-mesh-psk-file={mesh_key}")],
+    );
+    let hint = second.wait_for_log("\"sha256-raw:");
+    let pin = hint.split('"').find(|word| word.starts_with("sha256-raw:")).expect("a pin");
+    flags.push(format!("-mesh-pin={pin}"));
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let first = Server::start_at(|| first_place, directory, &flags);
+
+    let prometheus = Prometheus::start_on(&[first.http_address(), second.http_address()]);
+    let mut peer = Peer::connect(&first);
+    let key = peer.key();
+    let mut wanted = queries();
+    assert!(wanted.len() > 30, "{wanted:?}");
+    if cable.is_err() {
+        wanted.retain(|(_, query)| !query.contains("xdp_"));
+    }
+    // What belongs to no flow is refused.
+    let stranger = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    // Round trips are sampled every 10 seconds, and rates need two scrapes.
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !wanted.is_empty() {
+        assert!(Instant::now() < deadline, "nothing found for {wanted:?}");
+        stranger.send_to(&[7; 100], (first.ip(), port)).expect("it fits");
+        peer.send(&key, &[7; 100]);
+        peer.receive();
+        wanted.retain(|(_, query)| prometheus.query(&in_url(&filled_in(query))).is_empty());
+        sleep(Duration::from_millis(100));
+    }
+    let sent = prometheus.query(&in_url(&filled_in(
+        "sum(rate(derp_packets_sent{job=~\"$job\"}[$__rate_interval]))",
+    )));
+    assert!(sent[0].1.parse::<f64>().expect("a number") > 0.0, "{sent:?}");
 }

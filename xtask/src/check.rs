@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    e2e, ebpf, go, instructions,
+    e2e, ebpf, go, instructions, package,
     process::{self, CommandExt as _},
     test, vendored,
     workspace::{self, HOST_PACKAGES},
@@ -28,6 +28,7 @@ pub(crate) fn command() -> Result<()> {
     report.step("vendored files", vendored_files);
     report.step("documentation", documentation);
     report.step("tests", tests);
+    report.step("packages", packages);
     report.step("instruction counts", instruction_counts);
     report.step("end to end", || end_to_end(&e2e::Options::plain()));
     report.step("end to end, region", || end_to_end(&e2e::Options::region()));
@@ -170,6 +171,14 @@ fn documentation() -> Result<Outcome> {
 fn tests() -> Result<Outcome> {
     test::command(&[])?;
     Ok(Outcome::Done)
+}
+
+/// What is delivered, as far as its tools are there.
+fn packages() -> Result<Outcome> {
+    Ok(match package::check_quickly()? {
+        Ok(()) => Outcome::Done,
+        Err(reason) => Outcome::Skipped(reason),
+    })
 }
 
 /// Time never fails a check; the number of instructions on the packet path does.

@@ -12,6 +12,7 @@ mod instructions;
 mod interop;
 mod monitoring;
 mod namespaces;
+mod package;
 mod process;
 mod proxies;
 mod run;
@@ -49,6 +50,9 @@ enum Task {
     Interop(interop::Options),
     /// Count the instructions of the packet path and compare them with the committed ones
     Instructions(instructions::Options),
+    /// Make what derpd is delivered as: static programs, the Debian package, the container image
+    #[command(subcommand)]
+    Package(package::Package),
     /// Measure how far one region goes: the tables of docs/SCALE.md
     Scale,
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Task::E2e(options) => e2e::command(&options),
         Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
+        Task::Package(package) => package::command(&package),
         Task::Scale => scale::command(),
         Task::Check => check::command(),
     };

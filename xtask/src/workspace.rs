@@ -13,6 +13,9 @@ use crate::process::{self, CommandExt as _};
 /// Packages built for the host. The kernel program is built apart, for another target.
 pub(crate) const HOST_PACKAGES: [&str; 3] = ["derp-common", "derp-user", "xtask"];
 
+/// Written into the directory of a Python package when everything else is there.
+const INSTALLED: &str = ".installed";
+
 /// Returns the top directory of the checkout.
 pub(crate) fn root() -> PathBuf {
     // Set by `cargo run`; the compiled-in path serves when the program is started by hand.
@@ -88,6 +91,37 @@ pub(crate) fn pinned_tool(
         format!("{name} {version} could not be installed; with network access, run the same command again")
     })?;
     Ok(program)
+}
+
+/// Installs a package of Python's registry into a directory of its own among the tools, unless it is there; returns
+/// that directory.
+pub(crate) fn python_package(name: &str, version: &str, why: &str) -> Result<PathBuf> {
+    let directory = python_directory(name, version)?;
+    if is_python_package_there(name, version)? {
+        return Ok(directory);
+    }
+    eprintln!("installing {name} {version} into {} ({why})", directory.display());
+    process::command("python3")
+        .args(["-m", "pip", "install", "--quiet", "--upgrade", "--root-user-action=ignore"])
+        .arg("--target")
+        .arg(&directory)
+        .arg(format!("{name}=={version}"))
+        .run()
+        .with_context(|| {
+            format!("{name} {version} could not be installed: python3 with pip (Debian package python3-pip) and network access are needed")
+        })?;
+    let done = directory.join(INSTALLED);
+    std::fs::write(&done, "").with_context(|| format!("writing {}", done.display()))?;
+    Ok(directory)
+}
+
+/// Whether [`python_package`] has installed it.
+pub(crate) fn is_python_package_there(name: &str, version: &str) -> Result<bool> {
+    Ok(python_directory(name, version)?.join(INSTALLED).exists())
+}
+
+fn python_directory(name: &str, version: &str) -> Result<PathBuf> {
+    Ok(tools_dir()?.join(format!("{name}-{version}")))
 }
 
 fn installed_version(program: &Path) -> Option<String> {

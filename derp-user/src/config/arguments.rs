@@ -7,7 +7,11 @@ use std::ffi::OsString;
 
 use clap::{Arg, Command, CommandFactory, FromArgMatches, error::ContextKind, error::ContextValue};
 
-use super::{Options, UsageError, unsupported::Foreign};
+use super::{
+    Options, UsageError,
+    unsupported::Foreign,
+    variables::{self, Given, Variables},
+};
 
 /// What a command line asks for.
 #[derive(Debug)]
@@ -19,24 +23,57 @@ pub enum Invocation {
 }
 
 /// Flags whose values no message may repeat.
-const SECRETS: [&str; 1] = ["acme-eab-key"];
+pub(super) const SECRETS: [&str; 1] = ["acme-eab-key"];
 
 /// How similar an unknown flag must be to a known one to be suggested.
 const SIMILAR: f64 = 0.6;
 
-/// Parses the arguments after the program's name.
+/// Parses the arguments after the program's name. What they leave open is as the environment says, which `variable`
+/// looks up.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the command line.
-pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, UsageError> {
+/// The first thing that is wrong with the command line, else with the variables.
+pub fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Invocation, UsageError> {
     let command = Options::command();
-    let Some(normalised) = normalise(&command, arguments)? else {
+    let Some(flags) = normalise(&command, arguments)? else {
         return Ok(Invocation::Help(help()));
     };
-    let matches = command.try_get_matches_from(normalised).map_err(|error| describe(&error))?;
-    let options = Options::from_arg_matches(&matches).map_err(|error| describe(&error))?;
+    options(&command, &flags)?;
+    let is_given = |name: &str| {
+        let is = |flag: &String| split_flag(flag).is_some_and(|(given, _)| given == name);
+        flags.iter().any(is)
+    };
+    let given = variables::read(&command, is_given, variable)?;
+    let from_variables: Vec<_> = given.iter().map(Given::to_flag).collect();
+    options(&command, &from_variables).map_err(|error| blame_variable(&given, error))?;
+    let mut options = options(&command, &[from_variables, flags].concat())?;
+    options.variables = Variables::of(&given);
     Ok(Invocation::Run(Box::new(options)))
+}
+
+/// Checks and converts flags in the form `--flag=value`.
+fn options(command: &Command, flags: &[String]) -> Result<Options, UsageError> {
+    let words = std::iter::once(command.get_name()).chain(flags.iter().map(String::as_str));
+    command
+        .clone()
+        .try_get_matches_from(words)
+        .and_then(|matches| Options::from_arg_matches(&matches))
+        .map_err(|error| describe(&error))
+}
+
+/// Names the variable instead of the flag that it stands for.
+fn blame_variable(given: &[Given], error: UsageError) -> UsageError {
+    let UsageError::InvalidValue { name, value, reason } = error else { return error };
+    match given.iter().find(|given| given.flag == name) {
+        Some(Given { variable, .. }) => {
+            UsageError::InvalidVariable { variable: variable.clone(), value, reason }
+        }
+        None => UsageError::InvalidValue { name, value, reason },
+    }
 }
 
 /// The help text, with flags as operators know them from derper: with one dash.
@@ -44,12 +81,12 @@ fn help() -> String {
     Options::command().render_help().to_string().replace("      --", "       -")
 }
 
-/// The arguments in the one form `--flag=value`, program name first; `None` if help is asked for.
+/// The arguments in the one form `--flag=value`; `None` if help is asked for.
 fn normalise(
     command: &Command,
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<Option<Vec<String>>, UsageError> {
-    let mut normalised = vec![command.get_name().to_owned()];
+    let mut normalised = Vec::new();
     let mut arguments = arguments.into_iter();
     let mut last_boolean = None;
     while let Some(argument) = next_text(&mut arguments)? {

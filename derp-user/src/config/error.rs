@@ -36,6 +36,16 @@ pub enum UsageError {
         /// What would be right.
         reason: String,
     },
+    /// The value of a variable that stands for a flag cannot be used.
+    #[error("{variable}={value:?}: {reason}")]
+    InvalidVariable {
+        /// The variable.
+        variable: String,
+        /// Its value.
+        value: String,
+        /// What would be right.
+        reason: String,
+    },
     /// An argument that belongs to no flag.
     #[error("unexpected argument {argument:?}{}", boolean_hint(.after_boolean, .argument))]
     UnexpectedArgument {
@@ -69,6 +79,16 @@ pub enum ConfigError {
         /// The name without dashes.
         flag: &'static str,
         /// The value as given.
+        value: String,
+        /// What would be right.
+        reason: String,
+    },
+    /// The value of a flag cannot be used, and a variable gives it.
+    #[error("{variable}={value:?}: {reason}")]
+    FlagVariable {
+        /// The variable.
+        variable: String,
+        /// Its value.
         value: String,
         /// What would be right.
         reason: String,
@@ -131,10 +151,14 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Exit status for this error: 2 where the command line is at fault, else 1.
+    /// Exit status for this error: 2 where the command line or what stands for it is at fault, else 1.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Flag { .. } | Self::Home(_) | Self::NoCertificateDirectory | Self::NoKeyPath => 2,
+            Self::Flag { .. }
+            | Self::FlagVariable { .. }
+            | Self::Home(_)
+            | Self::NoCertificateDirectory
+            | Self::NoKeyPath => 2,
             Self::Variable { .. }
             | Self::Access(_)
             | Self::Read { .. }

@@ -15,6 +15,7 @@ mod rate_file;
 mod relay_keys;
 mod resolve;
 mod unsupported;
+mod variables;
 
 pub use arguments::{Invocation, parse};
 pub use certificates::TlsSettings;
@@ -22,13 +23,14 @@ pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{FileSettings, PeerRelaySettings, Pin, RelaySettings, StunSettings, load_file};
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
-pub use options::{CertificateMode, Options};
+pub use options::{CertificateMode, LogFormat, Options};
 pub use rate_file::load_rate_limit;
 pub use relay_keys::{RelayKeys, load_relay_keys};
 pub use resolve::{
     Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshConfig, MeshKeySource,
-    TcpSettings,
+    OpenToFile, TcpSettings,
 };
+pub use variables::{Variables, names as variable_names};
 
 #[cfg(test)]
 mod tests;

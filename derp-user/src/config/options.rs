@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Parser, ValueEnum, builder::ValueParser};
 
-use super::GoDuration;
+use super::{GoDuration, Variables};
 use crate::{
     acme::BindingKey,
     dataplane::{Mode, Pin},
@@ -20,6 +20,21 @@ pub enum CertificateMode {
     LetsEncrypt,
     /// ACME, with Google's server.
     Gcp,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+#[value(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// As is best where the standard error output leads.
+    #[default]
+    Auto,
+    /// Lines for people.
+    Human,
+    /// One JSON object per line.
+    Json,
+    /// Messages with fields to systemd's journal.
+    Journald,
 }
 
 /// A DERP relay server for Tailscale and Headscale networks, with STUN answered in the kernel where it can be.
@@ -200,9 +215,17 @@ pub struct Options {
     /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
     #[arg(id = "log", long, value_name = "FILTER", help_heading = OTHER)]
     pub log: Option<String>,
+    /// How: `human` lines or `json` on the standard error output, `journald` with fields, or `auto`: journald where
+    /// systemd has connected that output to it, else human
+    #[arg(id = "log-format", long, value_name = "FORMAT", default_value = "auto", hide_possible_values = true, help_heading = OTHER)]
+    pub log_format: LogFormat,
     /// Print the version and exit
     #[arg(id = "version", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = OTHER)]
     pub version: bool,
+
+    /// Which of these the environment gives.
+    #[arg(skip)]
+    pub variables: Variables,
 }
 
 const LISTENING: &str = "Listening";
@@ -221,12 +244,18 @@ const USAGE: &str = "derpd [flags]
        derpd netcheck --help     shows how this machine reaches the relays of a DERP map
        derpd probe --help        checks the relays of a DERP map, for monitoring
        derpd bench --help        measures any DERP server by putting load on it
+       derpd healthcheck [flags] asks the relay with these flags, on this machine, whether it serves
+       derpd completions SHELL   prints completions for bash, zsh, fish and others
+       derpd man [DIRECTORY]     prints the manual page, or writes those of all tools
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
 with `=`. Names and meanings are derper's, where derper has the flag.";
 
 const ENVIRONMENT_HELP: &str = "\
 Environment:
+  DERP_<FLAG>                                as the flag, if that is not given: DERP_STUN_PORT is for -stun-port. So are
+                                             DERP_DOMAIN for -hostname, DERP_ADDR for -a, DERP_CERT_MODE for -certmode
+                                             and DERP_CERT_DIR for -certdir. The configuration file wins over these
   TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH  packets that wait for one client, per kind [default: 32]
   TS_ALLOW_DEBUG_IP                          address that may see /debug/
   TS_DEBUG_TRUSTED_CIDRS                     networks that may see /debug/, separated by commas

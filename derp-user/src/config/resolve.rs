@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    CertificateMode, ConfigError, GoDuration, Options, TlsSettings, admission, certificates,
-    options::parse_boolean,
+    CertificateMode, ConfigError, GoDuration, LogFormat, Options, TlsSettings, admission,
+    certificates, options::parse_boolean,
 };
 use crate::{
     admit,
@@ -34,6 +34,15 @@ pub struct Environment<'a> {
     pub file_exists: &'a dyn Fn(&std::path::Path) -> bool,
     /// Processors that may be used.
     pub processors: NonZeroUsize,
+}
+
+/// Which settings are by no flag, so that the configuration file wins over what they are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OpenToFile {
+    /// [`Config::xdp_pin`].
+    pub pins: bool,
+    /// [`Config::log`].
+    pub log: bool,
 }
 
 /// The checked settings of one relay. Making one reads no file; the files it names may still be faulty.
@@ -89,12 +98,16 @@ pub struct Config {
     pub verbose_drops: Vec<NodePublic>,
     /// Whether it goes on without the process, if the command line says so.
     pub xdp_pin: Option<Pin>,
+    /// What the configuration file may still replace.
+    pub open_to_file: OpenToFile,
     /// The configuration file.
     pub file: Option<PathBuf>,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
     pub log: String,
+    /// How the log is written.
+    pub log_format: LogFormat,
 }
 
 /// Where a listener binds.
@@ -235,7 +248,25 @@ impl Config {
     /// # Errors
     ///
     /// The first setting that cannot be used, or that contradicts another.
-    pub fn resolve(options: Options, environment: &Environment<'_>) -> Result<Self, ConfigError> {
+    pub fn resolve(
+        mut options: Options,
+        environment: &Environment<'_>,
+    ) -> Result<Self, ConfigError> {
+        let variables = std::mem::take(&mut options.variables);
+        let is_open = |flag, is_given: bool| !is_given || variables.of_flag(flag).is_some();
+        let open_to_file = OpenToFile {
+            pins: is_open("xdp-pin", options.xdp_pin.is_some()),
+            log: is_open("log", options.log.is_some()),
+        };
+        Self::resolve_flags(options, open_to_file, environment)
+            .map_err(|error| variables.blame(error))
+    }
+
+    fn resolve_flags(
+        options: Options,
+        open_to_file: OpenToFile,
+        environment: &Environment<'_>,
+    ) -> Result<Self, ConfigError> {
         let listen = if options.dev { DEV_LISTEN } else { parse_listen(&options.a)? };
         let tls = tls_settings(&options, listen, environment)?;
         let key = key_source(&options, environment)?;
@@ -275,6 +306,7 @@ impl Config {
             verbose_clients: verbose_clients(environment)?,
             verbose_drops: verbose_drops(environment)?,
             xdp_pin: options.xdp_pin,
+            open_to_file,
             file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
@@ -282,6 +314,7 @@ impl Config {
                 key_path: environment.text("TS_DEBUG_KEY_PATH").map(PathBuf::from),
             },
             log: log_filter(options.log, environment)?,
+            log_format: options.log_format,
             hostname: options.hostname,
             xdp_interfaces: options.xdp_interface,
         })

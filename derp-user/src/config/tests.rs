@@ -15,7 +15,14 @@ use crate::{
 };
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
-    match parse(arguments.iter().map(OsString::from))? {
+    options_with(arguments, &|_| None)
+}
+
+fn options_with(
+    arguments: &[&str],
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Options, UsageError> {
+    match parse(arguments.iter().map(OsString::from), variable)? {
         Invocation::Run(options) => Ok(*options),
         Invocation::Help(_) => panic!("help"),
     }
@@ -36,7 +43,7 @@ fn resolve_with(
         file_exists: &|path| path == Path::new("/root-home/keys/derp-mesh.key"),
         processors: NonZeroUsize::new(3).unwrap(),
     };
-    Config::resolve(options(arguments).unwrap(), &environment)
+    Config::resolve(options_with(arguments, &variable).unwrap(), &environment)
 }
 
 fn resolve(arguments: &[&str]) -> Result<Config, ConfigError> {
@@ -164,7 +171,7 @@ fn flags_that_ask_for_nothing_are_accepted() {
 #[test]
 fn help_lists_every_flag_and_variable() {
     for spelling in ["-h", "--h", "-help", "--help"] {
-        let Invocation::Help(help) = parse([OsString::from(spelling)]).unwrap() else {
+        let Invocation::Help(help) = parse([OsString::from(spelling)], &|_| None).unwrap() else {
             panic!("no help")
         };
         for word in
@@ -462,6 +469,21 @@ fn environment_variables() {
 }
 
 #[test]
+fn the_file_wins_over_variables_but_not_over_flags() {
+    let open = |flags: &[&str], variables: &[(&str, &str)]| {
+        let arguments = [&["-a=:1", "-c=/k"], flags].concat();
+        let open = resolve_with(&arguments, variables, false).unwrap().open_to_file;
+        (open.pins, open.log)
+    };
+    assert_eq!(open(&[], &[]), (true, true));
+    assert_eq!(open(&["-xdp-pin=off", "-log=warn"], &[]), (false, false));
+    assert_eq!(open(&[], &[("DERP_XDP_PIN", "off"), ("DERP_LOG", "warn")]), (true, true));
+    let error = resolve_with(&["-a=:1", "-c=/k"], &[("DERP_MESH_WITH", "a")], false).unwrap_err();
+    assert!(error.to_string().starts_with("DERP_MESH_WITH=\"a\": the servers"), "{error}");
+    assert_eq!(error.exit_status(), 2);
+}
+
+#[test]
 fn workers_are_as_many_as_processors_unless_said_otherwise() {
     let workers = |flags: &[&str]| {
         let config = resolve(&[&["-a=:1"], flags].concat())?;
@@ -629,7 +651,7 @@ fn mesh_key_files() {
 proptest! {
     #[test]
     fn any_arguments_are_judged(arguments in prop::collection::vec("-{0,2}(a|c|stun|http-port|x|verify-clients)?=?\\PC{0,8}", 0..6)) {
-        if let Err(error) = parse(arguments.iter().map(OsString::from)) {
+        if let Err(error) = parse(arguments.iter().map(OsString::from), &|_| None) {
             prop_assert!(!error.to_string().is_empty());
         }
     }

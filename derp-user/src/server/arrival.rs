@@ -81,8 +81,7 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>)
             spawn_local(life::run(session, worker));
         }
         Ok(None) => {}
-        Err(error @ ArrivalError::Login(_)) => tracing::info!("derp: {remote}: {error}"),
-        Err(error @ ArrivalError::Refused(..)) => {
+        Err(error @ (ArrivalError::Login(_) | ArrivalError::Refused(..))) => {
             if let Some(suffix) = worker.hub().refusals.suffix(Instant::now()) {
                 tracing::info!("derp: {remote}: {error}{suffix}");
             }

@@ -5,6 +5,8 @@ pub mod bench;
 pub mod check;
 pub mod derpmap;
 pub mod detach;
+pub mod healthcheck;
+pub mod manual;
 mod monitor;
 pub mod netcheck;
 pub mod probe;

@@ -4,6 +4,7 @@ mod banner;
 mod bench;
 mod certificates;
 mod listen;
+mod logging;
 mod metrics;
 mod reload;
 mod status;
@@ -12,7 +13,6 @@ mod udp;
 
 use std::{
     env, fs,
-    io::IsTerminal as _,
     net::TcpListener,
     num::NonZeroUsize,
     process::ExitCode,
@@ -41,6 +41,7 @@ use derp_user::{
     tls::{self, Certificates},
     udp_relay::{Keeper, PeerRelayService},
 };
+use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
@@ -65,7 +66,7 @@ fn main() -> ExitCode {
     if let Some(tool) = arguments.peek().and_then(tool::find) {
         return tool(arguments.skip(1).collect());
     }
-    let options = match config::parse(arguments) {
+    let options = match config::parse(arguments, &variable) {
         Ok(Invocation::Run(options)) => *options,
         Ok(Invocation::Help(text)) => {
             print!("{text}");
@@ -112,15 +113,11 @@ fn version() -> String {
 fn run(options: Options) -> anyhow::Result<()> {
     let started = Instant::now();
     let config = Arc::new(resolve(options)?);
-    tracing_subscriber::fmt()
-        .with_env_filter(&config.log)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let levels = logging::start(&config)?;
     tracing::info!("{}", version());
 
     let file = load_file(&config)?;
+    levels.apply(file.log.as_deref());
     let private_key = load_identity(&config)?;
     let mesh_key = load_mesh_key(&config)?;
     config.check_mesh_key(mesh_key.as_ref())?;
@@ -176,6 +173,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         },
         statistics: Arc::clone(&statistics),
         count: Arc::default(),
+        levels,
     };
     let bootstrap = Arc::new(BootstrapDns::new(config.bootstrap.clone()));
     let sources = Sources {
@@ -226,6 +224,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         public_key,
         admission: &gate.admission,
     });
+    notify(NotifyState::Ready);
     let port80 = port80.map(|listener| (listener, site, gate.proxies));
     let sample_round_trips = config.sample_round_trips;
     let watch = Watch { bootstrap, statistics, sample_round_trips, board };
@@ -233,6 +232,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let drain =
         Drain { timeout: config.drain_timeout, own_clients, server: &server, begun: Notify::new() };
     runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay, drain))?;
+    notify(NotifyState::Stopping);
     drop(forwarder);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
@@ -248,6 +248,13 @@ fn run(options: Options) -> anyhow::Result<()> {
     // Without waiting for a name that is just being looked up.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Tells a service manager that waits for it, as systemd does for units of `Type=notify`.
+fn notify(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("cannot tell the service manager: {error}");
+    }
 }
 
 /// What decides which connections are served, and how fast.
@@ -276,12 +283,17 @@ impl Gate {
     }
 }
 
+/// A variable of the environment, if it is there and is text.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    env::var(name).ok()
+}
+
 /// What the command line means on this machine.
 pub(crate) fn resolve(options: Options) -> Result<Config, ConfigError> {
     Config::resolve(
         options,
         &Environment {
-            variable: &|name| env::var(name).ok(),
+            variable: &variable,
             is_root: nix::unistd::geteuid().is_root(),
             file_exists: &|path| path.exists(),
             processors: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),

@@ -19,7 +19,7 @@ use derp_user::{
     server::{MeshReloader, MeshSecret, PreparedMesh, Rates, Statistics},
 };
 
-use crate::{certificates::Source, udp::UdpReloader};
+use crate::{certificates::Source, logging::Levels, udp::UdpReloader};
 
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {
@@ -33,6 +33,7 @@ pub(crate) struct Reloader {
     pub(crate) mesh: MeshFiles,
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) count: Arc<Counts>,
+    pub(crate) levels: Levels,
 }
 
 /// How reloading went.
@@ -88,12 +89,16 @@ impl Reloader {
             Some(source) => Some((source, source.prepare()?)),
             None => None,
         };
-        let mut changes = match &self.udp {
+        let (log, mut changes) = match &self.udp {
             // The kernel can refuse, so this is taken into use first.
-            Some(udp) => udp.apply(udp.prepare()?)?,
-            None => Vec::new(),
+            Some(udp) => {
+                let file = udp.prepare()?;
+                (file.log.clone(), udp.apply(file)?)
+            }
+            None => (None, Vec::new()),
         };
         // Nothing below can fail.
+        changes.extend(self.levels.apply(log.as_deref()));
         if let Some((rates, limit)) = rates {
             rates.set(limit);
             changes.push(rate_line(limit));

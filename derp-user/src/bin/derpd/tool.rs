@@ -1,16 +1,24 @@
 //! Subcommands: the kernel data plane from outside (`check`, `detach`), the DERP map of a relay (`derpmap`), and
-//! relays as their clients see them (`netcheck`, `probe`), or as they see themselves (`top`).
+//! relays as their clients see them (`netcheck`, `probe`), or as they see themselves (`top`); what packages are made
+//! with (`healthcheck`, `completions`, `man`).
 
-use std::{ffi::OsString, fmt, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fmt, fs,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use derp_user::tools::{
     Invocation, MonitorError, ToolError, check,
     derpmap::{self, DerpmapError},
-    detach, netcheck, probe,
+    detach,
+    healthcheck::{self, HealthError},
+    manual, netcheck, probe,
     top::{self, TopError},
 };
 
-use crate::resolve;
+use crate::{resolve, variable};
 
 /// Runs the subcommand that `first` names, if it names one.
 pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
@@ -21,6 +29,9 @@ pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
         Some("netcheck") => Some(run_netcheck),
         Some("probe") => Some(run_probe),
         Some("top") => Some(run_top),
+        Some("healthcheck") => Some(run_healthcheck),
+        Some("completions") => Some(run_completions),
+        Some("man") => Some(run_man),
         Some(_) | None => None,
     }
 }
@@ -49,6 +60,18 @@ fn run_top(arguments: Vec<OsString>) -> ExitCode {
     finish("top", top(arguments), TopError::exit_status)
 }
 
+fn run_healthcheck(arguments: Vec<OsString>) -> ExitCode {
+    finish("healthcheck", healthcheck(arguments), HealthError::exit_status)
+}
+
+fn run_completions(arguments: Vec<OsString>) -> ExitCode {
+    finish("completions", completions(arguments), ToolError::exit_status)
+}
+
+fn run_man(arguments: Vec<OsString>) -> ExitCode {
+    finish("man", man(arguments), ToolError::exit_status)
+}
+
 fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
     let arguments = match check::parse(arguments)? {
         Invocation::Run(arguments) => arguments,
@@ -73,7 +96,7 @@ fn detach(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
 }
 
 fn derpmap(arguments: Vec<OsString>) -> Result<ExitCode, DerpmapError> {
-    let arguments = match derpmap::parse(arguments)? {
+    let arguments = match derpmap::parse(arguments, &variable)? {
         Invocation::Run(arguments) => arguments,
         Invocation::Help(text) => return Ok(help(&text)),
     };
@@ -123,6 +146,50 @@ fn top(arguments: Vec<OsString>) -> Result<ExitCode, TopError> {
         print!("{text}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn healthcheck(arguments: Vec<OsString>) -> Result<ExitCode, HealthError> {
+    let options = match healthcheck::parse(arguments, &variable)? {
+        Invocation::Run(options) => options,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    println!("{} serves", healthcheck::run(&resolve(options)?)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn completions(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
+    let arguments = match manual::parse_completions(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    write_out(&manual::completions(arguments.shell))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
+    let arguments = match manual::parse_man(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    let failed = |source| ToolError::System { what: "cannot write the manual", source };
+    let pages = manual::pages().map_err(failed)?;
+    match (arguments.directory, pages.first()) {
+        (Some(directory), _) => {
+            for page in &pages {
+                fs::write(directory.join(&page.name), &page.text).map_err(failed)?;
+            }
+        }
+        (None, Some(page)) => write_out(&page.text)?,
+        (None, None) => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes all of it to the standard output, which may be a pipe that ends early.
+fn write_out(text: &[u8]) -> Result<(), ToolError> {
+    io::stdout()
+        .write_all(text)
+        .map_err(|source| ToolError::System { what: "cannot write to standard output", source })
 }
 
 fn help(text: &str) -> ExitCode {

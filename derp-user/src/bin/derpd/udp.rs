@@ -442,13 +442,14 @@ fn merging(config: &Config) -> Merging {
     }
 }
 
-/// Where the kernel data plane is kept: the command line wins over the file.
+/// Where the kernel data plane is kept: the command line wins over the file, and the file over the environment.
 fn pin(config: &Config, file: &FileSettings) -> Pin {
     match (&config.xdp_pin, &file.pin) {
-        (Some(pin), _) => pin.clone(),
+        (Some(pin), config::Pin::Unset) => pin.clone(),
+        (Some(pin), _) if !config.open_to_file.pins => pin.clone(),
         (None, config::Pin::Unset) => Pin::if_possible(),
-        (None, config::Pin::Off) => Pin::Off,
-        (None, config::Pin::Directory(path)) => {
+        (_, config::Pin::Off) => Pin::Off,
+        (_, config::Pin::Directory(path)) => {
             Pin::Directory { path: path.clone(), is_required: true }
         }
     }

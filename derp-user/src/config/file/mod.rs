@@ -18,6 +18,7 @@ use derp_common::{
 };
 pub use peer_relay::PeerRelaySettings;
 use reader::{Fault, Section, Value};
+use tracing_subscriber::EnvFilter;
 
 use super::{ConfigError, GoDuration};
 use crate::{
@@ -30,6 +31,8 @@ use crate::{
 pub struct FileSettings {
     /// The UDP relay.
     pub relay: RelaySettings,
+    /// What to log, as with `-log`, if the file says so.
+    pub log: Option<String>,
     /// How STUN is answered.
     pub stun: StunSettings,
     /// Where the kernel data plane is kept over restarts.
@@ -100,6 +103,7 @@ impl Default for FileSettings {
                 slots: DEFAULT_SLOTS,
                 idle_timeout: Duration::from_secs(300),
             },
+            log: None,
             stun: StunSettings { rate: Rate::UNLIMITED, shed: false },
             pin: Pin::Unset,
             peer_relay: None,
@@ -139,10 +143,14 @@ pub fn load_file(path: &Path, stun_port: Option<u16>) -> Result<FileSettings, Co
 fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     let document = reader::parse(text)?;
     let document = Section::of_document(text, &document);
-    document.expect_only(&["relay", "stun", "dataplane", "peer_relay", "flow"])?;
+    document.expect_only(&["relay", "log", "stun", "dataplane", "peer_relay", "flow"])?;
     let mut settings = FileSettings::default();
     if let Some(section) = document.section("relay")? {
         read_relay(&section, &mut settings.relay)?;
+    }
+    if let Some(section) = document.section("log")? {
+        section.expect_only(&["levels"])?;
+        settings.log = section.value("levels").map(|value| levels(&value)).transpose()?;
     }
     if let Some(section) = document.section("stun")? {
         settings.stun = read_stun(&section)?;
@@ -209,6 +217,15 @@ fn read_stun(section: &Section<'_>) -> Result<StunSettings, Fault> {
         rate: Rate::per_second(rate, burst.unwrap_or(DEFAULT_BURST.max(rate))),
         shed: shed.unwrap_or(false),
     })
+}
+
+/// Checks a filter of the log.
+fn levels(value: &Value<'_>) -> Result<String, Fault> {
+    let text = value.text()?;
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(value.fault(format!("{text:?}: {error}"))),
+    }
 }
 
 fn pin(value: &Value<'_>) -> Result<Pin, Fault> {

@@ -31,6 +31,7 @@ fn the_example_of_the_manual_is_understood() {
     assert_eq!(settings.relay.idle_timeout, Duration::from_secs(300));
     assert_eq!(settings.stun.rate, Rate::per_second(100, 200));
     assert!(!settings.stun.shed);
+    assert_eq!(settings.log.as_deref(), Some("info,derp_user::acme=debug"));
     assert_eq!(settings.pin, Pin::Directory("/sys/fs/bpf/derpd".into()));
     let names: Vec<_> = settings.flows.iter().map(|flow| flow.name.as_str()).collect();
     assert_eq!(names, ["office to cloud", "site to site"]);
@@ -127,7 +128,7 @@ fn faults_name_line_key_and_what_would_be_right() {
     for (text, expected) in [
         ("[relay]\nprot = 1", "2|[relay] prot|unknown key; did you mean port?"),
         ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
-        ("zzz = 1", "1|zzz|unknown key (there are relay, stun, dataplane, peer_relay, flow)"),
+        ("zzz = 1", "1|zzz|unknown key (there are relay, log, stun, dataplane, peer_relay, flow)"),
         ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nslots = 1000", "2|[relay] slots|must be a power of two, like 1024"),

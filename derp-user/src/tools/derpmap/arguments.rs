@@ -83,13 +83,14 @@ fn not_empty(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("it must not be empty") } else { Ok(text.to_owned()) }
 }
 
-/// Parses the arguments after `derpmap`.
+/// Parses the arguments after `derpmap`; `variable` looks up the relay's environment.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong with them.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
+    variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Invocation<Arguments>, DerpmapError> {
     let (own, relay) = sort(arguments);
     let own = match parse_arguments::<Own>("derpd derpmap", own) {
@@ -98,7 +99,7 @@ pub fn parse(
         Err(ToolError::Usage(text)) => return Err(DerpmapError::Usage(text)),
         Err(error) => return Err(DerpmapError::Usage(error.to_string())),
     };
-    match config::parse(relay)? {
+    match config::parse(relay, variable)? {
         config::Invocation::Run(relay) => Ok(Invocation::Run(Arguments { own, relay: *relay })),
         config::Invocation::Help(text) => Ok(Invocation::Help(text)),
     }

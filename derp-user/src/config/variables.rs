@@ -1,0 +1,239 @@
+//! Environment variables that stand for flags, as the container images of derper have them.
+//!
+//! Every flag has one: `DERP_` and its name in capitals, with `_` for `-`. Four have a second name, which those
+//! images made usual. A flag on the command line wins over its variable; an empty variable is none.
+
+use std::collections::BTreeMap;
+
+use clap::{Arg, ArgAction, Command};
+
+use super::{ConfigError, UsageError};
+use crate::http::HomeError;
+
+const PREFIX: &str = "DERP_";
+/// Second names, by flag.
+const USUAL: [(&str, &str); 4] = [
+    ("a", "DERP_ADDR"),
+    ("certdir", "DERP_CERT_DIR"),
+    ("certmode", "DERP_CERT_MODE"),
+    ("hostname", "DERP_DOMAIN"),
+];
+/// Images set this one to the version they were built from.
+const NO_VARIABLE: [&str; 1] = ["version"];
+
+/// Which flags have their value from which variable.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Variables(BTreeMap<String, String>);
+
+/// A flag's value that a variable gives.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Given {
+    /// The flag's name without dashes.
+    pub(super) flag: String,
+    /// The variable's name.
+    pub(super) variable: String,
+    pub(super) value: String,
+}
+
+impl Given {
+    /// As the flag would be written.
+    pub(super) fn to_flag(&self) -> String {
+        format!("--{}={}", self.flag, self.value)
+    }
+}
+
+/// Reads the variables of all flags that are not `on_command_line`.
+///
+/// # Errors
+///
+/// If the two names of a flag have different values.
+pub(super) fn read(
+    command: &Command,
+    on_command_line: impl Fn(&str) -> bool,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<Given>, UsageError> {
+    let mut given = Vec::new();
+    for argument in command.get_arguments() {
+        let flag = argument.get_id().as_str();
+        if on_command_line(flag) {
+            continue;
+        }
+        let set = names(flag).filter_map(|name| {
+            let value = variable(&name).filter(|value| !value.is_empty())?;
+            Some((name, value))
+        });
+        let set: Vec<_> = set.collect();
+        if let [(first, first_value), (second, second_value)] = &set[..]
+            && first_value != second_value
+        {
+            return Err(UsageError::InvalidVariable {
+                variable: second.clone(),
+                value: shown(flag, second_value),
+                reason: format!("{first} has another value, and both are for -{flag}"),
+            });
+        }
+        let Some((variable, value)) = set.into_iter().next() else { continue };
+        given.extend(split(argument, &value).map(|value| Given {
+            flag: flag.to_owned(),
+            variable: variable.clone(),
+            value: value.to_owned(),
+        }));
+    }
+    Ok(given)
+}
+
+/// The names of the variable that stands for a flag, the usual one first.
+pub fn names(flag: &str) -> impl Iterator<Item = String> {
+    let usual = USUAL.iter().find(|(of, _)| *of == flag).map(|(_, name)| (*name).to_owned());
+    let own = format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"));
+    let has_any = !NO_VARIABLE.contains(&flag);
+    usual.into_iter().chain([own]).filter(move |_| has_any)
+}
+
+/// What may be shown of a flag's value.
+pub(super) fn shown(flag: &str, value: &str) -> String {
+    if super::arguments::SECRETS.contains(&flag) { "...".to_owned() } else { value.to_owned() }
+}
+
+/// A flag that may be given several times has a variable with commas.
+fn split<'a>(argument: &Arg, value: &'a str) -> impl Iterator<Item = &'a str> {
+    let is_list = matches!(argument.get_action(), ArgAction::Append);
+    let separator = if is_list { ',' } else { '\0' };
+    value.split(separator).map(str::trim).filter(|value| !value.is_empty())
+}
+
+impl Variables {
+    pub(super) fn of(given: &[Given]) -> Self {
+        Self(given.iter().map(|given| (given.flag.clone(), given.variable.clone())).collect())
+    }
+
+    /// The variable that a flag has its value from, if one does.
+    #[must_use]
+    pub fn of_flag(&self, flag: &str) -> Option<&str> {
+        self.0.get(flag).map(String::as_str)
+    }
+
+    /// Names the variable instead of the flag that has its value from it.
+    pub(super) fn blame(&self, error: ConfigError) -> ConfigError {
+        let blamed = |variable: &str, value: &String, reason: &str| ConfigError::FlagVariable {
+            variable: variable.to_owned(),
+            value: value.clone(),
+            reason: reason.to_owned(),
+        };
+        if let ConfigError::Flag { flag, value, reason } = &error
+            && let Some(variable) = self.of_flag(flag)
+        {
+            return blamed(variable, value, reason);
+        }
+        if let ConfigError::Home(HomeError(value)) = &error
+            && let Some(variable) = self.of_flag("home")
+        {
+            return blamed(variable, value, "must be blank, or start with http:// or https://");
+        }
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use clap::CommandFactory as _;
+
+    use super::{
+        super::{Invocation, Options, arguments::parse},
+        *,
+    };
+
+    fn options(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Options, UsageError> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        match parse(arguments.iter().map(OsString::from), &variable)? {
+            Invocation::Run(options) => Ok(*options),
+            Invocation::Help(_) => panic!("help"),
+        }
+    }
+
+    #[test]
+    fn the_variables_of_derpers_images_are_understood() {
+        let variables = [
+            ("DERP_DOMAIN", "relay.example.com"),
+            ("DERP_CERT_MODE", "manual"),
+            ("DERP_CERT_DIR", "/app/certs"),
+            ("DERP_ADDR", ":8443"),
+            ("DERP_HTTP_PORT", "-1"),
+            ("DERP_STUN", "false"),
+            ("DERP_STUN_PORT", "3479"),
+            ("DERP_VERIFY_CLIENTS", "true"),
+            ("DERP_VERIFY_CLIENT_URL", ""),
+        ];
+        let options = options(&[], &variables).unwrap();
+        assert_eq!(options.hostname, "relay.example.com");
+        assert_eq!(options.certmode, super::super::CertificateMode::Manual);
+        assert_eq!(options.certdir.as_deref(), Some("/app/certs"));
+        assert_eq!((options.a.as_str(), options.http_port), (":8443", -1));
+        assert_eq!((options.stun, options.stun_port, options.verify_clients), (false, 3479, true));
+        assert_eq!(options.verify_client_url, "");
+        assert_eq!(options.variables.of_flag("hostname"), Some("DERP_DOMAIN"));
+        assert_eq!(options.variables.of_flag("verify-client-url"), None);
+    }
+
+    #[test]
+    fn flags_win_over_variables_and_those_over_defaults() {
+        let variables = [("DERP_STUN_PORT", "1"), ("DERP_XDP_INTERFACE", "eth0, eth1")];
+        let from_variables = options(&[], &variables).unwrap();
+        assert_eq!((from_variables.stun_port, from_variables.http_port), (1, 80));
+        assert_eq!(from_variables.xdp_interface, ["eth0", "eth1"]);
+        let with_flags = options(&["-stun-port=2", "-xdp-interface=eth2"], &variables).unwrap();
+        assert_eq!((with_flags.stun_port, with_flags.variables), (2, Variables::default()));
+        assert_eq!(with_flags.xdp_interface, ["eth2"]);
+        // What a flag replaces does not matter.
+        assert!(options(&["-stun-port=2"], &[("DERP_STUN_PORT", "x")]).is_ok());
+    }
+
+    #[test]
+    fn faults_name_the_variable() {
+        for (variables, expected) in [
+            (
+                &[("DERP_STUN_PORT", "tcp://10.0.0.1:443")][..],
+                "DERP_STUN_PORT=\"tcp://10.0.0.1:443\": must be a port from 0 to 65535",
+            ),
+            (
+                &[("DERP_CERT_MODE", "magic")],
+                "DERP_CERT_MODE=\"magic\": must be one of manual, letsencrypt, gcp",
+            ),
+            (
+                &[("DERP_DOMAIN", "a.example"), ("DERP_HOSTNAME", "b.example")],
+                "DERP_HOSTNAME=\"b.example\": DERP_DOMAIN has another value, and both are for -hostname",
+            ),
+            (
+                &[("DERP_ACME_EAB_KEY", "se!cret")],
+                "DERP_ACME_EAB_KEY=\"...\": must be base64, with the URL alphabet or the usual one",
+            ),
+        ] {
+            let error = options(&[], variables).unwrap_err().to_string();
+            assert!(error.starts_with(expected.split(':').next().unwrap()), "{error}");
+            if !expected.contains("base64") {
+                assert_eq!(error, expected);
+            }
+            assert!(!error.contains("se!cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_flag_but_the_version_has_one_and_none_means_two_things() {
+        let mut seen = BTreeMap::new();
+        for argument in Options::command().get_arguments() {
+            let flag = argument.get_id().to_string();
+            assert_eq!(names(&flag).count() == 0, flag == "version", "{flag}");
+            for name in names(&flag) {
+                assert_eq!(seen.insert(name, flag.clone()), None, "{flag}");
+            }
+        }
+        for taken in ["DERP_DEBUG_LOGS", "DERP_PROBER_DEBUG_LOGS", "DERP_VERSION"] {
+            assert!(!seen.contains_key(taken), "{taken}");
+        }
+    }
+}
