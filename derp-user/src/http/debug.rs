@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, mesh, reply};
+use super::{Origin, Reply, Site, flows, mesh, peer_relay, reply};
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -36,6 +36,7 @@ impl Site {
                 None => reply::text(StatusCode::SERVICE_UNAVAILABLE, "enough people look already"),
             },
             "/debug/flows" => flows::respond(request, (self.settings.flows)()),
+            "/debug/peer-relay" => peer_relay::respond(request, (self.settings.peer_relay)()),
             "/debug/mesh" => mesh::respond(request, &(self.settings.mesh)()),
             _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };
@@ -68,6 +69,8 @@ impl Site {
              <li><a href=\"/debug/traffic\">Traffic</a> of each client, every two seconds</li>\n\
              <li><a href=\"/debug/flows\">UDP flows</a>, also \
              <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
+             <li><a href=\"/debug/peer-relay\">Peer relay</a>, also \
+             <a href=\"/debug/peer-relay?format=json\">as JSON</a></li>\n\
              <li><a href=\"/debug/mesh\">Mesh</a>, also \
              <a href=\"/debug/mesh?format=json\">as JSON</a></li>\n\
              </ul>\n"

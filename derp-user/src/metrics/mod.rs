@@ -9,6 +9,7 @@ pub mod export;
 mod families;
 pub mod histogram;
 mod mesh;
+mod peer_relay;
 pub(crate) mod process;
 mod round_trips;
 mod udp;
@@ -17,6 +18,7 @@ pub use counters::{Counter, Gauges, Totals, WorkerCounters};
 pub use export::{AttachedInterface, KernelCount, Reloads, Report, StunTotals};
 pub use histogram::{Histogram, HistogramTotals, Waits};
 pub use mesh::{AddressView, LinkState, MeshView, PeerView};
+pub use peer_relay::PeerRelayFigures;
 pub use round_trips::{RoundTripTotals, RoundTrips};
 pub use udp::UdpFigures;
 
