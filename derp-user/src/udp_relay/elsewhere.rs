@@ -125,7 +125,8 @@ impl Elsewhere {
     /// Connects to these servers, and no others from now on, as the owner of `key`. `own` is the server in this
     /// process, which the relay's node is a client of already. To be called on a Tokio runtime with I/O and time.
     pub(super) fn connect(&mut self, servers: &DerpServers, key: &NodePrivate, own: NodePublic) {
-        self.tasks.abort_all();
+        // The former tasks end with their set.
+        self.tasks = JoinSet::new();
         self.responses.clear();
         self.connections.replace(servers.targets.iter().map(Target::to_string));
         for (index, connector) in servers.connectors.iter().enumerate() {
