@@ -77,10 +77,9 @@ impl RelayClient {
 
     /// Reads the response to a request.
     pub(crate) fn response(&self, relay: &RelayNode, packet: &[u8]) -> EndpointRecord {
-        match self.open(&relay.disco, packet) {
-            Message::AllocateResponse(response) => response.endpoint,
-            other => panic!("{other:?}"),
-        }
+        let message = self.open(&relay.disco, packet);
+        let Message::AllocateResponse(response) = message else { panic!("{message:?}") };
+        response.endpoint
     }
 
     fn open(&self, from: &DiscoPublic, packet: &[u8]) -> Message {
@@ -100,10 +99,9 @@ impl RelayClient {
 
     /// The answer to a challenge.
     pub(crate) fn answer(&self, endpoint: &EndpointRecord, challenge: &[u8]) -> Vec<u8> {
-        match self.open(&endpoint.server, &challenge[8..]) {
-            Message::Challenge(says) => self.control(endpoint, &Message::Answer(says)),
-            other => panic!("{other:?}"),
-        }
+        let message = self.open(&endpoint.server, &challenge[8..]);
+        let Message::Challenge(says) = message else { panic!("{message:?}") };
+        self.control(endpoint, &Message::Answer(says))
     }
 
     fn control(&self, endpoint: &EndpointRecord, message: &Message) -> Vec<u8> {
