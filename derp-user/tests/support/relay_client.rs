@@ -36,8 +36,13 @@ pub(crate) struct RelayNode {
 }
 
 impl RelayNode {
-    /// Reads the keys from the relay's key file.
+    /// Reads the keys from the relay's key file, once the relay has made it: it listens before.
     pub(crate) fn of_file(path: &std::path::Path) -> Self {
+        let deadline = Instant::now() + PATIENCE;
+        while !path.exists() {
+            assert!(Instant::now() < deadline, "{} is not made", path.display());
+            thread::sleep(Duration::from_millis(5));
+        }
         let keys = derp_user::config::load_relay_keys(path).expect("the relay's keys");
         Self { node: keys.node.public(), disco: keys.disco.public() }
     }
