@@ -222,6 +222,11 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         "-config: {}/flow.toml: line 3: [[flow]] \"x\" a: \"192.0.2.1\" is not an address with a port, like 192.0.2.1:51820",
     ),
     (
+        "-config {}/relay.toml",
+        1,
+        "-config: {}/relay.toml: line 5: [peer_relay] stun: \"stun:x\" is not a STUN server, like stun.example.com:3478",
+    ),
+    (
         "-log a=b=c",
         2,
         "-log \"a=b=c\": error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
@@ -410,6 +415,10 @@ fn damaged_files(place: &Place) {
         ("fieldless.key", "{}".into()),
         ("typo.toml", "[relay]\nprot = 1".into()),
         ("latin.toml", b"# \xff".to_vec()),
+        (
+            "relay.toml",
+            "[peer_relay]\nport = 1\nkey_file = \"/k\"\nallow = []\nstun = [\"stun:x\"]".into(),
+        ),
         ("flow.toml", "[[flow]]\nname = \"x\"\na = \"192.0.2.1\"\nport = 1".into()),
     ] {
         fs::write(place.directory.path().join(name), contents).expect("writable");

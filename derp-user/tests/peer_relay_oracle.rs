@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use derp_common::{Port, Services, Settings, flow::Datagram};
@@ -16,7 +16,7 @@ use derp_user::{
     flow::{FlowTable, Mirror, SharedMirror, Sink as _, TableSettings},
     forward::{Action, Delivery, decide},
     peer_relay::{
-        Arrival, Limits, PeerRelay, PeerRelayOptions, Permission, Reaction,
+        Arrival, EndedBy, Limits, PeerRelay, PeerRelayOptions, Permission, Reaction,
         disco::{
             AllocateRequest, DiscoPrivate, DiscoPublic, EndpointRecord, Envelope, Handshake,
             Message, seal,
@@ -75,6 +75,19 @@ impl Reference {
         let mut words = answer.split(' ');
         let server = format!("discokey:{}", words.next()?).parse().ok()?;
         Some((server, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    }
+
+    /// Returns the lifetimes of the endpoint of two clients, in nanoseconds.
+    fn lifetimes(&mut self, a: DiscoPublic, b: DiscoPublic) -> [u64; 2] {
+        let hex = |key: DiscoPublic| key.to_string().replace("discokey:", "");
+        let answer = self.ask(&format!("allocate {} {}", hex(a), hex(b)));
+        let numbers = answer.split(' ').skip(3).map(|word| word.parse().expect("a number"));
+        numbers.collect::<Vec<_>>().try_into().expect("two lifetimes")
+    }
+
+    /// Tells whether the reference has the endpoint with this VNI.
+    fn has(&mut self, vni: u32) -> bool {
+        self.ask(&format!("bound {vni}")) != "unknown"
     }
 
     fn bound(&mut self, vni: u32) -> [Option<SocketAddr>; 2] {
@@ -173,7 +186,7 @@ impl Ours {
         let mut payload = payload.to_vec();
         match decide(&mut payload, &delivery, &*self.mirror.read(), &settings, self.now) {
             Ok(Action::Forward(forward)) => Some(forward.destination),
-            Ok(Action::Stun) | Err(_) => None,
+            Ok(Action::Stun | Action::StunAnswer) | Err(_) => None,
         }
     }
 }
@@ -446,4 +459,37 @@ fn cases_33_to_35_and_38_handshakes_and_data_go_as_with_the_reference() {
         assert_eq!(both.data(2 + round), Some(of_a));
         assert_eq!(both.data(1 - round), None, "nobody is there any more");
     }
+}
+
+/// What clients are told is the same, and so is when an endpoint ends that is not bound, but for the reference's tick of
+/// 30 s. The reference's clock cannot be set, so this takes up to a minute; ours is told the time.
+#[test]
+fn case_37_lifetimes_are_the_references_and_both_end_what_is_not_bound() {
+    let Some(mut both) = both() else { return };
+    let [a, b, _] = keys();
+    let [_, ours] = both.endpoints.clone();
+    let lifetimes = both.reference.lifetimes(a.public(), b.public());
+    assert_eq!(lifetimes, [ours.bind_lifetime, ours.steady_state_lifetime]);
+
+    let vni = both.reference.allocate(a.public(), b.public()).expect("an endpoint").1;
+    let begun = Instant::now();
+    let bind_lifetime = Duration::from_nanos(lifetimes[0]);
+    let mut lived = Duration::ZERO;
+    while both.reference.has(vni) {
+        lived = begun.elapsed();
+        assert!(lived < 4 * bind_lifetime, "the reference keeps it");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("the reference has ended it after {:.1} s", lived.as_secs_f64());
+    // It was given some time before it was asked for again here; being asked again changes nothing there.
+    assert!(lived + SOON > bind_lifetime, "{lived:?}");
+
+    let Ours { relay, table, now, .. } = &mut both.ours;
+    let given = *now;
+    assert_eq!(relay.review(table, given + lifetimes[0]), []);
+    let ended = relay.review(table, given + lifetimes[0] + SECOND);
+    assert_eq!(
+        ended.iter().map(|it| (it.vni, it.by)).collect::<Vec<_>>(),
+        [(ours.vni, EndedBy::NotBound)]
+    );
 }

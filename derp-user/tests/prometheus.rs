@@ -44,11 +44,18 @@ fn full_relay(directory: &TempDir) -> Server {
         r#"{"PerClientRateLimitBytesPerSec": 1000000, "PerClientRateBurstBytes": 1000000}"#;
     let limits = write_file(directory.path(), "rate.json", limits);
     let keys = write_file(directory.path(), "keys", "# nobody\n");
+    let relay_keys = directory.path().join("relay.keys").display().to_string();
+    let file = format!(
+        "[peer_relay]\nport = 40000\nkey_file = {relay_keys:?}\nallow = []\nstun = []\n\
+         derp = \"http://127.0.0.1:1\"\n"
+    );
+    let file = write_file(directory.path(), "derpd.toml", &file);
     Server::start_with(&[
         &format!("-rate-config={limits}"),
         &format!("-allow-keys={keys}"),
         "-proxy-protocol-from=192.0.2.1",
         "-bootstrap-dns-names=localhost",
+        &format!("-config={file}"),
     ])
 }
 
@@ -72,9 +79,13 @@ fn promtool_complains_only_of_derpers_names() {
     assert!(matches!(status, 0 | 3), "status {status}: {complaints}\n{text}");
     for complaint in complaints.lines() {
         let (name, fault) = complaint.split_once(' ').expect("a name and what is wrong with it");
-        let is_ours = name.starts_with("derpd_") || name.starts_with("process_cpu");
+        let ours = ["derpd_", "tailscaled_", "process_cpu"];
+        let is_ours = ours.iter().any(|prefix| name.starts_with(prefix));
         assert!(!is_ours && KNOWN_COMPLAINTS.contains(&fault), "{complaint}");
         assert!(text.contains(&format!("# TYPE {name} ")), "{complaint}: not in\n{text}");
+    }
+    for name in ["tailscaled_peer_relay_endpoints", "derpd_peer_relay_derp_connected"] {
+        assert!(text.contains(&format!("# TYPE {name} gauge")), "{name}: not in\n{text}");
     }
     // The checker does find faults.
     let (status, complaints) = check_metrics("# TYPE a counter\na 1\n");

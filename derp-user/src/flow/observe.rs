@@ -57,6 +57,13 @@ impl FlowTable {
         self.flow(id).map(|flow| flow.end(side).last_seen)
     }
 
+    /// Returns what has come from an end, by [`Plane`], as far as [`FlowTable::observe`] has told; `None` when there is
+    /// no such flow.
+    #[must_use]
+    pub fn observed(&self, id: FlowId, side: Side) -> Option<[LegStatistics; 2]> {
+        self.flow(id).map(|flow| flow.end(side).observed)
+    }
+
     /// Forgets ends that were learnt and removes flows, if they have been silent for the idle timeout.
     ///
     /// To be called when [`FlowTable::observe`] has told what both data planes know *now*, which is how a flow that

@@ -18,6 +18,20 @@ pub enum Plane {
     Userspace,
 }
 
+impl Plane {
+    /// Both, in order.
+    pub const ALL: [Self; 2] = [Self::Kernel, Self::Userspace];
+
+    /// Returns the metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 /// An admitted flow.
 #[derive(Debug)]
 pub(super) struct Flow {

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use derp_common::{
-    Reason, Settings, SlicePacket,
+    Reason, Services, Settings, SlicePacket,
     flow::{Class, Datagram, Hop, Leg, Tables, find, identify, table::statistics_index},
 };
 
-use crate::stun::is_one_host;
+use crate::stun::{client::is_answer, is_one_host};
 
 /// How a datagram came.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,6 +37,8 @@ pub struct Forward {
 pub enum Action {
     /// It is a STUN message, for the responder.
     Stun,
+    /// It is a STUN server's answer to a request from a relay port.
+    StunAnswer,
     /// It goes to the other end of its flow, where it has been counted.
     Forward(Forward),
 }
@@ -72,6 +74,9 @@ pub fn decide<T: Tables>(
     let services = settings.services(datagram.destination_port);
     if services == 0 {
         return Err(because(Reason::OtherPort));
+    }
+    if services & Services::GENEVE != 0 && is_answer(payload) {
+        return Ok(Action::StunAnswer);
     }
     let length = payload.len();
     let class = identify(&SlicePacket::new(payload, length), 0, length, services, datagram, tables)
@@ -113,7 +118,7 @@ fn onward(hop: &Hop<'_>, hop_limit: Option<u8>) -> Result<Forward, Reason> {
 #[cfg(test)]
 mod tests {
     use derp_common::{
-        Address, Port, Rate, Services, Switches,
+        Address, Port, Rate, Switches,
         flow::{
             Control, Leg, Side, Source,
             table::{leg_index, source_value},
@@ -217,7 +222,7 @@ mod tests {
     fn learn(decided: Result<Action, Reason>) -> Option<Class> {
         match decided {
             Ok(Action::Forward(forward)) => forward.learn,
-            Ok(Action::Stun) | Err(_) => None,
+            Ok(Action::Stun | Action::StunAnswer) | Err(_) => None,
         }
     }
 
@@ -299,7 +304,7 @@ mod tests {
             let decided = decide(&mut geneve(VNI, 0), &delivery, &tables, &settings(), NOW);
             match decided {
                 Ok(Action::Forward(forward)) => assert_eq!(Some(forward.hop_limit), left),
-                Ok(Action::Stun) => panic!("no STUN"),
+                Ok(Action::Stun | Action::StunAnswer) => panic!("no STUN"),
                 Err(refusal) => assert_eq!((refusal.reason, left), (Reason::HopLimit, None)),
             }
         }
@@ -348,6 +353,11 @@ mod tests {
         assert_eq!(run(&both(), request, A, LOCAL_A), Ok(Action::Stun));
         let any = format!("203.0.113.1:{ANY_PORT}");
         assert_eq!(run(&both(), request, A, &any), Err(Reason::UnknownSource));
+        let answer = b"\x01\x01\x00\x00\x21\x12\xa4\x42transaction!";
+        assert_eq!(run(&both(), answer, A, LOCAL_A), Ok(Action::StunAnswer));
+        assert_eq!(run(&both(), answer, A, &any), Err(Reason::UnknownSource));
+        let other = b"\x01\x11\x00\x00\x21\x12\xa4\x42transaction!";
+        assert_eq!(run(&both(), other, A, LOCAL_A), Ok(Action::Stun), "no success");
     }
 
     #[test]

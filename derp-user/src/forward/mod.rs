@@ -31,7 +31,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use self::shard::Shard;
 pub use self::{
     decide::{Action, Delivery, Forward, Refusal, decide},
-    notice::{ControlPacket, NOTICES, Notices, Stranger},
+    notice::{ControlPacket, NOTICES, Notices, Stranger, StunAnswer},
 };
 use crate::{
     flow::SharedMirror,

@@ -1,12 +1,17 @@
 //! What others are told of packets that are not forwarded.
 
+use std::net::SocketAddr;
+
 use derp_common::{
     Rate, Reason,
     flow::{Class, Datagram},
 };
 use tokio::sync::mpsc::Sender;
 
-use crate::udp::{SourceBuckets, Tally};
+use crate::{
+    stun::client,
+    udp::{SourceBuckets, Tally},
+};
 
 /// A good capacity for the channels of [`Notices`]: a burst of new flows.
 pub const NOTICES: usize = 256;
@@ -42,6 +47,17 @@ pub struct ControlPacket {
     pub payload: Box<[u8]>,
 }
 
+/// What a STUN server says to a request that has left from a relay port.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StunAnswer {
+    /// Who says it.
+    pub from: SocketAddr,
+    /// The request's transaction id.
+    pub transaction: [u8; 12],
+    /// Where the server has seen the request come from.
+    pub seen: SocketAddr,
+}
+
 /// Who is told. Nobody is waited for: what finds a channel full is counted as lost.
 #[derive(Clone, Debug, Default)]
 pub struct Notices {
@@ -50,6 +66,8 @@ pub struct Notices {
     pub strangers: Option<Sender<Stranger>>,
     /// Those who answer the relay handshake.
     pub control: Option<Sender<ControlPacket>>,
+    /// Those who ask STUN servers. At most 1000 answers a second.
+    pub stun: Option<Sender<StunAnswer>>,
 }
 
 /// Reports the packets of one thread.
@@ -57,11 +75,12 @@ pub(super) struct Reporter {
     notices: Notices,
     sources: SourceBuckets,
     bucket: u64,
+    stun_bucket: u64,
 }
 
 impl Reporter {
     pub(super) fn new(notices: Notices) -> Self {
-        Self { notices, sources: SourceBuckets::new(), bucket: 0 }
+        Self { notices, sources: SourceBuckets::new(), bucket: 0, stun_bucket: 0 }
     }
 
     /// Reports a stranger, if anybody wants to know and the limits allow.
@@ -80,6 +99,29 @@ impl Reporter {
         if strangers.try_send(stranger).is_err() {
             tally.notice_lost();
         }
+    }
+
+    /// Passes an answer of a STUN server on, if anybody has asked any. Tells whether somebody has.
+    pub(super) fn stun(
+        &mut self,
+        from: SocketAddr,
+        message: &[u8],
+        tally: &Tally,
+        now: u64,
+    ) -> bool {
+        let Some(asking) = &self.notices.stun else { return false };
+        let Some((transaction, seen)) = client::answer(message) else { return false };
+        match IN_ALL.take(self.stun_bucket, now) {
+            Some(bucket) => self.stun_bucket = bucket,
+            None => {
+                tally.notice_lost();
+                return true;
+            }
+        }
+        if asking.try_send(StunAnswer { from, transaction, seen }).is_err() {
+            tally.notice_lost();
+        }
+        true
     }
 
     /// Passes a control packet on. `packet` is only made when somebody wants it.
@@ -132,7 +174,7 @@ mod tests {
     #[test]
     fn strangers_are_reported_within_limits() {
         let (sender, mut receiver) = mpsc::channel(NOTICES);
-        let mut reporter = Reporter::new(Notices { strangers: Some(sender), control: None });
+        let mut reporter = Reporter::new(Notices { strangers: Some(sender), ..Notices::default() });
         let tally = Tally::default();
         for _ in 0..10 {
             reporter.stranger(stranger(0x0a00_0001, Reason::UnknownSource), &tally, NOW);
@@ -152,9 +194,29 @@ mod tests {
     }
 
     #[test]
+    fn answers_of_stun_servers_reach_whoever_asks_within_limits() {
+        let tally = Tally::default();
+        let from = "192.0.2.1:3478".parse().unwrap();
+        let answer = b"\x01\x01\x00\x0c\x21\x12\xa4\x42transaction!\
+            \x00\x20\x00\x08\x00\x01\xa1\x47\xe1\x12\xa6\x43";
+        let nobody = Notices::default();
+        assert!(!Reporter::new(nobody).stun(from, answer, &tally, NOW), "nobody has asked");
+
+        let (sender, mut receiver) = mpsc::channel(NOTICES);
+        let mut reporter = Reporter::new(Notices { stun: Some(sender), ..Notices::default() });
+        assert!(!reporter.stun(from, &answer[..30], &tally, NOW), "no address in it");
+        assert!(reporter.stun(from, answer, &tally, NOW));
+        let seen = "192.0.2.1:32853".parse().unwrap();
+        let transaction = *b"transaction!";
+        assert_eq!(receiver.try_recv(), Ok(StunAnswer { from, transaction, seen }));
+        (0..2000).for_each(|_| assert!(reporter.stun(from, answer, &tally, NOW)));
+        assert!(lost(&tally) >= 2000 - NOTICES as u64);
+    }
+
+    #[test]
     fn nobody_is_waited_for() {
         let (sender, _receiver) = mpsc::channel(1);
-        let reporter = Reporter::new(Notices { strangers: None, control: Some(sender) });
+        let reporter = Reporter::new(Notices { control: Some(sender), ..Notices::default() });
         let tally = Tally::default();
         let datagram = stranger(1, Reason::RelayControl).datagram;
         let packet = || ControlPacket { datagram, interface: 1, vni: 1, payload: Box::default() };

@@ -170,6 +170,12 @@ impl Shard {
                         }
                     }
                     Ok(Action::Stun) => self.stun.push((index, range)),
+                    Ok(Action::StunAnswer) => {
+                        if !self.reporter.stun(arrival.from, payload, &self.tally, now) {
+                            let reason = Reason::NotBindingRequest;
+                            self.tally.refused(family, reason, payload.len());
+                        }
+                    }
                     Err(Refusal { reason, class }) => {
                         self.tally.refused(family, reason, payload.len());
                         if let Some(class) = class {

@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, mesh, reply, status};
+use super::{Origin, Reply, Site, flows, mesh, peer_relay, reply, status};
 use crate::status::words;
 
 impl Site {
@@ -42,6 +42,7 @@ impl Site {
                 None => reply::text(StatusCode::SERVICE_UNAVAILABLE, "enough people look already"),
             },
             "/debug/flows" => flows::respond(request, (self.settings.flows)()),
+            "/debug/peer-relay" => peer_relay::respond(request, (self.settings.peer_relay)()),
             "/debug/mesh" => mesh::respond(request, &(self.settings.mesh)()),
             _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };

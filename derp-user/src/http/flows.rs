@@ -22,11 +22,16 @@ pub(super) fn respond(request: &Parts, mut view: FlowsView) -> Reply {
     reply::html(StatusCode::OK, reply::page("derpd flows", &page(&view)))
 }
 
-/// Whether the query, or else the Accept header, asks for JSON.
-pub(super) fn wants_json(request: &Parts) -> bool {
+/// The format that the query asks for, if it does.
+pub(super) fn format(request: &Parts) -> Option<String> {
     let query = request.uri.query().unwrap_or_default();
     let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
-    if let Some((_, format)) = format {
+    format.map(|(_, format)| format.into_owned())
+}
+
+/// Whether the query, or else the Accept header, asks for JSON.
+pub(super) fn wants_json(request: &Parts) -> bool {
+    if let Some(format) = format(request) {
         return format == "json";
     }
     let accept = request.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());

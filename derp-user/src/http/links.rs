@@ -13,7 +13,7 @@ struct Page {
 }
 
 /// Every page that the index leads to, in its order.
-const PAGES: [Page; 6] = [
+const PAGES: [Page; 7] = [
     Page {
         path: "/debug/status.json",
         name: "This page",
@@ -43,6 +43,12 @@ const PAGES: [Page; 6] = [
         name: "UDP flows",
         what: ", also",
         json: Some("/debug/flows?format=json"),
+    },
+    Page {
+        path: "/debug/peer-relay",
+        name: "Peer relay",
+        what: ", also",
+        json: Some("/debug/peer-relay?format=json"),
     },
     Page {
         path: "/debug/mesh",

@@ -12,6 +12,7 @@ mod home;
 mod links;
 mod mesh;
 mod path;
+mod peer_relay;
 mod reply;
 mod serve;
 mod status;
@@ -41,6 +42,7 @@ pub use websocket::Handshake;
 use crate::{
     flow::FlowsView,
     metrics::MeshView,
+    peer_relay::PeerRelayView,
     status::{Since, Status},
 };
 
@@ -105,6 +107,8 @@ pub struct Settings {
     pub traffic: Box<dyn Fn() -> Option<mpsc::Receiver<Bytes>> + Send + Sync>,
     /// Returns the UDP flows.
     pub flows: Box<dyn Fn() -> FlowsView + Send + Sync>,
+    /// Returns the peer relay, if there is one.
+    pub peer_relay: Box<dyn Fn() -> Option<PeerRelayView> + Send + Sync>,
     /// Returns what the links to the other servers of the region are doing.
     pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
     /// Returns how the relay is doing, with the samples that are asked for.

@@ -8,7 +8,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::metrics::{AddressView, LinkState, PeerView};
+use crate::{
+    metrics::{AddressView, LinkState, PeerView},
+    peer_relay::PeerRelayView,
+};
 
 const LOOPBACK: &str = "127.0.0.1:4000";
 const STRANGER: &str = "198.51.100.7:4000";
@@ -33,6 +36,7 @@ fn settings() -> Settings {
         tls_requests: TlsRequests::default(),
         traffic: Box::new(|| None),
         flows: Box::new(FlowsView::default),
+        peer_relay: Box::new(|| None),
         check: Box::new(|| Ok(())),
     }
 }
@@ -676,5 +680,112 @@ fn the_mesh_is_shown_to_people_and_told_to_programs() {
     assert!(alone.contains("<p>none. "), "{alone}");
     let (status, _, body) =
         ask(settings(), "GET /debug/mesh?format=json", &[], main_from(STRANGER));
+    assert_eq!((status, body.as_str()), (403, "debug access denied\n"));
+}
+
+fn some_peer_relay() -> PeerRelayView {
+    use crate::peer_relay::{
+        ClientView, DerpView, EndpointState, LimitsView, Mapping, SessionView,
+    };
+    let client = |disco: &str, end: &crate::flow::EndView| ClientView {
+        disco: disco.to_owned(),
+        end: end.clone(),
+    };
+    let mut ends = some_flows(1).flows.remove(0).ends;
+    ends[0].kernel.packets = 3;
+    ends[0].kernel.bytes = 300;
+    ends[0].userspace.packets = 1;
+    ends[0].userspace.bytes = 50;
+    let derp = |server: &str, is_connected, fault: Option<&str>| DerpView {
+        server: server.to_owned(),
+        is_connected,
+        seconds: 61,
+        fault: fault.map(str::to_owned),
+    };
+    PeerRelayView {
+        node_key: format!("nodekey:{}", "0a".repeat(32)),
+        port: 40000,
+        allow: "2 nodes".to_owned(),
+        addresses: vec!["203.0.113.1:40000".parse().unwrap()],
+        mappings: vec![Mapping {
+            server: "198.51.100.1:3478".parse().unwrap(),
+            seen: "203.0.113.1:61000".parse().unwrap(),
+        }],
+        derp: vec![derp("https://a", true, None), derp("https://b", false, Some("<no>"))],
+        limits: LimitsView { endpoints: 16, endpoints_per_node: 2 },
+        requests: [("allocated", 5), ("not_permitted", 7), ("repeated", 0)].into(),
+        forwarded: [("kernel", (4, 12_345_678))].into(),
+        counted_seconds: Some(2.6),
+        sessions: vec![SessionView {
+            vni: 0x05_0003,
+            state: EndpointState::Connecting,
+            node: format!("nodekey:{}", "0b".repeat(32)),
+            age_seconds: 62,
+            clients: [
+                client("d:0102030405060708", &ends[0]),
+                client("d:1112131415161718", &ends[1]),
+            ],
+        }],
+        ..PeerRelayView::default()
+    }
+}
+
+#[test]
+fn the_peer_relay_is_shown_to_people_and_told_to_programs() {
+    let ask_relay = |line| {
+        let settings = Settings { peer_relay: Box::new(|| Some(some_peer_relay())), ..settings() };
+        ask(settings, line, &[], main_from(LOOPBACK))
+    };
+    let (status, _, page) = ask_relay("GET /debug/peer-relay");
+    assert_eq!(status, 200);
+    for part in [
+        "1 endpoints, 0 open",
+        "<th>May ask for endpoints</th><td>2 nodes</td>",
+        "<th>Clients are told</th><td>203.0.113.1:40000</td>",
+        "203.0.113.1:61000 (says 198.51.100.1:3478)",
+        "https://a (for 1 min 1 s), https://b (not for 1 min 1 s: &lt;no&gt;)",
+        "<td>16, 2 of one node</td>",
+        "<th>Requests</th><td>5 allocated, 7 not permitted</td>",
+        "<th>Handshake messages</th><td>none</td>",
+        "<th>Forwarded in the kernel</th><td>4 packets, 12 MB</td>",
+        "Counted 3 s ago.",
+        ">327683</td><td rowspan=\"2\">connecting</td><td rowspan=\"2\">1 min 2 s</td>",
+        "<td>d:0102030405060708</td><td>192.0.2.1:1</td>",
+        "<td>not bound</td>",
+        "<td>3 packets, 300 B</td><td>1 packets, 50 B</td>",
+    ] {
+        assert!(page.contains(part), "{part} is missing from\n{page}");
+    }
+    assert!(!page.contains("<script"));
+    assert!(ask_relay("GET /debug/").2.contains("href=\"/debug/peer-relay\""));
+
+    let document = |line| {
+        let (_, headers, body) = ask_relay(line);
+        assert_eq!(headers["content-type"].to_str().unwrap(), "application/json");
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()
+    };
+    let json = document("GET /debug/peer-relay?format=json");
+    assert_eq!((&json["port"], &json["requests"]["not_permitted"]), (&40000.into(), &7.into()));
+    let session = &json["sessions"][0];
+    assert_eq!((&session["vni"], &session["state"]), (&327_683.into(), &"connecting".into()));
+    assert_eq!(session["clients"][0]["kernel"]["packets"], 3);
+    assert_eq!(session["clients"][0]["forwarder"], "nobody");
+
+    let expected = serde_json::json!({"UDPPort": 40000, "Sessions": [{
+        "VNI": 327_683,
+        "Client1": {"Endpoint": "192.0.2.1:1", "ShortDisco": "d:0102030405060708",
+            "PacketsTx": 4, "BytesTx": 350},
+        "Client2": {"Endpoint": "", "ShortDisco": "d:1112131415161718", "PacketsTx": 0,
+            "BytesTx": 0},
+    }]});
+    assert_eq!(document("GET /debug/peer-relay?format=tailscale"), expected);
+
+    let none = |line| ask(settings(), line, &[], main_from(LOOPBACK)).2;
+    assert!(none("GET /debug/peer-relay").contains("None: [peer_relay]"));
+    assert_eq!(none("GET /debug/peer-relay?format=json"), "null\n");
+    let nothing = "{\"UDPPort\":null,\"Sessions\":[]}\n";
+    assert_eq!(none("GET /debug/peer-relay?format=tailscale"), nothing);
+    let (status, _, body) =
+        ask(settings(), "GET /debug/peer-relay?format=tailscale", &[], main_from(STRANGER));
     assert_eq!((status, body.as_str()), (403, "debug access denied\n"));
 }

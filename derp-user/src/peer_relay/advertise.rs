@@ -1,6 +1,14 @@
 //! Which addresses clients are told.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use serde::Serialize;
+
+/// Most addresses of one IPv6 network that are told: some hosts have a great many.
+const MOST_OF_NETWORK: usize = 2;
 
 /// What is known about where the relay can be reached.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -25,7 +33,7 @@ pub struct Ports {
 }
 
 /// Where a STUN server has seen a packet of the relay come from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 pub struct Mapping {
     /// The STUN server.
     pub server: SocketAddr,
@@ -40,8 +48,10 @@ pub struct Mapping {
 /// seen; but the operator may have forwarded the relay's own port, so that the public address is told
 /// with that port, too.
 ///
-/// Of interfaces, addresses that lead back to the client itself or need an interface to be named (loopback, link-local)
-/// are left out, and Tailscale's own, since a relay must not be reached through what it relays.
+/// Of interfaces, addresses that lead back to the client itself (loopback) are left out, and Tailscale's own, since a
+/// relay must not be reached through what it relays; of one IPv6 network only two are told. IPv4's link-local
+/// addresses and IPv6's unique local ones are told if an interface has no others, and IPv6's link-local ones, which need
+/// an interface to be named, never. All of that is as in the reference.
 #[must_use]
 pub fn advertised(reachable: &Reachable, most: usize) -> Vec<SocketAddr> {
     let mut addresses = Vec::new();
@@ -63,12 +73,30 @@ pub fn advertised(reachable: &Reachable, most: usize) -> Vec<SocketAddr> {
             tell(SocketAddr::new(first.ip(), reachable.ports.of(first.ip())));
         }
     }
-    for ip in reachable.interfaces.iter().map(IpAddr::to_canonical) {
-        if is_one_host(ip) && !is_local_only(ip) && !is_tailscale(ip) {
-            tell(SocketAddr::new(ip, reachable.ports.of(ip)));
-        }
+    for ip in usual(&reachable.interfaces) {
+        tell(SocketAddr::new(ip, reachable.ports.of(ip)));
     }
     addresses
+}
+
+/// Returns the addresses of interfaces that clients may be able to use.
+fn usual(interfaces: &[IpAddr]) -> Vec<IpAddr> {
+    let usable = interfaces.iter().map(IpAddr::to_canonical);
+    let usable = usable.filter(|ip| is_one_host(*ip) && !ip.is_loopback() && !is_tailscale(*ip));
+    let (last_resort, mut usual): (Vec<_>, Vec<_>) = usable.partition(|ip| is_private_like(*ip));
+    if usual.is_empty() {
+        usual = last_resort;
+        usual.retain(|ip| matches!(ip, IpAddr::V4(_)) || !is_link_local(*ip));
+    }
+    let mut networks: HashMap<u64, usize> = HashMap::new();
+    usual.retain(|ip| {
+        let IpAddr::V6(ip) = ip else { return true };
+        let network = u64::try_from(ip.to_bits() >> 64).unwrap_or_default();
+        let told = networks.entry(network).or_default();
+        *told += 1;
+        *told <= MOST_OF_NETWORK
+    });
+    usual
 }
 
 impl Ports {
@@ -89,11 +117,20 @@ fn is_one_host(ip: IpAddr) -> bool {
     !(ip.is_unspecified() || ip.is_multicast() || is_broadcast)
 }
 
-const fn is_local_only(ip: IpAddr) -> bool {
+const fn is_link_local(ip: IpAddr) -> bool {
     match ip {
-        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
+}
+
+/// Tells whether an address is of those that rarely lead anywhere.
+const fn is_private_like(ip: IpAddr) -> bool {
+    let is_unique_local = match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    };
+    is_unique_local || is_link_local(ip)
 }
 
 /// Tells whether an address is of those that Tailscale gives its nodes: 100.64.0.0/10, fd7a:115c:a1e0::/48.
@@ -175,11 +212,29 @@ mod tests {
             "10.0.0.1",
             "100.128.0.1",
             "fd00::1",
+            "2001:db8::1",
+            "2001:db8::2",
+            "2001:db8::3",
+            "2001:db8:0:1::1",
         ];
         let reachable =
             Reachable { ports: PORTS, interfaces: interfaces(&ips), ..Reachable::default() };
-        let expected = ["10.0.0.1:40000", "100.128.0.1:40000", "[fd00::1]:40006"];
+        let expected = [
+            "10.0.0.1:40000",
+            "100.128.0.1:40000",
+            "[2001:db8::1]:40006",
+            "[2001:db8::2]:40006",
+            "[2001:db8:0:1::1]:40006",
+        ];
         assert_eq!(told(&reachable), expected);
+    }
+
+    #[test]
+    fn local_addresses_are_told_where_there_are_no_others() {
+        let ips = ["127.0.0.1", "169.254.1.1", "fe80::1", "fd00::1", "fd7a:115c:a1e0::1"];
+        let reachable =
+            Reachable { ports: PORTS, interfaces: interfaces(&ips), ..Reachable::default() };
+        assert_eq!(told(&reachable), ["169.254.1.1:40000", "[fd00::1]:40006"]);
     }
 
     #[test]

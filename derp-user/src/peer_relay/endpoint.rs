@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use derp_common::flow::Side;
 
 use super::disco::{DiscoPrivate, DiscoPublic, SharedKey};
-use crate::{flow::FlowId, proto::keys::NodePublic};
+use crate::{flow::FlowId, proto::keys::NodePublic, udp::Count};
 
 /// An endpoint that was given to two clients.
 pub(super) struct Endpoint {
@@ -15,6 +15,8 @@ pub(super) struct Endpoint {
     pub(super) lamport_id: u64,
     /// The node that asked for it first.
     pub(super) owner: NodePublic,
+    /// When it was given first.
+    pub(super) allocated_at: u64,
     /// When it was last asked for.
     pub(super) asked_at: u64,
     clients: [Client; 2],
@@ -35,6 +37,8 @@ pub(super) struct Client {
     pub(super) bound_at: u64,
     /// The bucket of its handshake messages.
     pub(super) bucket: u64,
+    /// How much of what has come from it is in the relay's [`Traffic`](super::Traffic), by data plane.
+    pub(super) counted: [Count; 2],
 }
 
 impl Endpoint {
@@ -53,8 +57,10 @@ impl Endpoint {
             remote: None,
             bound_at: 0,
             bucket: 0,
+            counted: [Count::default(); 2],
         };
-        Self { flow, lamport_id, owner, asked_at: now, clients: clients.map(client) }
+        let clients = clients.map(client);
+        Self { flow, lamport_id, owner, allocated_at: now, asked_at: now, clients }
     }
 
     pub(super) const fn client(&self, side: Side) -> &Client {

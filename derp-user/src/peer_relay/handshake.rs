@@ -8,7 +8,7 @@ use derp_common::flow::{
 };
 
 use super::{
-    PeerRelay, Refusal,
+    EndedBy, Input, PeerRelay, Refusal,
     disco::{Envelope, Handshake, Message, NONCE_LENGTH, seal},
 };
 use crate::flow::{AdmitError, FlowTable};
@@ -79,7 +79,7 @@ impl PeerRelay {
         match &result {
             Ok(Reaction::Challenge(_)) => self.counts.challenged += 1,
             Ok(Reaction::Bound(_)) => self.counts.bound += 1,
-            Err(refusal) => self.counts.refuse(*refusal),
+            Err(refusal) => self.counts.refuse(Input::Handshake, *refusal),
         }
         result
     }
@@ -162,7 +162,7 @@ impl PeerRelay {
         match table.rebind(endpoint.flow, side, remote, now) {
             Ok(()) => {}
             Err(AdmitError::NoSuchFlow) => {
-                self.forget(vni);
+                self.forget(vni, EndedBy::Removal);
                 return Err(Refusal::UnknownVni);
             }
             Err(_) => return Err(Refusal::Address),

@@ -7,7 +7,7 @@ use super::{
     endpoint::Endpoint,
     server::{BIND_LIFETIME, STEADY_STATE_LIFETIME},
 };
-use crate::flow::FlowTable;
+use crate::{flow::FlowTable, proto::keys::NodePublic};
 
 /// An endpoint that is no longer.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -29,6 +29,28 @@ pub enum EndedBy {
     Silence,
     /// Its flow is no longer in the flow table.
     Removal,
+    /// The node that has asked for it may not any more.
+    Permission,
+    /// The relay is no longer wanted.
+    Closing,
+}
+
+impl EndedBy {
+    /// Every reason, in order.
+    pub const ALL: [Self; 5] =
+        [Self::NotBound, Self::Silence, Self::Removal, Self::Permission, Self::Closing];
+
+    /// Returns the metric label and log word.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::NotBound => "not_bound",
+            Self::Silence => "silence",
+            Self::Removal => "removal",
+            Self::Permission => "permission",
+            Self::Closing => "closing",
+        }
+    }
 }
 
 impl PeerRelay {
@@ -38,32 +60,43 @@ impl PeerRelay {
     /// ([`FlowTable::observe`]), which is how an endpoint that only the kernel sees is kept. A client that sends
     /// handshake messages only counts as silent, as in the reference.
     pub fn review(&mut self, table: &mut FlowTable, now: u64) -> Vec<Ended> {
-        let ends = |(vni, endpoint): (&u32, &Endpoint)| {
-            let by = ends(endpoint, table, now)?;
-            let name = endpoint.keys().map(|key| key.short()).join(" ");
-            Some(Ended { vni: *vni, name, by })
-        };
-        let ended: Vec<_> = self.endpoints.iter().filter_map(ends).collect();
-        self.end(table, &ended);
-        ended
+        self.end(table, |endpoint, table| ends(endpoint, table, now))
+    }
+
+    /// Ends the endpoints of nodes that may not have any more. The other client of one may ask for another.
+    pub fn retain(
+        &mut self,
+        table: &mut FlowTable,
+        may: impl Fn(&NodePublic) -> bool,
+    ) -> Vec<Ended> {
+        self.end(table, |endpoint, _| (!may(&endpoint.owner)).then_some(EndedBy::Permission))
     }
 
     /// Ends every endpoint, for instance because the relay is no longer wanted.
     pub fn close(&mut self, table: &mut FlowTable) {
-        for endpoint in self.endpoints.values() {
-            table.remove(endpoint.flow);
-        }
-        let vnis: Vec<_> = self.endpoints.keys().copied().collect();
-        vnis.into_iter().for_each(|vni| self.forget(vni));
+        self.end(table, |_, _| Some(EndedBy::Closing));
     }
 
-    fn end(&mut self, table: &mut FlowTable, ended: &[Ended]) {
-        for Ended { vni, .. } in ended {
+    /// Ends the endpoints that `why` has a reason for, and their flows, when what was forwarded has been counted.
+    fn end(
+        &mut self,
+        table: &mut FlowTable,
+        why: impl Fn(&Endpoint, &FlowTable) -> Option<EndedBy>,
+    ) -> Vec<Ended> {
+        self.count_traffic(table);
+        let ended = |(vni, endpoint): (&u32, &Endpoint)| {
+            let by = why(endpoint, table)?;
+            let name = endpoint.keys().map(|key| key.short()).join(" ");
+            Some(Ended { vni: *vni, name, by })
+        };
+        let ended: Vec<_> = self.endpoints.iter().filter_map(ended).collect();
+        for Ended { vni, by, .. } in &ended {
             if let Some(endpoint) = self.endpoints.get(vni) {
                 table.remove(endpoint.flow);
             }
-            self.forget(*vni);
+            self.forget(*vni, *by);
         }
+        ended
     }
 }
 

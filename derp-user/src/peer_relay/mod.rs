@@ -32,6 +32,8 @@ mod random;
 mod refusal;
 mod request;
 mod server;
+mod status;
+mod traffic;
 mod view;
 
 pub use self::{
@@ -41,9 +43,11 @@ pub use self::{
     lifetime::{Ended, EndedBy},
     limits::Limits,
     random::SEED_LENGTH,
-    refusal::{Counts, Refusal},
+    refusal::{Counts, Input, Refusal},
     request::{Allowed, Permission, Response},
     server::{BIND_LIFETIME, PeerRelay, PeerRelayOptions, STEADY_STATE_LIFETIME},
+    status::{ClientView, DerpView, LimitsView, PeerRelayView, SessionView, TailscaleSessions},
+    traffic::Traffic,
     view::{EndpointState, EndpointView},
 };
 

@@ -1,4 +1,6 @@
-//! Why the relay does not answer.
+//! Why the relay does not answer, and how often what has happened.
+
+use super::EndedBy;
 
 /// Why a request or a message of the handshake came to nothing. The sender is never told.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -86,6 +88,20 @@ impl Refusal {
     }
 }
 
+/// What the relay may refuse.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Input {
+    /// A request, which comes by DERP.
+    Request,
+    /// A message of the bind handshake, which comes by UDP.
+    Handshake,
+}
+
+impl Input {
+    /// Both kinds, in order.
+    pub const ALL: [Self; 2] = [Self::Request, Self::Handshake];
+}
+
 /// How often what has happened, since the start.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Counts {
@@ -99,18 +115,40 @@ pub struct Counts {
     pub bound: u64,
     /// Endpoints that have ended.
     pub ended: u64,
-    refused: [u64; Refusal::ALL.len()],
+    ended_by: [u64; EndedBy::ALL.len()],
+    refused: [[u64; Refusal::ALL.len()]; Input::ALL.len()],
 }
 
 impl Counts {
     /// Returns how often this was a reason for not answering.
     #[must_use]
     pub fn refused(&self, refusal: Refusal) -> u64 {
-        self.refused.get(refusal as usize).copied().unwrap_or(0)
+        Input::ALL.map(|input| self.refused_of(input, refusal)).iter().sum()
     }
 
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
-        if let Some(count) = self.refused.get_mut(refusal as usize) {
+    /// Returns how often this was a reason for not answering this kind of input.
+    #[must_use]
+    pub fn refused_of(&self, input: Input, refusal: Refusal) -> u64 {
+        let counts = self.refused.get(input as usize);
+        counts.and_then(|counts| counts.get(refusal as usize)).copied().unwrap_or(0)
+    }
+
+    /// Returns how many endpoints have ended for this reason.
+    #[must_use]
+    pub fn ended_by(&self, by: EndedBy) -> u64 {
+        self.ended_by.get(by as usize).copied().unwrap_or(0)
+    }
+
+    pub(super) fn refuse(&mut self, input: Input, refusal: Refusal) {
+        let counts = self.refused.get_mut(input as usize);
+        if let Some(count) = counts.and_then(|counts| counts.get_mut(refusal as usize)) {
+            *count += 1;
+        }
+    }
+
+    pub(super) fn end(&mut self, by: EndedBy) {
+        self.ended += 1;
+        if let Some(count) = self.ended_by.get_mut(by as usize) {
             *count += 1;
         }
     }
@@ -127,8 +165,10 @@ mod tests {
         for (index, refusal) in Refusal::ALL.into_iter().enumerate() {
             assert_eq!(refusal as usize, index);
             assert!(labels.insert(refusal.label()));
-            counts.refuse(refusal);
-            assert_eq!(counts.refused(refusal), 1);
+            counts.refuse(Input::Request, refusal);
+            counts.refuse(Input::Handshake, refusal);
+            assert_eq!(counts.refused(refusal), 2);
+            assert_eq!(counts.refused_of(Input::Handshake, refusal), 1);
         }
     }
 }

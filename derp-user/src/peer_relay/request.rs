@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fmt,
     sync::Arc,
 };
 
 use super::{
-    PeerRelay, Refusal,
+    Input, PeerRelay, Refusal,
     disco::{
         AllocateResponse, DiscoPrivate, DiscoPublic, Envelope, Message, NONCE_LENGTH, SharedKey,
         seal,
@@ -33,20 +34,35 @@ pub enum Permission {
 /// Who may ask for endpoints.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Allowed {
-    /// Whoever may use this DERP server, and in a mesh the others.
+    /// Whoever is let in by a DERP server that leads here: this one, the others of its mesh, and those that the
+    /// relay's node is a client of.
     Any,
+    /// Whoever this DERP server itself has let in.
+    Admitted,
     /// These nodes.
     Nodes(BTreeSet<NodePublic>),
 }
 
 impl Allowed {
-    /// Returns what a node may do.
+    /// Returns what a node may do; `is_admitted` tells whether it is connected to this DERP server.
     #[must_use]
-    pub fn permission(&self, node: &NodePublic) -> Permission {
+    pub fn permission(&self, node: &NodePublic, is_admitted: bool) -> Permission {
+        let is_allowed = match self {
+            Self::Any => true,
+            Self::Admitted => is_admitted,
+            Self::Nodes(nodes) => nodes.contains(node),
+        };
+        if is_allowed { Permission::AnyKey } else { Permission::Denied }
+    }
+}
+
+impl fmt::Display for Allowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Any => Permission::AnyKey,
-            Self::Nodes(nodes) if nodes.contains(node) => Permission::AnyKey,
-            Self::Nodes(_) => Permission::Denied,
+            Self::Any => f.write_str("every node that a DERP server lets in"),
+            Self::Admitted => f.write_str("every node that this DERP server has let in itself"),
+            Self::Nodes(nodes) if nodes.len() == 1 => f.write_str("1 node"),
+            Self::Nodes(nodes) => write!(f, "{} nodes", nodes.len()),
         }
     }
 }
@@ -77,7 +93,7 @@ impl PeerRelay {
         now: u64,
     ) -> Result<Response, Refusal> {
         let result = self.answer_request(table, from, permission, packet, now);
-        result.inspect_err(|refusal| self.counts.refuse(*refusal))
+        result.inspect_err(|refusal| self.counts.refuse(Input::Request, *refusal))
     }
 
     fn answer_request(

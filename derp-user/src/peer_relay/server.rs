@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Counts, Limits, Refusal,
+    Counts, EndedBy, Limits, Refusal, Traffic,
     challenge::Secrets,
     disco::{DiscoPrivate, DiscoPublic, EndpointRecord, MAX_ADDRESSES},
     endpoint::Endpoint,
@@ -59,6 +59,7 @@ pub struct PeerRelay {
     pub(super) random: Random,
     pub(super) allowances: Allowances,
     pub(super) counts: Counts,
+    pub(super) traffic: Traffic,
 }
 
 impl PeerRelay {
@@ -84,6 +85,7 @@ impl PeerRelay {
             random,
             allowances: Allowances::default(),
             counts: Counts::default(),
+            traffic: Traffic::default(),
         }
     }
 
@@ -97,6 +99,24 @@ impl PeerRelay {
     /// [`MAX_ADDRESSES`] are told them.
     pub fn set_addresses(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
         self.addresses = addresses.into_iter().take(MAX_ADDRESSES).collect();
+    }
+
+    /// Returns where clients are told that they can reach the relay.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Returns what anybody may use.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Returns the disco key that clients know the relay's node by.
+    #[must_use]
+    pub fn identity(&self) -> DiscoPublic {
+        self.identity.public()
     }
 
     /// Has other limits from now on. What is beyond them already stays.
@@ -123,7 +143,8 @@ impl PeerRelay {
             return Err(Refusal::NoAddress);
         }
         clients.sort_unstable();
-        let is_usable = |client: &DiscoPublic| *client != self.public && !client.is_degenerate();
+        let own = [self.public, self.identity.public()];
+        let is_usable = |client: &DiscoPublic| !own.contains(client) && !client.is_degenerate();
         if clients[0] == clients[1] || !clients.iter().all(is_usable) {
             return Err(Refusal::UnusableClients);
         }
@@ -145,9 +166,9 @@ impl PeerRelay {
         let flow = table.add(self.flow(clients), now).map_err(|_| Refusal::Full)?;
         let vni = table.vni(flow).ok_or(Refusal::Full)?;
         // Whatever had the VNI or the clients before has lost its flow.
-        self.forget(vni);
+        self.forget(vni, EndedBy::Removal);
         if let Some(&vni) = self.by_clients.get(&clients) {
-            self.forget(vni);
+            self.forget(vni, EndedBy::Removal);
         }
         self.last_lamport_id += 1;
         let lamport_id = self.last_lamport_id;
@@ -159,7 +180,7 @@ impl PeerRelay {
     }
 
     /// Removes an endpoint, whose flow is no longer.
-    pub(super) fn forget(&mut self, vni: u32) {
+    pub(super) fn forget(&mut self, vni: u32, by: EndedBy) {
         let Some(endpoint) = self.endpoints.remove(&vni) else { return };
         self.by_clients.remove(&endpoint.keys());
         if let Some(count) = self.per_node.get_mut(&endpoint.owner) {
@@ -168,7 +189,7 @@ impl PeerRelay {
                 self.per_node.remove(&endpoint.owner);
             }
         }
-        self.counts.ended += 1;
+        self.counts.end(by);
     }
 
     fn record(&self, clients: [DiscoPublic; 2], vni: u32, lamport_id: u64) -> EndpointRecord {

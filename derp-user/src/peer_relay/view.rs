@@ -6,14 +6,19 @@ use derp_common::flow::Side;
 use serde::Serialize;
 
 use super::{PeerRelay, endpoint::Endpoint};
+use crate::proto::keys::NodePublic;
 
 /// One endpoint.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EndpointView {
     /// Its VNI.
     pub vni: u32,
     /// Whether it is in use.
     pub state: EndpointState,
+    /// The node that has asked for it first.
+    pub node: NodePublic,
+    /// When it was given first, in nanoseconds.
+    pub allocated_at: u64,
     /// Its clients' disco keys, short, in the order of the flow's ends.
     pub clients: [String; 2],
     /// Where they are bound.
@@ -50,6 +55,8 @@ impl PeerRelay {
         self.endpoints.iter().map(|(vni, endpoint)| EndpointView {
             vni: *vni,
             state: state(endpoint),
+            node: endpoint.owner,
+            allocated_at: endpoint.allocated_at,
             clients: endpoint.keys().map(|key| key.short()),
             remotes: Side::ALL.map(|side| endpoint.client(side).remote),
         })

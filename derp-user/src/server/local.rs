@@ -1,7 +1,13 @@
 //! A client of the server that is part of this process: it has a key and no socket.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    sync::Arc,
+};
 
+use derp_common::Rate;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::{
@@ -20,6 +26,7 @@ use crate::{
         Presence,
         packet::{DropReason, PacketKind},
     },
+    udp::{SourceBuckets, now},
 };
 
 /// A packet for the local client.
@@ -31,11 +38,25 @@ pub struct LocalPacket {
     pub packet: Box<[u8]>,
 }
 
+/// How many packets of one sender are taken: what one sends without pause must leave room for others.
+const PER_SENDER: Rate = Rate::per_second(100, 512);
+
 /// Where the packets of a connection without a socket go.
-pub(super) struct LocalInbox(Sender<LocalPacket>);
+pub(super) struct LocalInbox {
+    packets: Sender<LocalPacket>,
+    senders: Mutex<SourceBuckets>,
+    /// Makes numbers of keys, of which nobody can find two with one number.
+    seed: RandomState,
+}
 
 impl LocalInbox {
-    /// Takes a RecvPacket frame, unless as many wait as may. Nobody is waited for.
+    fn new(packets: Sender<LocalPacket>) -> Self {
+        let senders = Mutex::new(SourceBuckets::new());
+        Self { packets, senders, seed: RandomState::new() }
+    }
+
+    /// Takes a RecvPacket frame, unless as many wait as may, or the sender has used up its allowance. Nobody is waited
+    /// for.
     pub(super) fn take(&self, frame: &[u8]) -> bool {
         let Some((from, packet)) =
             frame.get(HEADER_LENGTH..).and_then(<[u8]>::split_first_chunk::<KEY_LENGTH>)
@@ -43,7 +64,9 @@ impl LocalInbox {
             return false;
         };
         let from = NodePublic::from_bytes(*from);
-        self.0.try_send(LocalPacket { from, packet: packet.into() }).is_ok()
+        let sender = self.seed.hash_one(from);
+        self.senders.lock().take_named(sender, PER_SENDER, now())
+            && self.packets.try_send(LocalPacket { from, packet: packet.into() }).is_ok()
     }
 }
 
@@ -77,7 +100,7 @@ impl LocalClient {
         let counters = Arc::clone(&statistics.local_counters);
         let (sender, packets) = channel(inbox.max(1));
         let connection =
-            Arc::new(Connection::local(hub.next_id(), key, address, LocalInbox(sender)));
+            Arc::new(Connection::local(hub.next_id(), key, address, LocalInbox::new(sender)));
         hub.register(
             &connection,
             Presence { key, address, traits: ClientTraits::default() },
@@ -94,6 +117,12 @@ impl LocalClient {
             forwarded: Vec::new(),
             packets,
         }
+    }
+
+    /// Tells whether a client with this key is connected to this server itself, and not only to others of its mesh.
+    #[must_use]
+    pub fn is_neighbour(&self, key: &NodePublic) -> bool {
+        self.hub.active_connection(key).is_some_and(|connection| connection.forwards().is_none())
     }
 
     /// Waits for the next packet. May be dropped while it waits.
@@ -181,6 +210,8 @@ mod tests {
         sender.send(&KEY, b"question").await.unwrap();
         let question = timeout(PATIENCE, local.receive()).await.expect("in time");
         assert_eq!((question.from, &*question.packet), (key.public(), &b"question"[..]));
+        assert!(local.is_neighbour(&key.public()));
+        assert!(!local.is_neighbour(&NodePublic::from_bytes([8; 32])));
         assert!(local.send(&key.public(), b"answer"));
         assert_eq!(packet(&mut receiver).await, b"answer");
         assert!(!local.send(&NodePublic::from_bytes([8; 32]), b"to nobody"));
@@ -198,6 +229,29 @@ mod tests {
             }
         }
         assert_eq!(statistics.gauges().current_connections, 1);
+        server.stop().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_sender_without_pause_leaves_room_for_others() {
+        let (server, statistics, address) = start();
+        let mut local = join(&statistics, 4096);
+        let (flooder, other) = (new_key().unwrap(), new_key().unwrap());
+        let (mut to_relay, mut from_relay) =
+            connector(address).connect(&flooder).await.unwrap().split();
+        for _ in 0..2000 {
+            to_relay.send(&KEY, b"flood").await.unwrap();
+        }
+        to_relay.send(&flooder.public(), b"done").await.unwrap();
+        assert_eq!(packet(&mut from_relay).await, b"done");
+        let (mut sender, _receiver) = connector(address).connect(&other).await.unwrap().split();
+        sender.send(&KEY, b"question").await.unwrap();
+        let mut taken = 0;
+        while timeout(PATIENCE, local.receive()).await.expect("the question").from != other.public()
+        {
+            taken += 1;
+        }
+        assert!((512..1500).contains(&taken), "{taken} of the flood");
         server.stop().unwrap();
     }
 

@@ -5,7 +5,9 @@
 //! FINGERPRINT may be absent), refuses what it does not understand with the RFC's error 420, reports a
 //! port it cannot bind, and tells an IPv4 client an IPv4 address.
 
+pub(crate) mod client;
 mod counters;
+mod mapping;
 mod respond;
 mod responder;
 
@@ -22,8 +24,15 @@ use futures_util::future::join_all;
 use tokio::{io::Interest, net::UdpSocket, task::yield_now, time::sleep};
 
 use self::respond::DATAGRAM_MAX;
-pub(crate) use self::responder::is_one_host;
-pub use self::{counters::StunCounters, responder::Responder};
+pub use self::{
+    counters::StunCounters,
+    mapping::{StunTarget, StunTargetError},
+    responder::Responder,
+};
+pub(crate) use self::{
+    mapping::{MappingSurvey, PERIOD, VARIATION},
+    responder::is_one_host,
+};
 use crate::udp::{
     BATCH, Inbox, Merging, SettingsCell, SettingsView, Socket, Tally, Totals, bind_families, now,
 };

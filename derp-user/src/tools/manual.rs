@@ -122,7 +122,7 @@ fn relay() -> Command {
 }
 
 /// The command lines of the tools: name, name of the page, and the command line.
-fn tools() -> [(&'static str, &'static str, Command); 9] {
+fn tools() -> [(&'static str, &'static str, Command); 10] {
     let healthcheck = Command::new("derpd healthcheck")
         .about("Asks the relay with these flags, on this machine, whether it serves")
         .disable_help_flag(true)
@@ -137,6 +137,7 @@ fn tools() -> [(&'static str, &'static str, Command); 9] {
         ("man", "derpd-man", ManArguments::command()),
         ("netcheck", "derpd-netcheck", netcheck::Arguments::command()),
         ("probe", "derpd-probe", probe::Arguments::command()),
+        ("top", "derpd-top", top::Arguments::command()),
     ]
 }
 

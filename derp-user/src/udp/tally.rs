@@ -15,7 +15,9 @@ pub struct Count {
 }
 
 impl Count {
-    fn plus(self, other: Self) -> Self {
+    /// Returns the sum of both.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
         Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
     }
 }

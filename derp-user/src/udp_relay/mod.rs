@@ -5,7 +5,11 @@
 //! kernel's and the forwarder's. [`Keeper::run`] is the task in which that happens; the admin page looks in from
 //! outside.
 
+mod elsewhere;
+mod interfaces;
 mod keeper;
+mod mappings;
+mod monitor;
 mod peer;
 
 use std::sync::Arc;
@@ -14,7 +18,11 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::Receiver};
 
 use self::keeper::State;
-pub use self::peer::PeerRelayService;
+pub use self::{
+    elsewhere::DerpServers,
+    monitor::PeerRelayMonitor,
+    peer::{PeerRelayRules, PeerRelayService},
+};
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
     flow::{FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},

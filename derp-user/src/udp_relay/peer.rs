@@ -1,18 +1,26 @@
 //! The peer relay at work: what comes by DERP and by UDP goes to the state machine, what it decides goes out.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc::Receiver,
+    sync::{mpsc::Receiver, watch},
     time::{MissedTickBehavior, interval},
 };
 
-use super::Keeper;
+use super::{
+    elsewhere::{Arrived, DerpServers, Elsewhere},
+    interfaces::interface_addresses,
+    mappings::Surveyor,
+    monitor::PeerRelayMonitor,
+};
 use crate::{
-    dataplane,
-    forward::{ControlPacket, Outlet},
-    peer_relay::{Allowed, Arrival, PeerRelay, Ports, Reachable, Reaction, advertised},
+    forward::{ControlPacket, Outlet, StunAnswer},
+    peer_relay::{
+        Allowed, Arrival, Ended, Limits, Mapping, Ports, Reachable, Reaction, Response, advertised,
+    },
+    proto::keys::{NodePrivate, NodePublic},
     server::{LocalClient, LocalPacket},
+    stun::StunTarget,
     udp::now,
 };
 
@@ -21,54 +29,140 @@ const REVIEW: Duration = Duration::from_secs(5);
 /// Most addresses that clients are told: they send a message to each.
 const MOST_ADDRESSES: usize = 16;
 
-/// A peer relay with everything it is connected to.
-pub struct PeerRelayService {
-    /// Decides.
-    pub relay: PeerRelay,
-    /// Keeps the flows.
-    pub keeper: Keeper,
-    /// The relay's node, as a client of the DERP server.
-    pub client: LocalClient,
-    /// What the forwarder has received of handshakes.
-    pub control: Receiver<ControlPacket>,
-    /// Sends from the relay's port.
-    pub outlet: Outlet,
+/// What the operator may change while the relay is at work.
+#[derive(Clone, PartialEq)]
+pub struct PeerRelayRules {
     /// Who may ask for endpoints.
     pub allow: Allowed,
     /// Addresses that clients are told first.
     pub addresses: Vec<SocketAddr>,
+    /// STUN servers that say with which addresses they see the relay.
+    pub stun: Vec<StunTarget>,
+    /// Other DERP servers that the relay's node is a client of.
+    pub derp: DerpServers,
+    /// What anybody may use.
+    pub limits: Limits,
+}
+
+/// A peer relay with everything it is connected to.
+pub struct PeerRelayService {
+    /// The relay, its flows, and what others see of both.
+    pub monitor: PeerRelayMonitor,
+    /// The relay's node, as a client of the DERP server.
+    pub client: LocalClient,
+    /// The key of that node.
+    pub node: NodePrivate,
+    /// The key of the DERP server in this process.
+    pub own_server: NodePublic,
+    /// What the forwarder has received of handshakes.
+    pub control: Receiver<ControlPacket>,
+    /// What it has received of STUN servers.
+    pub stun_answers: Receiver<StunAnswer>,
+    /// Sends from the relay's port.
+    pub outlet: Outlet,
+    /// The rules, now and whenever they change.
+    pub rules: watch::Receiver<Arc<PeerRelayRules>>,
     /// The UDP ports.
     pub ports: Ports,
 }
 
 impl PeerRelayService {
-    /// Goes on until dropped; on a Tokio runtime with time.
-    pub async fn run(mut self) {
+    /// Goes on until dropped; on a Tokio runtime with I/O and time.
+    pub async fn run(self) {
+        let (sender, mappings) = watch::channel(Vec::new());
+        let surveyor = Surveyor {
+            rules: self.rules.clone(),
+            answers: self.stun_answers,
+            outlet: self.outlet.clone(),
+            ports: self.ports,
+            mappings: sender,
+        };
+        let rules = Arc::clone(&self.rules.borrow());
+        let elsewhere = Elsewhere::nowhere(self.monitor.connections());
+        let work = Work {
+            monitor: self.monitor,
+            client: self.client,
+            node: self.node,
+            own_server: self.own_server,
+            outlet: self.outlet,
+            elsewhere,
+            rules,
+            reachable: Reachable { ports: self.ports, ..Reachable::default() },
+        };
+        tokio::join!(surveyor.run(), work.run(self.rules, self.control, mappings));
+    }
+}
+
+/// By which DERP server a request has come.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// The one in this process.
+    Here,
+    /// Another one, by its number.
+    Elsewhere(usize),
+}
+
+/// What answers.
+struct Work {
+    monitor: PeerRelayMonitor,
+    client: LocalClient,
+    node: NodePrivate,
+    own_server: NodePublic,
+    outlet: Outlet,
+    elsewhere: Elsewhere,
+    rules: Arc<PeerRelayRules>,
+    reachable: Reachable,
+}
+
+impl Work {
+    async fn run(
+        mut self,
+        mut rules: watch::Receiver<Arc<PeerRelayRules>>,
+        mut control: Receiver<ControlPacket>,
+        mut mappings: watch::Receiver<Vec<Mapping>>,
+    ) {
         let mut reviews = interval(REVIEW);
         reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.elsewhere.connect(&self.rules.derp, &self.node, self.own_server);
         self.review();
         loop {
             tokio::select! {
-                Some(packet) = self.control.recv() => self.handshake(&packet),
-                packet = self.client.receive() => self.request(&packet),
+                Some(packet) = control.recv() => self.handshake(&packet),
+                packet = self.client.receive() => self.request(&packet, Way::Here),
+                Arrived { packet, server } = self.elsewhere.receive() => {
+                    self.request(&packet, Way::Elsewhere(server));
+                }
+                Ok(()) = mappings.changed() => {
+                    self.reachable.mappings.clone_from(&mappings.borrow_and_update());
+                    self.advertise();
+                }
+                Ok(()) = rules.changed() => {
+                    let rules = Arc::clone(&rules.borrow_and_update());
+                    self.follow(rules);
+                }
                 _ = reviews.tick() => self.review(),
             }
         }
     }
 
-    fn request(&mut self, packet: &LocalPacket) {
+    fn request(&mut self, packet: &LocalPacket, way: Way) {
         let LocalPacket { from, packet } = packet;
-        let permission = self.allow.permission(from);
-        let relay = &mut self.relay;
-        let request = |table: &mut _| relay.request(table, *from, permission, packet, now());
-        match self.keeper.update(request) {
-            Ok(response) => {
-                let is_sent = self.client.send(&response.to, &response.packet);
-                tracing::debug!(node = %from.short(), is_sent, "gave an endpoint");
+        let is_admitted = matches!(way, Way::Here) && self.client.is_neighbour(from);
+        let permission = self.rules.allow.permission(from, is_admitted);
+        let answered = self
+            .monitor
+            .update(|relay, table| relay.request(table, *from, permission, packet, now()));
+        match answered {
+            Ok(Response { to, packet }) => {
+                let is_sent = match way {
+                    Way::Here => self.client.send(&to, &packet),
+                    Way::Elsewhere(server) => self.elsewhere.send(server, to, packet),
+                };
+                tracing::debug!(node = %from.short(), ?way, is_sent, "gave an endpoint");
             }
             Err(refusal) => {
                 let reason = refusal.label();
-                tracing::debug!(node = %from.short(), reason, "no endpoint");
+                tracing::debug!(node = %from.short(), ?way, reason, "no endpoint");
             }
         }
     }
@@ -82,9 +176,7 @@ impl PeerRelayService {
             local: address(datagram.destination, datagram.destination_port),
             payload: &packet.payload,
         };
-        let relay = &mut self.relay;
-        let handshake = |table: &mut _| relay.handshake(table, &arrival, now());
-        match self.keeper.update(handshake) {
+        match self.monitor.update(|relay, table| relay.handshake(table, &arrival, now())) {
             Ok(Reaction::Challenge(challenge)) => {
                 let sent = self.outlet.send(challenge.from, challenge.to, &challenge.payload);
                 if let Err(error) = sent {
@@ -101,22 +193,60 @@ impl PeerRelayService {
         }
     }
 
-    fn review(&mut self) {
-        match dataplane::local_addresses() {
-            Ok(interfaces) => {
-                let reachable = Reachable {
-                    ports: self.ports,
-                    configured: self.addresses.clone(),
-                    interfaces: interfaces.into_iter().collect(),
-                    mappings: Vec::new(),
-                };
-                self.relay.set_addresses(advertised(&reachable, MOST_ADDRESSES));
+    /// Has other rules from now on.
+    fn follow(&mut self, rules: Arc<PeerRelayRules>) {
+        let before = std::mem::replace(&mut self.rules, rules);
+        let rules = Arc::clone(&self.rules);
+        if rules.derp != before.derp {
+            self.elsewhere.connect(&rules.derp, &self.node, self.own_server);
+        }
+        let ended = self.monitor.update_observed(|relay, table| {
+            relay.set_limits(rules.limits);
+            if rules.allow == before.allow {
+                return Vec::new();
             }
-            Err(error) => tracing::warn!("{error}"),
+            // By which server the requests of a node have come is not remembered.
+            let may = |node: &NodePublic| match &rules.allow {
+                Allowed::Any | Allowed::Admitted => true,
+                Allowed::Nodes(nodes) => nodes.contains(node),
+            };
+            relay.retain(table, may)
+        });
+        log_ended(&ended);
+        self.advertise();
+    }
+
+    fn review(&mut self) {
+        match interface_addresses() {
+            Ok(interfaces) => self.reachable.interfaces = interfaces,
+            Err(error) => tracing::warn!("peer relay: cannot read interfaces: {error}"),
         }
-        let relay = &mut self.relay;
-        for ended in self.keeper.update_observed(|table| relay.review(table, now())) {
-            tracing::debug!(vni = ended.vni, endpoint = ended.name, by = ?ended.by, "an endpoint has ended");
+        self.advertise();
+        log_ended(&self.monitor.update_observed(|relay, table| relay.review(table, now())));
+    }
+
+    /// Has clients told where the relay can be reached now.
+    fn advertise(&mut self) {
+        self.reachable.configured.clone_from(&self.rules.addresses);
+        let addresses = advertised(&self.reachable, MOST_ADDRESSES);
+        let (allow, mappings) = (self.rules.allow.to_string(), &self.reachable.mappings);
+        if !self.monitor.advertise(&addresses, mappings, allow) {
+            return;
         }
+        if addresses.is_empty() {
+            tracing::warn!(
+                "peer relay: no address is known that clients could use: none is served"
+            );
+        } else {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            tracing::info!("peer relay: clients are told {}", addresses.join(", "));
+        }
+    }
+}
+
+fn log_ended(ended: &[Ended]) {
+    for ended in ended {
+        let by = ended.by.label();
+        tracing::debug!(vni = ended.vni, endpoint = ended.name, by, "an endpoint has ended");
     }
 }

@@ -10,6 +10,7 @@ mod reload;
 mod status;
 mod tool;
 mod udp;
+mod udp_reload;
 
 use std::{
     env, fs,
@@ -39,7 +40,7 @@ use derp_user::{
         self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
     },
     tls::{self, Certificates},
-    udp_relay::{Keeper, PeerRelayService},
+    udp_relay::{Keeper, PeerRelayMonitor, PeerRelayService},
 };
 use sd_notify::NotifyState;
 use tokio::{
@@ -158,7 +159,7 @@ fn run(options: Options) -> anyhow::Result<()> {
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
-    let peer_relay = peer_relay.map(|parts| parts.join(&statistics)).transpose()?;
+    let peer_relay = peer_relay.map(|parts| parts.join(&statistics, public_key)).transpose()?;
     let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
     let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
     let mut reloader = Reloader {
@@ -188,6 +189,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         sample_round_trips: config.sample_round_trips,
         xdp,
         keeper: keeper.clone(),
+        peer_relay: peer_relay.as_ref().map(|peer_relay| peer_relay.monitor.clone()),
         udp: totals,
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
@@ -370,6 +372,7 @@ fn site(
     let statistics = Arc::clone(&sources.statistics);
     let mesh_statistics = Arc::clone(&statistics);
     let certificates = sources.certificates.clone();
+    let peer_relay = sources.peer_relay.clone();
     let validates = |certificates: &Arc<Certificates>| certificates.challenges().is_some();
     let (texts, observed) = (Arc::clone(&sources), Arc::clone(&statistics));
     let (admission, verifier) = (Arc::clone(&sources.admission), Arc::clone(&sources.admission));
@@ -394,6 +397,7 @@ fn site(
         vars: Box::new(move || sources.report().to_vars()),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
         status: Box::new(move |since| board.status(since)),
+        peer_relay: Box::new(move || peer_relay.as_ref().map(PeerRelayMonitor::view)),
         check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })
 }

@@ -19,7 +19,7 @@ use derp_user::{
     server::{MeshReloader, MeshSecret, PreparedMesh, Rates, Statistics},
 };
 
-use crate::{certificates::Source, logging::Levels, udp::UdpReloader};
+use crate::{certificates::Source, logging::Levels, udp_reload::UdpReloader};
 
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {

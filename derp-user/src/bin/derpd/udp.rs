@@ -1,6 +1,6 @@
 //! Everything served over UDP: STUN and relayed flows, in the kernel and in userspace.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use derp_common::{Rate, Settings, Switches};
@@ -13,18 +13,25 @@ use derp_user::{
     flow::{Mirror, SharedMirror},
     forward::{
         ControlPacket, Forwarder, ForwarderOptions, NOTICES, Notices, Outlet, Running, Stranger,
+        StunAnswer,
     },
     peer_relay::{PeerRelay, PeerRelayOptions, Ports, SEED_LENGTH},
+    proto::keys::NodePublic,
     server::{DEFAULT_QUEUE_DEPTH, LocalClient, Statistics},
     stun::{Responder, StunServer},
     udp::{Merging, SettingsCell, Totals},
-    udp_relay::{Keeper, KeeperOptions, PeerRelayService},
+    udp_relay::{Keeper, KeeperOptions, PeerRelayMonitor, PeerRelayRules, PeerRelayService},
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::mpsc::{Receiver, channel},
+    sync::{
+        mpsc::{Receiver, channel},
+        watch,
+    },
     time::sleep,
 };
+
+use crate::udp_reload::{UdpReloader, rules};
 
 /// How often control packets of one end may reach userspace: a handshake takes two.
 const CONTROL_RATE: Rate = Rate::per_second(10, 20);
@@ -46,6 +53,8 @@ pub(crate) struct Udp {
     watcher: Option<Watcher>,
     events: Option<FlowEvents>,
     peer_relay: Option<(PeerRelaySettings, RelayKeys)>,
+    /// The rules of the peer relay, where there is one.
+    rules: Option<watch::Sender<Arc<PeerRelayRules>>>,
     /// The kernel data plane, where there is one.
     pub(crate) xdp: Option<SharedXdp>,
     /// Where STUN is answered.
@@ -63,6 +72,8 @@ impl Udp {
             let keys = config::load_relay_keys(&it.key_file)?;
             Ok::<_, ConfigError>((it, keys))
         };
+        let rules = peer_relay.as_ref().map(rules).transpose()?;
+        let rules = rules.map(|rules| watch::Sender::new(Arc::new(rules)));
         let peer_relay = peer_relay.map(with_keys).transpose()?;
         let relay_ports = relay_ports(file);
         let shares_stun = config.stun_port.is_some_and(|port| relay_ports.contains(&port));
@@ -114,6 +125,7 @@ impl Udp {
             watcher,
             events,
             peer_relay,
+            rules,
             xdp: xdp.map(|xdp| Arc::new(Mutex::new(xdp))),
             stun_addresses,
             relay_addresses,
@@ -129,8 +141,8 @@ impl Udp {
     pub(crate) fn reloader(&self, config: &Config, file: FileSettings) -> Option<UdpReloader> {
         let path = config.file.clone()?;
         let (settings, xdp) = (Arc::clone(&self.settings), self.xdp.clone());
-        let stun_port = config.stun_port;
-        Some(UdpReloader { path, stun_port, file: Mutex::new(file), settings, xdp })
+        let (stun_port, rules) = (config.stun_port, self.rules.clone());
+        Some(UdpReloader { path, stun_port, file: Mutex::new(file), settings, xdp, rules })
     }
 
     /// Returns who keeps the flows, if there are any.
@@ -142,8 +154,13 @@ impl Udp {
     pub(crate) fn start(self) -> anyhow::Result<Started> {
         let (strangers, reported) = channel(NOTICES);
         let (control, handshakes) = channel(NOTICES);
-        let control = self.peer_relay.is_some().then_some(control);
-        let notices = Notices { strangers: Some(strangers), control };
+        let (stun, stun_answers) = channel(NOTICES);
+        let is_peer_relay = self.peer_relay.is_some();
+        let notices = Notices {
+            strangers: Some(strangers),
+            control: is_peer_relay.then_some(control),
+            stun: is_peer_relay.then_some(stun),
+        };
         let outlet = self.forwarder.as_ref().map(Forwarder::outlet);
         let forwarder = match self.forwarder {
             Some(forwarder) => {
@@ -158,15 +175,19 @@ impl Udp {
             totals.add(&stun_totals.as_ref().map(|read| read()).unwrap_or_default());
             totals
         });
-        let peer_relay = match (self.peer_relay, &self.keeper, outlet) {
-            (Some((settings, keys)), Some(keeper), Some(outlet)) => Some(PeerRelayParts {
-                settings,
-                keys,
-                keeper: keeper.clone(),
-                control: handshakes,
-                outlet,
-                relay_addresses: self.relay_addresses,
-            }),
+        let peer_relay = match (self.peer_relay, self.rules, &self.keeper, outlet) {
+            (Some((settings, keys)), Some(rules), Some(keeper), Some(outlet)) => {
+                Some(PeerRelayParts {
+                    settings,
+                    keys,
+                    rules: rules.subscribe(),
+                    keeper: keeper.clone(),
+                    control: handshakes,
+                    stun_answers,
+                    outlet,
+                    relay_addresses: self.relay_addresses,
+                })
+            }
             _ => None,
         };
         let keeper = self.keeper.map(|keeper| (keeper, reported));
@@ -192,16 +213,23 @@ pub(crate) struct Started {
 pub(crate) struct PeerRelayParts {
     settings: PeerRelaySettings,
     keys: RelayKeys,
+    rules: watch::Receiver<Arc<PeerRelayRules>>,
     keeper: Keeper,
     control: Receiver<ControlPacket>,
+    stun_answers: Receiver<StunAnswer>,
     outlet: Outlet,
     relay_addresses: Vec<SocketAddr>,
 }
 
 impl PeerRelayParts {
-    /// Joins the DERP server that has these statistics.
-    pub(crate) fn join(self, statistics: &Statistics) -> anyhow::Result<PeerRelayService> {
-        let Self { settings, keys, keeper, control, outlet, relay_addresses } = self;
+    /// Joins the DERP server that has these statistics and the key `own_server`.
+    pub(crate) fn join(
+        self,
+        statistics: &Statistics,
+        own_server: NodePublic,
+    ) -> anyhow::Result<PeerRelayService> {
+        let Self { settings, keys, rules, keeper, control, stun_answers, outlet, relay_addresses } =
+            self;
         let is_ours = |address: &&SocketAddr| address.port() == settings.port;
         let ours: Vec<_> = relay_addresses.iter().filter(is_ours).copied().collect();
         let has = |is_ipv4| ours.iter().any(|address| address.is_ipv4() == is_ipv4);
@@ -211,6 +239,7 @@ impl PeerRelayParts {
         getrandom::fill(&mut seed).map_err(ConfigError::Random)?;
         let node = keys.node.public();
         tracing::info!("peer relay on UDP port {}: {node}, {}", settings.port, keys.disco.public());
+        tracing::info!("peer relay: {} may ask for endpoints", rules.borrow().allow);
         let address = ours.first().copied().unwrap_or(([0, 0, 0, 0], settings.port).into());
         let relay = PeerRelay::new(PeerRelayOptions {
             identity: keys.disco,
@@ -219,8 +248,17 @@ impl PeerRelayParts {
             limits: settings.limits,
         });
         let client = LocalClient::join(statistics, node, address, NOTICES, DEFAULT_QUEUE_DEPTH);
-        let (allow, addresses) = (settings.allow, settings.addresses);
-        Ok(PeerRelayService { relay, keeper, client, control, outlet, allow, addresses, ports })
+        Ok(PeerRelayService {
+            monitor: PeerRelayMonitor::new(relay, keeper, node, settings.port),
+            client,
+            node: keys.node,
+            own_server,
+            control,
+            stun_answers,
+            outlet,
+            rules,
+            ports,
+        })
     }
 }
 
@@ -291,54 +329,6 @@ async fn suspect(xdp: &SharedXdp) {
 
 /// The kernel data plane, which metrics and reloading share.
 pub(crate) type SharedXdp = Arc<Mutex<Xdp>>;
-
-/// Takes what the configuration file says of STUN into use, while everything runs.
-pub(crate) struct UdpReloader {
-    path: PathBuf,
-    stun_port: Option<u16>,
-    /// What is in force, but for what only a start brings into force.
-    file: Mutex<FileSettings>,
-    settings: Arc<SettingsCell>,
-    xdp: Option<SharedXdp>,
-}
-
-impl UdpReloader {
-    /// Reads the file.
-    pub(crate) fn prepare(&self) -> Result<FileSettings, ConfigError> {
-        config::load_file(&self.path, self.stun_port)
-    }
-
-    /// Puts what it says into force, in the kernel first, and returns what has changed.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel cannot be told; nothing has changed then.
-    pub(crate) fn apply(&self, new: FileSettings) -> Result<Vec<String>, DataplaneError> {
-        let mut changes = Vec::new();
-        let mut file = self.file.lock();
-        if new.stun != file.stun {
-            let mut settings = self.settings.load();
-            settings.switches = switches(&new);
-            settings.stun_rate = new.stun.rate;
-            if let Some(xdp) = &self.xdp {
-                xdp.lock().kernel_mut().configure(settings)?;
-            }
-            self.settings.store(settings);
-            changes.push(format!("STUN: {}", new.stun));
-        }
-        let rest = |file: &FileSettings| {
-            (file.relay, file.pin.clone(), file.peer_relay.clone(), file.flows.clone())
-        };
-        if rest(&new) != rest(&file) {
-            changes.push(format!(
-                "{}: [relay], [dataplane], [peer_relay] and flows change at the next start",
-                self.path.display()
-            ));
-        }
-        file.stun = new.stun;
-        Ok(changes)
-    }
-}
 
 /// Both data planes, with the flows of the configuration in them.
 struct Planes {
@@ -428,7 +418,7 @@ fn settings(file: &FileSettings, stun_port: Option<u16>) -> Settings {
     }
 }
 
-fn switches(file: &FileSettings) -> u32 {
+pub(crate) fn switches(file: &FileSettings) -> u32 {
     if file.stun.shed { Switches::SHED_STUN } else { 0 }
 }
 

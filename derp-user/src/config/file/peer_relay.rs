@@ -5,10 +5,16 @@ use std::{net::SocketAddr, path::PathBuf};
 use derp_common::flow::table::MAX_SLOTS;
 
 use super::reader::{Fault, Section, Value};
-use crate::peer_relay::{Allowed, Limits, disco::MAX_ADDRESSES};
+use crate::{
+    client::{Pin, Target, Trust},
+    peer_relay::{Allowed, Limits, disco::MAX_ADDRESSES},
+    stun::StunTarget,
+};
 
 /// Most nodes that are allowed by name.
 const MOST_NODES: usize = 65_536;
+/// Most STUN servers and most other DERP servers.
+const MOST_SERVERS: usize = 16;
 
 /// The section `[peer_relay]`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -21,6 +27,12 @@ pub struct PeerRelaySettings {
     pub allow: Allowed,
     /// Addresses that clients are told besides those of this host's interfaces.
     pub addresses: Vec<SocketAddr>,
+    /// STUN servers that say with which addresses they see the relay.
+    pub stun: Vec<StunTarget>,
+    /// Other DERP servers that the relay's node is a client of.
+    pub derp: Vec<Target>,
+    /// Which certificates those must show.
+    pub derp_trust: Trust,
     /// What anybody may use.
     pub limits: Limits,
 }
@@ -36,6 +48,10 @@ pub(super) fn read(
         "key_file",
         "allow",
         "addresses",
+        "stun",
+        "derp",
+        "derp_ca_file",
+        "derp_pin",
         "max_endpoints",
         "max_endpoints_per_node",
     ])?;
@@ -61,11 +77,20 @@ pub(super) fn read(
     if let Some(most) = bound("max_endpoints_per_node")? {
         limits.endpoints_per_node = count(most);
     }
+    let derp = section.value("derp").map_or(Ok(Vec::new()), |it| read_derp(&it))?;
+    let stun = match section.value("stun") {
+        Some(value) => read_stun(&value)?,
+        // Whoever runs these answers STUN as well, as a rule.
+        None => derp.iter().map(stun_of).collect(),
+    };
     let settings = PeerRelaySettings {
         port,
         key_file: path,
         allow: read_allowed(&allow)?,
         addresses: section.value("addresses").map_or(Ok(Vec::new()), |it| read_addresses(&it))?,
+        stun,
+        derp_trust: read_trust(section, &derp)?,
+        derp,
         limits,
     };
     let enabled = section.value("enabled").map_or(Ok(true), |value| value.boolean())?;
@@ -75,7 +100,10 @@ pub(super) fn read(
 fn read_allowed(value: &Value<'_>) -> Result<Allowed, Fault> {
     match value.as_text() {
         Some("any") => return Ok(Allowed::Any),
-        Some(_) => return Err(value.fault("must be a list of node keys, or \"any\"")),
+        Some("admitted") => return Ok(Allowed::Admitted),
+        Some(_) => {
+            return Err(value.fault("must be a list of node keys, \"any\" or \"admitted\""));
+        }
         None => {}
     }
     let nodes = value.list()?;
@@ -94,4 +122,72 @@ fn read_addresses(value: &Value<'_>) -> Result<Vec<SocketAddr>, Fault> {
     let address =
         |value: &Value<'_>| value.parsed("an address with a port, like 203.0.113.1:40000");
     addresses.iter().map(address).collect()
+}
+
+fn read_stun(value: &Value<'_>) -> Result<Vec<StunTarget>, Fault> {
+    let servers = value.list()?;
+    if servers.len() > MOST_SERVERS {
+        return Err(value.fault(format!("may have at most {MOST_SERVERS} servers")));
+    }
+    let server = |value: &Value<'_>| value.parsed("a STUN server, like stun.example.com:3478");
+    servers.iter().map(server).collect()
+}
+
+fn stun_of(derp: &Target) -> StunTarget {
+    StunTarget { host: derp.host.clone(), port: StunTarget::PORT }
+}
+
+/// Reads one server, or a list.
+fn read_derp(value: &Value<'_>) -> Result<Vec<Target>, Fault> {
+    let server =
+        |value: &Value<'_>| value.parsed("a DERP server, like https://derp.example.com/derp");
+    if value.as_text().is_some() {
+        return Ok(vec![server(value)?]);
+    }
+    let values = value.list()?;
+    if values.len() > MOST_SERVERS {
+        return Err(value.fault(format!("may have at most {MOST_SERVERS} servers")));
+    }
+    let mut servers = Vec::new();
+    for value in &values {
+        let target = server(value)?;
+        if servers.contains(&target) {
+            return Err(value.fault(format!("{target} is there twice")));
+        }
+        servers.push(target);
+    }
+    Ok(servers)
+}
+
+fn read_trust(section: &Section<'_>, derp: &[Target]) -> Result<Trust, Fault> {
+    let (file, pin) = (section.value("derp_ca_file"), section.value("derp_pin"));
+    let given = file.as_ref().or(pin.as_ref());
+    if let Some(given) = given.filter(|_| !derp.iter().any(|target| target.tls)) {
+        return Err(given.fault("has no meaning without a derp that begins with https://"));
+    }
+    match (file, pin) {
+        (None, None) => Ok(Trust::System),
+        (Some(file), None) => {
+            let path = PathBuf::from(file.text()?);
+            if !path.is_absolute() {
+                return Err(file.fault("must be an absolute path"));
+            }
+            Ok(Trust::Roots(path))
+        }
+        (None, Some(pin)) => {
+            let example = "a pin, like sha256-raw: and 64 digits";
+            let parsed = |value: &Value<'_>| value.parsed::<Pin>(example);
+            if pin.as_text().is_some() {
+                return Ok(Trust::Pinned(parsed(&pin)?));
+            }
+            let pins = pin.list()?;
+            if pins.is_empty() {
+                return Err(pin.fault("must name a pin"));
+            }
+            Ok(Trust::PinnedAny(pins.iter().map(parsed).collect::<Result<_, _>>()?))
+        }
+        (Some(_), Some(pin)) => {
+            Err(pin.fault("cannot be given together with derp_ca_file: no authority is asked"))
+        }
+    }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    client::Trust,
     peer_relay::{Allowed, Limits, Permission},
     proto::keys::NodePublic,
 };
@@ -56,14 +57,32 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
     let Limits { endpoints, endpoints_per_node, .. } = peer_relay.limits;
     assert_eq!((endpoints, endpoints_per_node), (16_384, 256));
     let node = NodePublic::from_bytes([0x11; 32]);
-    assert_eq!(peer_relay.allow.permission(&node), Permission::AnyKey);
+    assert_eq!(peer_relay.allow.permission(&node, false), Permission::AnyKey);
     let other = NodePublic::from_bytes([0x12; 32]);
-    assert_eq!(peer_relay.allow.permission(&other), Permission::Denied);
-    assert_eq!(Allowed::Any.permission(&other), Permission::AnyKey);
+    assert_eq!(peer_relay.allow.permission(&other, true), Permission::Denied);
+    assert_eq!(Allowed::Any.permission(&other, false), Permission::AnyKey);
+    let stun: Vec<_> = peer_relay.stun.iter().map(ToString::to_string).collect();
+    assert_eq!(stun, ["stun.example.com:3478"]);
+    let derp: Vec<_> = peer_relay.derp.iter().map(ToString::to_string).collect();
+    assert_eq!(derp, ["https://derp.example.com"]);
+    assert_eq!(peer_relay.derp_trust, Trust::Roots("/etc/derpd/derp-ca.pem".into()));
 
     let text = "[peer_relay]\nport = 5\nkey_file = \"/k\"\nallow = \"any\"\n";
     let on = read(text, Some(3478)).unwrap();
     assert!(on.relays());
+    let settings = |more: &str| read(&format!("{text}{more}"), None).unwrap().peer_relay.unwrap();
+    assert_eq!(settings("").stun, []);
+    // Servers of other regions are asked, unless others are named or none.
+    let derp = "derp = [\"http://a:3340\", \"b\"]\n";
+    let names = |settings: &PeerRelaySettings| {
+        settings.stun.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&settings(derp)), ["a:3478", "b:3478"]);
+    assert_eq!(settings(&format!("{derp}stun = []")).stun, []);
+    let text = text.replace("any", "admitted");
+    let admitted = read(&text, None).unwrap().peer_relay.unwrap().allow;
+    assert_eq!(admitted.permission(&node, true), Permission::AnyKey);
+    assert_eq!(admitted.permission(&node, false), Permission::Denied);
     assert_eq!(u16::from_be(on.ports(None)[0].number), 5);
     assert_eq!(on.ports(None)[0].services, Services::GENEVE);
     let off = read(&format!("{text}enabled = false\n"), Some(3478)).unwrap();
@@ -87,7 +106,7 @@ fn faults_of_the_peer_relay_are_named() {
         ),
         (
             "port = 5\nkey_file = \"/k\"\nallow = \"all\"",
-            "4|[peer_relay] allow|must be a list of node keys, or \"any\"",
+            "4|[peer_relay] allow|must be a list of node keys, \"any\" or \"admitted\"",
         ),
         (
             "port = 5\nkey_file = \"/k\"\nallow = [\"x\"]",
@@ -96,6 +115,36 @@ fn faults_of_the_peer_relay_are_named() {
         (
             &format!("{whole}addresses = [\"1.2.3.4\"]"),
             "5|[peer_relay] addresses|\"1.2.3.4\" is not an address with a port, like 203.0.113.1:40000",
+        ),
+        (
+            &format!("{whole}stun = [\"stun:x\"]"),
+            "5|[peer_relay] stun|\"stun:x\" is not a STUN server, like stun.example.com:3478",
+        ),
+        (&format!("{whole}stun = \"a\""), "5|[peer_relay] stun|must be a list in brackets"),
+        (
+            &format!("{whole}derp = \"ftp://a\""),
+            "5|[peer_relay] derp|\"ftp://a\" is not a DERP server, like https://derp.example.com/derp",
+        ),
+        (
+            &format!("{whole}derp = [\"a\", \"https://a:443\"]"),
+            "5|[peer_relay] derp|https://a is there twice",
+        ),
+        (
+            &format!("{whole}derp = \"http://a\"\nderp_pin = \"sha256-raw:00\""),
+            "6|[peer_relay] derp_pin|has no meaning without a derp that begins with https://",
+        ),
+        (
+            &format!("{whole}derp = \"a\"\nderp_pin = \"sha256-raw:00\""),
+            "6|[peer_relay] derp_pin|\"sha256-raw:00\" is not a pin, like sha256-raw: and 64 digits",
+        ),
+        (&format!("{whole}derp = \"a\"\nderp_pin = []"), "6|[peer_relay] derp_pin|must name a pin"),
+        (
+            &format!("{whole}derp = \"a\"\nderp_ca_file = \"ca.pem\""),
+            "6|[peer_relay] derp_ca_file|must be an absolute path",
+        ),
+        (
+            &format!("{whole}derp = \"a\"\nderp_ca_file = \"/ca.pem\"\nderp_pin = []"),
+            "7|[peer_relay] derp_pin|cannot be given together with derp_ca_file: no authority is asked",
         ),
         (
             &format!("{whole}adresses = []"),

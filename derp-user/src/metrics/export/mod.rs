@@ -19,7 +19,9 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::TextEncoder;
 
-use super::{Gauges, MeshView, RoundTripTotals, Totals, UdpFigures, families::Families};
+use super::{
+    Gauges, MeshView, PeerRelayFigures, RoundTripTotals, Totals, UdpFigures, families::Families,
+};
 use crate::{
     admit::AdmissionFigures,
     http::{BootstrapCounts, TlsVersion},
@@ -104,6 +106,8 @@ pub struct Report {
     pub stun: Option<StunTotals>,
     /// What is served over UDP in userspace.
     pub udp: UdpFigures,
+    /// The peer relay, where there is one.
+    pub peer_relay: Option<PeerRelayFigures>,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -131,6 +135,9 @@ impl Report {
         self.bootstrap(&mut families);
         self.stun(&mut families);
         self.udp.add_to(&mut families);
+        if let Some(peer_relay) = &self.peer_relay {
+            peer_relay.add_to(&mut families);
+        }
         self.kernel(&mut families);
         self.program(&mut families);
         families

@@ -48,6 +48,11 @@ fn case_32_no_endpoint_for_the_servers_own_key_or_without_an_address() {
     for clients in [[a.key(), server], [server, a.key()]] {
         assert_eq!(world.ask(&a, clients), Err(Refusal::UnusableClients));
     }
+    // Who pings the relay's own node would meet it there: it is no client of anybody.
+    let node = world.identity;
+    for clients in [[a.key(), node], [node, a.key()]] {
+        assert_eq!(world.ask(&a, clients), Err(Refusal::UnusableClients));
+    }
     assert_eq!(world.ask(&a, [a.key(), a.key()]), Err(Refusal::UnusableClients));
     let nobody = DiscoPublic::from_bytes([0; 32]);
     assert_eq!(world.ask(&a, [a.key(), nobody]), Err(Refusal::UnusableClients));

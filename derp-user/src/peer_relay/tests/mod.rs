@@ -3,5 +3,6 @@
 mod cases;
 mod limits;
 mod model;
+mod operations;
 mod support;
 mod vectors;

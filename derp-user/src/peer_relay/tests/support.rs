@@ -271,7 +271,7 @@ impl World {
         let delivery = Delivery { datagram, hop_limit: None };
         match decide(&mut payload, &delivery, &*self.mirror.read(), &settings, self.now) {
             Ok(Action::Forward(forward)) => Ok((forward.destination, forward.source)),
-            Ok(Action::Stun) => panic!("STUN"),
+            Ok(Action::Stun | Action::StunAnswer) => panic!("STUN"),
             Err(refusal) => Err(refusal.reason),
         }
     }

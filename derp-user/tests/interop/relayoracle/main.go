@@ -1,7 +1,8 @@
 // Relayoracle runs Tailscale's own peer relay server on a loopback port, its argument, for comparison with ours.
 // A line asks, a line answers:
 //
-//	allocate HEX HEX  the endpoint of two disco keys: "SERVER VNI LAMPORT", or "refused"
+//	allocate HEX HEX  the endpoint of two disco keys: "SERVER VNI LAMPORT BIND STEADY", the last two its lifetimes in
+//	                  nanoseconds, or "refused"
 //	forget            no address is known any more: "ok"
 //	bound VNI         the addresses that an endpoint's clients are bound to, by key, "-" for none
 package main
@@ -48,7 +49,8 @@ func answer(server *udprelay.Server, words []string) string {
 		if err != nil {
 			return "refused"
 		}
-		return fmt.Sprintf("%x %d %d", endpoint.ServerDisco.AppendTo(nil), endpoint.VNI, endpoint.LamportID)
+		return fmt.Sprintf("%x %d %d %d %d", endpoint.ServerDisco.AppendTo(nil), endpoint.VNI, endpoint.LamportID,
+			endpoint.BindLifetime.Nanoseconds(), endpoint.SteadyStateLifetime.Nanoseconds())
 	case "forget":
 		server.SetStaticAddrPorts(views.Slice[netip.AddrPort]{})
 		return "ok"

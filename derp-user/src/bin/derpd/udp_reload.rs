@@ -1,0 +1,129 @@
+//! What SIGHUP changes of the UDP services.
+
+use std::{path::PathBuf, sync::Arc};
+
+use derp_user::{
+    client::ClientError,
+    config::{self, FileSettings, PeerRelaySettings},
+    dataplane::DataplaneError,
+    udp::SettingsCell,
+    udp_relay::{DerpServers, PeerRelayRules},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::udp::{SharedXdp, switches};
+
+/// Takes what the configuration file says of STUN and the peer relay into use, while everything runs.
+pub(crate) struct UdpReloader {
+    pub(crate) path: PathBuf,
+    pub(crate) stun_port: Option<u16>,
+    /// What is in force, but for what only a start brings into force.
+    pub(crate) file: Mutex<FileSettings>,
+    pub(crate) settings: Arc<SettingsCell>,
+    pub(crate) xdp: Option<SharedXdp>,
+    /// Who is told the rules of the peer relay, if it is at work.
+    pub(crate) rules: Option<watch::Sender<Arc<PeerRelayRules>>>,
+}
+
+/// What a configuration file says, ready for use.
+pub(crate) struct PreparedUdp {
+    file: FileSettings,
+    rules: Option<PeerRelayRules>,
+}
+
+impl UdpReloader {
+    /// Reads the file.
+    pub(crate) fn prepare(&self) -> anyhow::Result<PreparedUdp> {
+        let file = config::load_file(&self.path, self.stun_port)?;
+        let rules = file.peer_relay.as_ref().map(rules).transpose()?;
+        Ok(PreparedUdp { file, rules })
+    }
+
+    /// Puts what it says into force, in the kernel first, and returns what has changed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be told; nothing has changed then.
+    pub(crate) fn apply(&self, new: PreparedUdp) -> Result<Vec<String>, DataplaneError> {
+        let PreparedUdp { file: new, rules } = new;
+        let mut changes = Vec::new();
+        let mut file = self.file.lock();
+        if new.stun != file.stun {
+            let mut settings = self.settings.load();
+            settings.switches = switches(&new);
+            settings.stun_rate = new.stun.rate;
+            if let Some(xdp) = &self.xdp {
+                xdp.lock().kernel_mut().configure(settings)?;
+            }
+            self.settings.store(settings);
+            changes.push(format!("STUN: {}", new.stun));
+        }
+        file.stun = new.stun;
+        let late = late_changes(&file, &new);
+        if !late.is_empty() {
+            let (path, late) = (self.path.display(), late.join(", "));
+            changes.push(format!("{path}: not before the next start: {late}"));
+        }
+        if let (Some(sender), Some(rules)) = (&self.rules, rules) {
+            let before = sender.send_replace(Arc::new(rules));
+            changes.extend(changed_rules(&before, &sender.borrow()));
+        }
+        Ok(changes)
+    }
+}
+
+/// Names what only a start brings into force.
+fn late_changes(old: &FileSettings, new: &FileSettings) -> Vec<&'static str> {
+    let (was, is) = (old.peer_relay.as_ref(), new.peer_relay.as_ref());
+    let port = |it: Option<&PeerRelaySettings>| it.map(|it| it.port);
+    let key_file = |it: Option<&PeerRelaySettings>| it.map(|it| it.key_file.clone());
+    let is_kept = was.is_some() == is.is_some();
+    [
+        (old.relay != new.relay, "[relay]"),
+        (old.pin != new.pin, "[dataplane]"),
+        (!is_kept, "whether there is a [peer_relay]"),
+        (is_kept && port(was) != port(is), "port of [peer_relay]"),
+        (is_kept && key_file(was) != key_file(is), "key_file of [peer_relay]"),
+        (old.flows != new.flows, "flows"),
+    ]
+    .into_iter()
+    .filter_map(|(is_changed, name)| is_changed.then_some(name))
+    .collect()
+}
+
+/// Says which rules of the peer relay are others.
+fn changed_rules(old: &PeerRelayRules, new: &PeerRelayRules) -> Vec<String> {
+    let mut changes = Vec::new();
+    if old.allow != new.allow {
+        changes.push(format!("peer relay: {} may ask for endpoints", new.allow));
+    }
+    for (is_changed, name) in [
+        (old.addresses != new.addresses, "addresses"),
+        (old.stun != new.stun, "stun"),
+        (old.derp != new.derp, "derp"),
+        (old.limits != new.limits, "limits"),
+    ] {
+        if is_changed {
+            changes.push(format!("peer relay: other {name} from now on"));
+        }
+    }
+    changes
+}
+
+/// Returns what of the settings may change while the peer relay is at work.
+pub(crate) fn rules(settings: &PeerRelaySettings) -> anyhow::Result<PeerRelayRules> {
+    let derp = DerpServers::new(settings.derp.clone(), settings.derp_trust.clone());
+    let derp = derp.map_err(|error| {
+        let is_file = matches!(error, ClientError::Roots { .. });
+        let key = if is_file { "derp_ca_file" } else { "derp" };
+        anyhow::Error::new(error).context(format!("{key} of [peer_relay]"))
+    })?;
+    Ok(PeerRelayRules {
+        allow: settings.allow.clone(),
+        addresses: settings.addresses.clone(),
+        stun: settings.stun.clone(),
+        derp,
+        limits: settings.limits,
+    })
+}
