@@ -15,7 +15,7 @@ use derp_user::{
     stun::StunCounters,
     tls::Certificates,
     udp::Totals,
-    udp_relay::Keeper,
+    udp_relay::{CompanionReader, Keeper},
 };
 
 use crate::{reload::Counts, udp::SharedXdp};
@@ -33,6 +33,8 @@ pub(crate) struct Sources {
     pub(crate) sample_round_trips: bool,
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
+    /// Where there is a companion.
+    pub(crate) companion: Option<CompanionReader>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     /// Those of the TLS listener, if it is one.
@@ -67,6 +69,7 @@ impl Sources {
                 totals: (self.udp)(),
                 flows: self.keeper.as_ref().map(Keeper::states),
             },
+            companion: self.companion.as_ref().map(CompanionReader::view),
             kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
             interfaces: self.xdp.as_ref().map(|xdp| interfaces(&xdp.lock())).unwrap_or_default(),
         }

@@ -5,6 +5,7 @@
 
 mod admission;
 mod bootstrap;
+mod companion;
 mod connections;
 mod mesh;
 mod program;
@@ -22,6 +23,7 @@ use prometheus::TextEncoder;
 use super::{Gauges, MeshView, RoundTripTotals, Totals, UdpFigures, families::Families};
 use crate::{
     admit::AdmissionFigures,
+    companion::CompanionView,
     http::{BootstrapCounts, TlsVersion},
     relay::limit::RateLimit,
     tls::CertificateFigures,
@@ -104,6 +106,8 @@ pub struct Report {
     pub stun: Option<StunTotals>,
     /// What is served over UDP in userspace.
     pub udp: UdpFigures,
+    /// The companion of a tailscaled, if there is one.
+    pub companion: Option<CompanionView>,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -131,6 +135,7 @@ impl Report {
         self.bootstrap(&mut families);
         self.stun(&mut families);
         self.udp.add_to(&mut families);
+        self.companion(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         families
