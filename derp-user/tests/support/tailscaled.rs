@@ -191,7 +191,8 @@ fn serve(stream: &UnixStream, state: &Mutex<State>) {
             }
         };
         let answer = format!("HTTP/1.1 {status} -\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-        if reader.get_ref().write_all(answer.as_bytes()).is_err() {
+        let mut writer = stream;
+        if writer.write_all(answer.as_bytes()).is_err() {
             return;
         }
     }
