@@ -38,7 +38,6 @@ const CLIENT: [(&str, &str); 1] = [("TS_DEBUG_NEVER_DIRECT_UDP", "1")];
 
 /// Two clients with a relay between them, and what they copy.
 struct Tailnet {
-    programs: Programs,
     a: Node,
     b: Node,
     relay: Node,
@@ -60,22 +59,22 @@ fn start(lab: &Lab, companion: bool) -> Daemon {
 }
 
 impl Tailnet {
-    fn start(lab: &Lab, programs: Programs, megabytes: usize) -> Self {
+    fn start(lab: &Lab, programs: &Programs, megabytes: usize) -> Self {
         let directory = lab.directory();
         tailnet::connect(&lab.relay, [(&lab.a, "10.78.1.1"), (&lab.b, "10.78.2.1")]);
-        let control = tailnet::start_control(&programs, directory, &lab.relay, 8080);
-        let relay = Node::start(&programs, directory, &lab.relay, "relay", &[]);
+        let control = tailnet::start_control(programs, directory, &lab.relay, 8080);
+        let relay = Node::start(programs, directory, &lab.relay, "relay", &[]);
         let set = ["set", &format!("--relay-server-port={RELAY_PORT}")];
         relay.wait_for("a relay", || relay.tailscale(&set));
-        let a = Node::start(&programs, directory, &lab.a, "a", &CLIENT);
-        let b = Node::start(&programs, directory, &lab.b, "b", &CLIENT);
+        let a = Node::start(programs, directory, &lab.a, "a", &CLIENT);
+        let b = Node::start(programs, directory, &lab.b, "b", &CLIENT);
         let sent = directory.join("sent");
         let number = |at: usize| ((at * at) >> 7) as u8;
         let content: Vec<u8> = (0..megabytes * MEGABYTE).map(number).collect();
         fs::write(&sent, content).expect("a file");
-        let offer = b.offer(&programs, &sent);
+        let offer = b.offer(programs, &sent);
         let received = directory.join("received");
-        Self { programs, a, b, relay, sent, received, _offer: offer, _control: control }
+        Self { a, b, relay, sent, received, _offer: offer, _control: control }
     }
 
     /// Waits until the clients reach each other by the relay; returns how they name it.
@@ -177,7 +176,7 @@ fn case_41_the_kernel_carries_what_an_unmodified_tailscaled_relays() {
     let test = "a companion of a real tailscaled";
     let Some((lab, programs)) = prepare(test) else { return };
     let daemon = start(&lab, true);
-    let mut tailnet = Tailnet::start(&lab, programs, 20);
+    let mut tailnet = Tailnet::start(&lab, &programs, 20);
     let relay = tailnet.wait_for_relay();
     assert!(relay.contains(&format!(":{RELAY_PORT}:vni:")), "{relay}");
     wait_for_kernel(&daemon);
@@ -222,7 +221,7 @@ fn case_41_the_kernel_carries_what_an_unmodified_tailscaled_relays() {
 fn case_41_a_session_outlives_tailscaleds_collection() {
     let Some((lab, programs)) = prepare("a session of seven minutes") else { return };
     let daemon = start(&lab, true);
-    let tailnet = Tailnet::start(&lab, programs, 1);
+    let tailnet = Tailnet::start(&lab, &programs, 1);
     let relay = tailnet.wait_for_relay();
     wait_for_kernel(&daemon);
     let (before, seen) = (kernel_packets(&daemon), tailnet.relayed());
@@ -249,7 +248,7 @@ fn what_a_copy_costs_with_and_without_the_companion() {
     const ROUNDS: usize = 4;
     let Some((lab, programs)) = prepare("a measurement") else { return };
     let mut daemon = start(&lab, false);
-    let tailnet = Tailnet::start(&lab, programs, MEGABYTES);
+    let tailnet = Tailnet::start(&lab, &programs, MEGABYTES);
     tailnet.wait_for_relay();
     println!("per MB: relay's tailscaled, derpd, all of the machine; Mbit/s; share in the kernel");
     for round in 0..ROUNDS {

@@ -3,6 +3,8 @@
 
 use std::{
     fs::{self, File},
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -228,8 +230,17 @@ impl Node {
 
     /// The sessions of its peer relay: VNI, and packets from both clients.
     pub(crate) fn sessions(&self) -> Vec<(u64, u64)> {
-        let text = self.tailscale(&["debug", "peer-relay-sessions"]);
-        let status: Value = serde_json::from_str(&text.expect("sessions")).expect("JSON");
+        let ask = || -> std::io::Result<String> {
+            let mut stream = UnixStream::connect(self.socket())?;
+            let path = "/localapi/v0/debug-peer-relay-sessions";
+            write!(stream, "GET {path} HTTP/1.0\r\nHost: local-tailscaled.sock\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = ask().expect("an answer");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        let status: Value = serde_json::from_str(body).expect("JSON");
         let sessions = status["Sessions"].as_array().cloned().unwrap_or_default();
         let packets =
             |session: &Value, client| session[client]["PacketsTx"].as_u64().expect("a number");
