@@ -60,7 +60,7 @@ fn addresses_that_say_nothing_leave_one_session_to_tailscaled() {
 fn an_answer_that_is_none_is_refused_as_a_whole() {
     for (text, expected) in [
         ("", "EOF while parsing a value at line 1 column 0"),
-        ("[]", "invalid length 0, expected struct WireReport with 2 elements at line 1 column 2"),
+        ("5", "invalid type: integer `5`, expected struct WireReport at line 1 column 1"),
         (
             r#"{"UDPPort":65536}"#,
             "invalid value: integer `65536`, expected u16 at line 1 column 16",
