@@ -20,7 +20,7 @@ macro_rules! no_padding {
 
 no_padding!(Rate: u64, u64);
 no_padding!(Port: u16, u16);
-no_padding!(Settings: u32, u32, [Port; Settings::PORTS], u32, u32, Rate, Rate, u64);
+no_padding!(Settings: u32, u32, [Port; Settings::PORTS], u32, u32, Rate, Rate, u64, u64);
 // SAFETY: repr(C) integers without padding (asserted above); every bit pattern is valid.
 unsafe impl Pod for Settings {}
 

@@ -154,6 +154,8 @@ reasons! {
     TooBig = "too_big" => Pass,
     /// The other process may be moving this end of the flow
     Suspect = "suspect" => Pass,
+    /// The other process has not been heard of for too long
+    Lapsed = "lapsed" => Pass,
     /// Due to be seen by userspace as a sample of its flow
     Sampled = "sampled" => Pass,
     /// The flow's end has used up its allowance

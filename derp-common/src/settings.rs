@@ -25,6 +25,10 @@ pub struct Settings {
     pub control_rate: Rate,
     /// How often each leg's packets are passed to userspace as a sample, in nanoseconds; 0 is never.
     pub sample_interval: u64,
+    /// Until when flows of another process are forwarded, on `CLOCK_MONOTONIC` in nanoseconds; only with
+    /// [`Switches::COMPANION`]. The daemon puts it off again and again: when it no longer can, that process is on
+    /// its own.
+    pub lease: u64,
 }
 
 /// A UDP port and what is served on it.
@@ -67,7 +71,7 @@ impl Switches {
 
 impl Settings {
     /// The layout and meaning described here.
-    pub const VERSION: u32 = 3;
+    pub const VERSION: u32 = 4;
     /// Most ports that can be served.
     pub const PORTS: usize = 4;
 
@@ -85,6 +89,7 @@ impl Settings {
             stun_rate: Rate::UNLIMITED,
             control_rate: Rate::UNLIMITED,
             sample_interval: 0,
+            lease: 0,
         }
     }
 

@@ -214,7 +214,16 @@ fn every_reason() -> Vec<(Reason, ChangeHost, Vec<u8>)> {
             Reason::Suspect,
             |host| {
                 host.settings.switches |= Switches::COMPANION;
+                host.settings.lease = u64::MAX;
                 run(host, &to_relay(client(Ip::V4), Ip::V4, &control(1, SENDERS[0])));
+            },
+            from_client(v4, 1),
+        ),
+        (
+            Reason::Lapsed,
+            |host| {
+                host.settings.switches |= Switches::COMPANION;
+                host.settings.lease = 1;
             },
             from_client(v4, 1),
         ),
@@ -242,6 +251,7 @@ fn every_reason_can_be_reached_and_only_what_is_sent_is_changed() {
             change(&mut host);
             if companion {
                 host.settings.switches |= Switches::COMPANION;
+                host.settings.lease = if reason == Reason::Lapsed { 1 } else { u64::MAX };
             }
             let (decision, output) = run(&host, &frame);
             assert_eq!(decision.reason, reason, "{frame:02x?}");

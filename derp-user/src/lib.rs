@@ -3,12 +3,14 @@
 pub mod acme;
 pub mod admit;
 pub mod client;
+pub mod companion;
 pub mod config;
 pub mod dataplane;
 mod files;
 pub mod flow;
 pub mod forward;
 pub mod http;
+mod local_api;
 pub mod metrics;
 pub mod peer_relay;
 pub mod privilege;

@@ -215,6 +215,16 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         1,
         "-config: {}/typo.toml: line 2: [relay] prot: unknown key; did you mean port?",
     ),
+    (
+        "-config {}/socket.toml",
+        1,
+        "-config: {}/socket.toml: line 2: [companion] socket: must be an absolute path",
+    ),
+    (
+        "-config {}/both.toml",
+        1,
+        "-config: {}/both.toml: line 1: [companion]: cannot be given together with [[flow]] or [peer_relay]: the kernel either drops what is no flow's, or leaves it to tailscaled",
+    ),
     ("-config {}/latin.toml", 1, "-config: {}/latin.toml: not UTF-8"),
     (
         "-config {}/flow.toml",
@@ -414,6 +424,11 @@ fn damaged_files(place: &Place) {
         ("public.key", format!("{{\"PrivateKey\":\"{PUBLIC}\"}}").into_bytes()),
         ("fieldless.key", "{}".into()),
         ("typo.toml", "[relay]\nprot = 1".into()),
+        ("socket.toml", "[companion]\nsocket = \"tailscaled.sock\"".into()),
+        (
+            "both.toml",
+            "[companion]\n[peer_relay]\nport = 1\nkey_file = \"/k\"\nallow = \"any\"".into(),
+        ),
         ("latin.toml", b"# \xff".to_vec()),
         (
             "relay.toml",

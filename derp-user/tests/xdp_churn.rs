@@ -24,8 +24,8 @@ use derp_common::{AddressKind, Interface, Settings};
 use derp_user::{
     dataplane::{FlowMaps, Kernel, KernelTables, LocalAddress},
     flow::{
-        EndSpec, FlowId, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, Resolved, Sink as _,
-        TableSettings,
+        EndSpec, FlowId, FlowSource, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, Resolved,
+        Sink as _, TableSettings,
     },
 };
 use nix::time::{ClockId, clock_gettime};
@@ -81,6 +81,7 @@ impl Daemon {
             ends: remotes.map(end),
             rate: None,
             lifetime: Lifetime::Configured,
+            source: FlowSource::Configuration,
         };
         let id = self.table.add(spec, now()).expect("a slot");
         for request in self.table.way_requests() {

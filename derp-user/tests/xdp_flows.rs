@@ -151,12 +151,14 @@ fn case_06_another_source_than_the_legs_is_dropped_and_leaves_no_trace() {
 
 #[test]
 fn case_07_a_flow_with_one_end_is_not_forwarded() {
-    let Some(bed) = Bed::new("case 7") else { return };
+    let Some(mut bed) = Bed::new("case 7") else { return };
     for vni in [UNBOUND_VNI, OFF_VNI] {
         bed.expect_untouched("one end", &from_client(Ip::V4, vni), Reason::Unbound);
     }
     let from_nobody = relay_frame(with_port(peer(Ip::V4), 0), Ip::V4, &data(UNBOUND_VNI));
     bed.expect_untouched("port 0 is nobody's", &from_nobody, Reason::UnusableSource);
+    bed.companion();
+    bed.expect_untouched("companion", &from_client(Ip::V4, OFF_VNI), Reason::Unbound);
 }
 
 #[test]
@@ -191,6 +193,38 @@ fn case_08_a_control_packet_is_passed_and_makes_a_companions_flow_suspect() {
 
     bed.set_statistics(slot(Ip::V4), Side::A, LegStatistics { suspect_since: 0, ..suspect });
     bed.expect("trusted again", &data, Reason::Forwarded, &output);
+}
+
+#[test]
+fn a_companions_flow_that_is_held_is_passed_and_still_becomes_suspect() {
+    let Some(mut bed) = Bed::new("a held flow") else { return };
+    bed.companion();
+    bed.expect_untouched("held", &from_client(Ip::V4, OFF_VNI), Reason::Unbound);
+    assert_eq!(bed.statistics(OFF_VNI, Side::A).suspect_since, 0);
+    let frame = relay_frame(client(Ip::V4), Ip::V4, &control(OFF_VNI, SENDERS[1]));
+    bed.expect_untouched("control", &frame, Reason::RelayControl);
+    assert!(bed.statistics(OFF_VNI, Side::A).suspect_since != 0);
+    bed.expect_untouched("held", &from_client(Ip::V4, OFF_VNI), Reason::Unbound);
+}
+
+#[test]
+fn a_companions_flows_are_forwarded_until_the_lease_ends() {
+    let Some(mut bed) = Bed::new("the lease of a companion") else { return };
+    let input = from_client(Ip::V4, 1);
+    let output = forwarded(&input, Ip::V4, &legs(Ip::V4, RELAY_PORT)[1]);
+    bed.companion();
+    // The coarse clock is at most a tick late.
+    let now = derp_user::udp::now();
+    bed.configure(|settings| settings.lease = now + 600_000_000_000);
+    bed.expect("within the lease", &input, Reason::Forwarded, &output);
+    let seen = bed.statistics(slot(Ip::V4), Side::A);
+    bed.configure(|settings| settings.lease = now - 1_000_000_000);
+    bed.expect_untouched("after it", &input, Reason::Lapsed);
+    assert_eq!(bed.statistics(slot(Ip::V4), Side::A), seen, "nothing is counted");
+    bed.configure(|settings| settings.lease = 0);
+    bed.expect_untouched("without one", &input, Reason::Lapsed);
+    bed.configure(|settings| settings.switches &= !Switches::COMPANION);
+    bed.expect("without a companion", &input, Reason::Forwarded, &output);
 }
 
 #[test]

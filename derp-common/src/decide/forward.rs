@@ -36,19 +36,12 @@ pub(super) fn forward<I: Ip, P: Packet, H: Host>(
     if egress != ingress && host.interface(egress).is_none_or(|it| it.is_redirect_target == 0) {
         return Err(Reason::Unresolved);
     }
-    if arrival.settings.has(Switches::COMPANION)
-        && host
-            .statistics(statistics_index(hop.slot, Side::A))
-            .is_none_or(|cells| cells.is_suspect())
-    {
-        return Err(Reason::Suspect);
+    let now = host.now();
+    if arrival.settings.has(Switches::COMPANION) {
+        check_companion(arrival, hop, host, now)?;
     }
-    host.statistics(statistics_index(hop.slot, hop.side)).ok_or(Reason::Unresolved)?.account(
-        from,
-        arrival.settings,
-        arrival.length,
-        host.now(),
-    )?;
+    let cells = host.statistics(statistics_index(hop.slot, hop.side)).ok_or(Reason::Unresolved)?;
+    cells.account(from, arrival.settings, arrival.length, now)?;
     Ok(match rewrite::<I, P>(frame, arrival, hop) {
         None => Reason::RewriteFailed.into(),
         Some(()) if egress == ingress => Reason::Forwarded.into(),
@@ -87,6 +80,23 @@ fn check_way<I: Ip, P: Packet>(
         Some(true) => Ok(()),
         Some(false) => Err(Reason::Vlan),
         None => Err(Reason::Malformed),
+    }
+}
+
+/// Checks that the process that owns the relay's socket would still forward by the same flow.
+#[inline(always)]
+fn check_companion<H: Host>(
+    arrival: &Arrival<'_>,
+    hop: &Hop<'_>,
+    host: &H,
+    now: u64,
+) -> Result<(), Reason> {
+    if now >= arrival.settings.lease {
+        return Err(Reason::Lapsed);
+    }
+    match host.statistics(statistics_index(hop.slot, Side::A)) {
+        Some(cells) if !cells.is_suspect() => Ok(()),
+        Some(_) | None => Err(Reason::Suspect),
     }
 }
 

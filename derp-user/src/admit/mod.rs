@@ -33,7 +33,6 @@ use std::{
 pub use error::AdmitError;
 use hyper::Uri;
 use parking_lot::{Mutex, RwLock};
-pub use tailscaled::DEFAULT_SOCKET;
 use tokio::{runtime::Handle, sync::Notify};
 pub use verdict::Verdict;
 pub(crate) use web::in_words;

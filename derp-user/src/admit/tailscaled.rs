@@ -1,60 +1,25 @@
 //! `-verify-clients`: the local tailscaled is asked whether it knows a node (reference section 3.12).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::{Request, StatusCode, client::conn::http1, header::HOST};
-use hyper_util::rt::TokioIo;
+use hyper::StatusCode;
 use serde::de::IgnoredAny;
-use tokio::net::UnixStream;
 
-use super::{Verdict, web};
-use crate::proto::keys::NodePublic;
+use super::Verdict;
+use crate::{local_api::LocalApi, proto::keys::NodePublic};
 
-/// Where tailscaled listens on Linux.
-pub const DEFAULT_SOCKET: &str = "/var/run/tailscale/tailscaled.sock";
-
-/// The capability version of the derper whose behaviour this is; tailscaled may look at it.
-const CAPABILITY: &str = "145";
 /// Longest description of a node.
 const MAX_BODY: usize = 1 << 20;
 
 /// Asks the tailscaled at `socket`. The caller limits the time.
 pub(super) async fn ask(socket: &Path, key: &NodePublic) -> (Verdict, String) {
-    match exchange(socket, key).await {
+    let path = format!("/localapi/v0/whois?addr=nodekey%3A{}", key.to_hex());
+    match LocalApi::new(socket.to_owned()).get(&path, MAX_BODY).await {
         Ok((status, body)) => judge(key, status, &body),
         Err(reason) => (
             Verdict::TailscaledUnreachable,
             format!("failed to query local tailscaled status for {key}: {reason}"),
         ),
-    }
-}
-
-async fn exchange(socket: &Path, key: &NodePublic) -> Result<(StatusCode, Vec<u8>), String> {
-    let in_words = |error: hyper::Error| web::in_words(&error);
-    let named = |error: std::io::Error| format!("{}: {error}", PathBuf::from(socket).display());
-    let stream = UnixStream::connect(socket).await.map_err(named)?;
-    let (mut sender, connection) =
-        http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await.map_err(in_words)?;
-    let request = Request::get(format!("/localapi/v0/whois?addr=nodekey%3A{}", key.to_hex()))
-        .header(HOST, "local-tailscaled.sock")
-        .header("Tailscale-Cap", CAPABILITY)
-        .body(Empty::new())
-        .map_err(|error| error.to_string())?;
-    let answer = async {
-        let mut answer = sender.send_request(request).await.map_err(in_words)?;
-        let (body, complete) = web::read_body(answer.body_mut(), MAX_BODY).await?;
-        if complete { Ok((answer.status(), body)) } else { Err("an endless answer".to_owned()) }
-    };
-    // The connection must be driven for the answer to come; its own end is no news.
-    let connection = async {
-        let _ = connection.await;
-        std::future::pending().await
-    };
-    tokio::select! {
-        answer = answer => answer,
-        never = connection => never,
     }
 }
 

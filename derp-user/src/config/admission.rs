@@ -5,7 +5,10 @@ use std::{path::PathBuf, time::Duration};
 use hyper::Uri;
 
 use super::{ConfigError, GoDuration, Options};
-use crate::admit::{self, ApiSettings, DEFAULT_SOCKET, UrlSettings};
+use crate::{
+    admit::{self, ApiSettings, UrlSettings},
+    local_api::DEFAULT_SOCKET,
+};
 
 /// The control server is asked no more often than this.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);

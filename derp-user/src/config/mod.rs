@@ -21,7 +21,9 @@ pub use arguments::{Invocation, parse};
 pub use certificates::TlsSettings;
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
-pub use file::{FileSettings, PeerRelaySettings, Pin, RelaySettings, StunSettings, load_file};
+pub use file::{
+    CompanionSettings, FileSettings, PeerRelaySettings, Pin, RelaySettings, StunSettings, load_file,
+};
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
 pub use options::{CertificateMode, LogFormat, Options};
 pub use rate_file::load_rate_limit;

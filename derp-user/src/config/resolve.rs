@@ -272,12 +272,13 @@ impl Config {
         let key = key_source(&options, environment)?;
         if let Some(interface) = options.xdp_interface.first()
             && !options.stun
+            && options.config.is_none()
             && options.xdp_mode != Mode::Off
         {
             return Err(ConfigError::Flag {
                 flag: "xdp-interface",
                 value: interface.clone(),
-                reason: "the kernel answers only STUN, which -stun=false switches off".to_owned(),
+                reason: "-stun=false leaves nothing for the kernel without -config".to_owned(),
             });
         }
         let mesh_key = mesh_key_source(&options, environment);

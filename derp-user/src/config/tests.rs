@@ -498,10 +498,11 @@ fn workers_are_as_many_as_processors_unless_said_otherwise() {
 }
 
 #[test]
-fn the_kernel_answers_nothing_but_stun() {
+fn the_kernel_answers_nothing_but_stun_without_a_file() {
     let without_stun = ["-a=:1", "-stun=false", "-xdp-interface=eth0"];
     assert!(matches!(resolve(&without_stun), Err(ConfigError::Flag { flag: "xdp-interface", .. })));
     assert!(resolve(&["-a=:1", "-stun=false", "-xdp-interface=eth0", "-xdp-mode=off"]).is_ok());
+    assert!(resolve(&[&without_stun[..], &["-config=/c"]].concat()).is_ok());
 }
 
 #[test]

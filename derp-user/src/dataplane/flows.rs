@@ -188,13 +188,37 @@ impl KernelTables {
         slots.into_iter().map(|slot| Ok((slot, self.statistics_of(slot)?))).collect()
     }
 
+    /// Tells whether the program has noted a control packet for the flow in a slot ([`LegStatistics::suspect_since`]).
+    ///
+    /// # Errors
+    ///
+    /// When the slot is none, or the map cannot be read.
+    pub fn is_suspect(&self, slot: u32) -> Result<bool, FlowTableError> {
+        Ok(self.statistics_of_side(slot, Side::A)?.suspect_since != 0)
+    }
+
+    /// Forgets that a control packet came for the flow in a slot, which does not forward: what is counted of it must
+    /// not change meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the slot is none, or the map cannot be read or written.
+    pub fn trust(&mut self, slot: u32) -> Result<(), FlowTableError> {
+        let seen = self.statistics_of_side(slot, Side::A)?;
+        let index = statistics_index(slot, Side::A);
+        let trusted = LegStatistics { suspect_since: 0, ..seen };
+        let written = self.maps.statistics.set(index, trusted, 0);
+        written.map_err(failed("write", LEG_STATISTICS, Place::Slot(slot)))
+    }
+
+    fn statistics_of_side(&self, slot: u32, side: Side) -> Result<LegStatistics, FlowTableError> {
+        let found = self.maps.statistics.get(&statistics_index(slot, side), 0);
+        found.map_err(failed("read", LEG_STATISTICS, Place::Slot(slot)))
+    }
+
     fn statistics_of(&self, slot: u32) -> Result<[LegStatistics; 2], FlowTableError> {
-        let read = |side| {
-            let index = statistics_index(slot, side);
-            let found = self.maps.statistics.get(&index, 0);
-            found.map_err(failed("read", LEG_STATISTICS, Place::Slot(slot)))
-        };
-        Ok([read(Side::A)?, read(Side::B)?])
+        let [a, b] = Side::ALL.map(|side| self.statistics_of_side(slot, side));
+        Ok([a?, b?])
     }
 
     /// Reads every slot in use, to take over what another process has left.

@@ -26,7 +26,10 @@ pub use self::{
     learn::{Learnt, Outcome, Refusal},
     mirror::{Mirror, SharedMirror},
     observe::Expired,
-    spec::{EndSpec, FlowId, FlowRate, FlowRateError, FlowSpec, Kind, Lifetime, Local, Remote},
+    spec::{
+        EndSpec, FlowId, FlowRate, FlowRateError, FlowSource, FlowSpec, Kind, Lifetime, Local,
+        Remote,
+    },
     state::Plane,
     table::{FlowTable, TableSettings},
     view::{CountView, EndView, FlowView, FlowsView, Forwarder, KindView, StateView, Viewer},

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use derp_common::flow::Side;
 use ipnet::IpNet;
+use serde::Serialize;
 
 /// Names one admitted flow, for as long as it exists and never again.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -35,6 +36,8 @@ pub struct FlowSpec {
     pub rate: Option<FlowRate>,
     /// How long it lives.
     pub lifetime: Lifetime,
+    /// Who asks for it.
+    pub source: FlowSource,
 }
 
 impl FlowSpec {
@@ -59,6 +62,30 @@ pub enum Kind {
     },
     /// By their source alone, whatever they carry.
     Any,
+}
+
+/// Who asks for a flow.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FlowSource {
+    /// The configuration file.
+    Configuration,
+    /// The peer relay, for two of its clients.
+    PeerRelay,
+    /// The companion, on behalf of the process that owns the relay's socket and forwards what the kernel does not.
+    Companion,
+}
+
+impl FlowSource {
+    /// Returns one line for people.
+    #[must_use]
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::PeerRelay => "peer relay",
+            Self::Companion => "companion",
+        }
+    }
 }
 
 /// How long a flow lives.

@@ -39,6 +39,8 @@ pub(super) struct Flow {
     pub(super) spec: FlowSpec,
     /// 0 when it has none.
     pub(super) vni: u32,
+    /// Whether it forwards nothing although its ends are known.
+    pub(super) is_held: bool,
     pub(super) ends: [End; 2],
 }
 
@@ -198,7 +200,9 @@ impl Flow {
 
     /// Returns the control word as the tables should have it, for this copy of the legs.
     pub(super) fn control(&self, copy: u32) -> Control {
-        if self.is_bound() {
+        if self.is_held {
+            Control::off(self.vni)
+        } else if self.is_bound() {
             Control::forward(self.vni, copy)
         } else if self.is_learning() {
             Control::learning(self.vni, copy)

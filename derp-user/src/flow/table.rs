@@ -137,7 +137,7 @@ impl FlowTable {
         for end in &mut ends {
             end.is_this_host = end.remote.is_some_and(|remote| self.is_this_host(remote.ip()));
         }
-        self.flows.insert(slot, Flow { id, spec, vni, ends });
+        self.flows.insert(slot, Flow { id, spec, vni, is_held: false, ends });
         for side in Side::ALL {
             self.claim(slot, side);
         }
@@ -162,6 +162,14 @@ impl FlowTable {
         self.slots.give_back(id.slot);
         self.installation.touch(id.slot);
         true
+    }
+
+    /// Has a flow forward nothing, although its ends are known, or no longer so. Control packets for it are still told
+    /// from others, and the ways to its ends are looked after. A new flow is not held.
+    pub fn hold(&mut self, id: FlowId, is_held: bool) {
+        let Some(flow) = self.flow_mut(id).filter(|flow| flow.is_held != is_held) else { return };
+        flow.is_held = is_held;
+        self.installation.touch(id.slot);
     }
 
     /// Returns the name of a flow, if it exists.
@@ -327,7 +335,7 @@ impl FlowTable {
     }
 
     /// Tells whether an address is one of this host.
-    pub(super) fn is_this_host(&self, ip: IpAddr) -> bool {
+    pub(crate) fn is_this_host(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.local_addresses.contains(&ip)
     }
 

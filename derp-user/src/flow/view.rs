@@ -6,7 +6,7 @@ use derp_common::flow::{LegStatistics, Side};
 use serde::Serialize;
 
 use super::{
-    FlowTable, Kind, Remote,
+    FlowSource, FlowTable, Kind, Remote,
     state::{Flow, Plane},
 };
 
@@ -24,6 +24,8 @@ pub struct FlowsView {
 pub struct FlowView {
     /// Its name.
     pub name: String,
+    /// Who asks for it.
+    pub source: FlowSource,
     /// How its packets are recognised.
     pub kind: KindView,
     /// Its VNI, if it has one.
@@ -56,11 +58,13 @@ pub enum StateView {
     Learning,
     /// Not before somebody says where an end is.
     Unbound,
+    /// Not now, though both ends are known: it is being watched whether they move.
+    Held,
 }
 
 impl StateView {
     /// Every state.
-    pub const ALL: [Self; 3] = [Self::Forwarding, Self::Learning, Self::Unbound];
+    pub const ALL: [Self; 4] = [Self::Forwarding, Self::Learning, Self::Unbound, Self::Held];
 
     /// Returns the metric label.
     #[must_use]
@@ -69,6 +73,7 @@ impl StateView {
             Self::Forwarding => "forwarding",
             Self::Learning => "learning",
             Self::Unbound => "unbound",
+            Self::Held => "held",
         }
     }
 }
@@ -114,6 +119,8 @@ pub enum Forwarder {
     CrossFamily,
     /// Userspace: the way to the end is not known.
     Unresolved,
+    /// The process that the companion accompanies.
+    OtherProcess,
 }
 
 impl Forwarder {
@@ -127,6 +134,7 @@ impl Forwarder {
             Self::ThisHost => "userspace: the end is on this host",
             Self::CrossFamily => "userspace: IPv4 to IPv6",
             Self::Unresolved => "userspace: the way is not resolved",
+            Self::OtherProcess => "tailscaled",
         }
     }
 }
@@ -167,7 +175,9 @@ impl FlowTable {
 }
 
 fn state(flow: &Flow) -> StateView {
-    if flow.is_bound() {
+    if flow.is_held {
+        StateView::Held
+    } else if flow.is_bound() {
         StateView::Forwarding
     } else if flow.is_learning() {
         StateView::Learning
@@ -190,6 +200,7 @@ impl Viewer<'_> {
     fn flow(&self, flow: &Flow) -> FlowView {
         FlowView {
             name: flow.spec.name.clone(),
+            source: flow.spec.source,
             kind: match flow.spec.kind {
                 Kind::Geneve { .. } => KindView::Geneve,
                 Kind::Any => KindView::Any,
@@ -227,6 +238,15 @@ impl Viewer<'_> {
     }
 
     fn forwarder(&self, flow: &Flow, side: Side) -> Forwarder {
+        let forwarder = self.unless_other_process(flow, side);
+        let is_kernels = forwarder == Forwarder::Kernel && !flow.is_held;
+        if flow.spec.source == FlowSource::Companion && !is_kernels {
+            return Forwarder::OtherProcess;
+        }
+        forwarder
+    }
+
+    fn unless_other_process(&self, flow: &Flow, side: Side) -> Forwarder {
         let (end, other) = (flow.end(side), flow.end(side.other()));
         let (Some(remote), Some(from)) = (end.remote, other.remote) else {
             return Forwarder::Nobody;

@@ -54,7 +54,7 @@ fn page(view: &FlowsView) -> String {
         let _ = writeln!(page, "<p>Counted {seconds:.0} s ago.</p>");
     }
     page.push_str(
-        "<table class=\"flows\">\n<tr><th>Flow</th><th>VNI</th><th>State</th><th>End</th><th>Remote</th>\
+        "<table class=\"flows\">\n<tr><th>Flow</th><th>Of</th><th>VNI</th><th>State</th><th>End</th><th>Remote</th>\
          <th>Here</th><th>Forwarded to it by</th><th>From it: kernel</th><th>From it: userspace</th>\
          <th>Over rate</th><th>Last heard of</th></tr>\n",
     );
@@ -78,10 +78,12 @@ fn rows(page: &mut String, flow: &FlowView) {
         StateView::Forwarding => "forwarding",
         StateView::Learning => "learning",
         StateView::Unbound => "unbound",
+        StateView::Held => "held",
     };
     let name = reply::escape(&flow.name);
+    let source = flow.source.describe();
     let head = format!(
-        "<td rowspan=\"2\" class=\"name\">{name}</td><td rowspan=\"2\">{vni}</td>\
+        "<td rowspan=\"2\" class=\"name\">{name}</td><td rowspan=\"2\">{source}</td><td rowspan=\"2\">{vni}</td>\
          <td rowspan=\"2\">{state}</td>"
     );
     let [a, b] = &flow.ends;

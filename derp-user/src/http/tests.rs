@@ -538,7 +538,8 @@ proptest! {
 /// A flow with as much as there can be in it, by way of a real flow table.
 fn some_flows(number: usize) -> FlowsView {
     use crate::flow::{
-        EndSpec, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, TableSettings, Viewer,
+        EndSpec, FlowSource, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, TableSettings,
+        Viewer,
     };
     let mut table = FlowTable::new(TableSettings { slots: 1024, idle_timeout: 0, seed: 0 });
     for flow in 0..number {
@@ -553,6 +554,7 @@ fn some_flows(number: usize) -> FlowsView {
             ],
             rate: None,
             lifetime: Lifetime::Configured,
+            source: FlowSource::Configuration,
         };
         table.add(spec, 0).unwrap();
     }

@@ -15,7 +15,7 @@ use super::{
     request::Correspondents,
 };
 use crate::{
-    flow::{EndSpec, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote},
+    flow::{EndSpec, FlowSource, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote},
     proto::keys::NodePublic,
 };
 
@@ -218,6 +218,7 @@ impl PeerRelay {
             ends: [end(&clients[0]), end(&clients[1])],
             rate: None,
             lifetime: Lifetime::Configured,
+            source: FlowSource::PeerRelay,
         }
     }
 }

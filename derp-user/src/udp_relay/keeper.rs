@@ -111,6 +111,32 @@ impl State {
         result
     }
 
+    /// Returns those of these slots for whose flows the kernel has noted a control packet.
+    pub(super) fn suspects(
+        &self,
+        slots: impl Iterator<Item = u32>,
+    ) -> Result<BTreeSet<u32>, FlowTableError> {
+        let Some(kernel) = &self.kernel else { return Ok(BTreeSet::new()) };
+        let mut suspects = BTreeSet::new();
+        for slot in slots {
+            if kernel.is_suspect(slot)? {
+                suspects.insert(slot);
+            }
+        }
+        Ok(suspects)
+    }
+
+    /// Has the kernel forget what it has noted of control packets for these slots, whose flows do not forward.
+    pub(super) fn trust(&mut self, slots: &[u32]) -> Result<(), FlowTableError> {
+        let Some(kernel) = &mut self.kernel else { return Ok(()) };
+        slots.iter().try_for_each(|&slot| kernel.trust(slot))
+    }
+
+    /// Tells whether the kernel's tables hold what they should.
+    pub(super) fn kernel_is_current(&self) -> bool {
+        self.kernel.is_some() && !self.kernel_is_stale
+    }
+
     fn fill_mirror(&mut self) {
         let snapshot = self.table.snapshot();
         let Ok(()) = self.mirror.apply(&snapshot);

@@ -5,6 +5,7 @@
 //! kernel's and the forwarder's. [`Keeper::run`] is the task in which that happens; the admin page looks in from
 //! outside.
 
+mod companion;
 mod elsewhere;
 mod interfaces;
 mod keeper;
@@ -12,13 +13,14 @@ mod mappings;
 mod monitor;
 mod peer;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::Receiver};
 
 use self::keeper::State;
 pub use self::{
+    companion::{CompanionReader, CompanionService, CompanionServiceOptions, Serve},
     elsewhere::DerpServers,
     monitor::PeerRelayMonitor,
     peer::{PeerRelayRules, PeerRelayService},
@@ -120,6 +122,24 @@ impl Keeper {
         };
         self.changed.notify_one();
         result
+    }
+
+    /// Returns those of these slots for whose flows the kernel has noted a control packet.
+    pub(crate) fn suspects(
+        &self,
+        slots: impl Iterator<Item = u32>,
+    ) -> Result<BTreeSet<u32>, FlowTableError> {
+        self.state.lock().suspects(slots)
+    }
+
+    /// Has the kernel forget what it has noted of control packets for these slots, whose flows do not forward.
+    pub(crate) fn trust(&self, slots: &[u32]) -> Result<(), FlowTableError> {
+        self.state.lock().trust(slots)
+    }
+
+    /// Tells whether the kernel's tables hold what they should.
+    pub(crate) fn kernel_is_current(&self) -> bool {
+        self.state.lock().kernel_is_current()
     }
 
     /// Goes on until dropped; on a Tokio runtime with time. `strangers` are those the forwarder reports.

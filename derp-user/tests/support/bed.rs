@@ -52,7 +52,10 @@ impl Bed {
 
     /// Switches to the mode in which another process owns the sockets.
     pub(crate) fn companion(&mut self) {
-        self.configure(|settings| settings.switches |= Switches::COMPANION);
+        self.configure(|settings| {
+            settings.switches |= Switches::COMPANION;
+            settings.lease = u64::MAX;
+        });
     }
 
     /// Writes a flow.

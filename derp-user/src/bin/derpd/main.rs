@@ -148,7 +148,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let stays_attached = udp.xdp.as_ref().is_some_and(|xdp| xdp.lock().stays_attached());
     // Everything is bound and attached, and no other thread runs yet that would keep more.
     reduce_privilege(&udp);
-    let (xdp, keeper) = (udp.xdp.clone(), udp.keeper());
+    let (xdp, keeper, companion) = (udp.xdp.clone(), udp.keeper(), udp.companion());
     let udp_reloader = udp.reloader(&config, file);
     let stun_counters = udp.responder().map(|responder| responder.counters());
     let (stun_addresses, relay_addresses) =
@@ -190,6 +190,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         xdp,
         keeper: keeper.clone(),
         peer_relay: peer_relay.as_ref().map(|peer_relay| peer_relay.monitor.clone()),
+        companion,
         udp: totals,
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),

@@ -15,7 +15,7 @@ use derp_user::{
     stun::StunCounters,
     tls::Certificates,
     udp::Totals,
-    udp_relay::{Keeper, PeerRelayMonitor},
+    udp_relay::{CompanionReader, Keeper, PeerRelayMonitor},
 };
 
 use crate::{reload::Counts, udp::SharedXdp};
@@ -34,6 +34,8 @@ pub(crate) struct Sources {
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
     pub(crate) peer_relay: Option<PeerRelayMonitor>,
+    /// Where there is a companion.
+    pub(crate) companion: Option<CompanionReader>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     /// Those of the TLS listener, if it is one.
@@ -69,6 +71,7 @@ impl Sources {
                 flows: self.keeper.as_ref().map(Keeper::states),
             },
             peer_relay: self.peer_relay.as_ref().map(PeerRelayMonitor::figures),
+            companion: self.companion.as_ref().map(CompanionReader::view),
             kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
             interfaces: self.interfaces(),
         }

@@ -3,12 +3,18 @@
 use std::{net::SocketAddr, num::NonZeroUsize, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use derp_common::{Rate, Settings, Switches};
+use derp_common::{
+    Rate, Settings, Switches,
+    settings::{Port, Services},
+};
 use derp_user::{
-    config::{self, Config, ConfigError, FileSettings, PeerRelaySettings, RelayKeys},
+    companion::Serving,
+    config::{
+        self, CompanionSettings, Config, ConfigError, FileSettings, PeerRelaySettings, RelayKeys,
+    },
     dataplane::{
-        DataplaneError, FlowEvent, FlowEvents, FlowMaps, KernelTables, MapSizes, Mode, Pin,
-        Prepared, Watcher, Xdp, XdpOptions, route::Resolver, self_test,
+        AttachedMode, DataplaneError, FlowEvent, FlowEvents, FlowMaps, KernelTables, MapSizes,
+        Mode, Pin, Prepared, Watcher, Xdp, XdpOptions, route::Resolver, self_test,
     },
     flow::{Mirror, SharedMirror},
     forward::{
@@ -20,7 +26,10 @@ use derp_user::{
     server::{DEFAULT_QUEUE_DEPTH, LocalClient, Statistics},
     stun::{Responder, StunServer},
     udp::{Merging, SettingsCell, Totals},
-    udp_relay::{Keeper, KeeperOptions, PeerRelayMonitor, PeerRelayRules, PeerRelayService},
+    udp_relay::{
+        CompanionReader, CompanionService, CompanionServiceOptions, Keeper, KeeperOptions,
+        PeerRelayMonitor, PeerRelayRules, PeerRelayService,
+    },
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -55,6 +64,7 @@ pub(crate) struct Udp {
     peer_relay: Option<(PeerRelaySettings, RelayKeys)>,
     /// The rules of the peer relay, where there is one.
     rules: Option<watch::Sender<Arc<PeerRelayRules>>>,
+    companion: Option<CompanionService>,
     /// The kernel data plane, where there is one.
     pub(crate) xdp: Option<SharedXdp>,
     /// Where STUN is answered.
@@ -106,7 +116,7 @@ impl Udp {
         let sizes = MapSizes { slots: slots(file), ..MapSizes::default() };
         let options = XdpOptions {
             interfaces: config.xdp_interfaces.clone(),
-            mode: if settings.ports[0].services == 0 { Mode::Off } else { config.xdp_mode },
+            mode: if serves_any(&settings) { config.xdp_mode } else { Mode::Off },
             stun_port: stun_addresses.first().map_or(0, SocketAddr::port),
             pin: pin(config, file),
             sizes,
@@ -115,6 +125,21 @@ impl Udp {
         let Planes { xdp, keeper, mirror, watcher, events } = planes;
         let settings = Arc::new(SettingsCell::new(settings));
         let stun = stun.map(|stun| stun.with_settings(Arc::clone(&settings)));
+        let xdp = xdp.map(|xdp| Arc::new(Mutex::new(xdp)));
+        let has_interfaces = !config.xdp_interfaces.is_empty() && config.xdp_mode != Mode::Off;
+        if has_interfaces && !serves_any(&settings.load()) {
+            tracing::warn!("XDP is not attached: there is neither STUN nor a flow for the kernel");
+        }
+        let companion = file.companion.as_ref().and_then(|companion| {
+            let kernel = xdp.as_ref().zip(keeper.as_ref());
+            let accompany = |(xdp, keeper)| accompany(companion, xdp, keeper, &settings);
+            kernel.map(accompany).or_else(|| {
+                tracing::warn!(
+                    "[companion] does nothing: only the kernel data plane (-xdp-interface) could"
+                );
+                None
+            })
+        });
         Ok(Self {
             stun,
             forwarder,
@@ -126,7 +151,8 @@ impl Udp {
             events,
             peer_relay,
             rules,
-            xdp: xdp.map(|xdp| Arc::new(Mutex::new(xdp))),
+            companion,
+            xdp,
             stun_addresses,
             relay_addresses,
         })
@@ -148,6 +174,11 @@ impl Udp {
     /// Returns who keeps the flows, if there are any.
     pub(crate) fn keeper(&self) -> Option<Keeper> {
         self.keeper.clone()
+    }
+
+    /// Returns who reads what the companion does, if there is one.
+    pub(crate) fn companion(&self) -> Option<CompanionReader> {
+        self.companion.as_ref().map(CompanionService::reader)
     }
 
     /// Starts the threads that forward.
@@ -191,8 +222,8 @@ impl Udp {
             _ => None,
         };
         let keeper = self.keeper.map(|keeper| (keeper, reported));
-        let Self { stun, watcher, events, xdp, .. } = self;
-        let tasks = Tasks { stun, keeper, watcher, events, xdp };
+        let Self { stun, watcher, events, companion, xdp, .. } = self;
+        let tasks = Tasks { stun, keeper, watcher, events, companion, xdp };
         Ok(Started { forwarder, totals, tasks, peer_relay })
     }
 }
@@ -268,6 +299,7 @@ pub(crate) struct Tasks {
     keeper: Option<(Keeper, Receiver<Stranger>)>,
     watcher: Option<Watcher>,
     events: Option<FlowEvents>,
+    companion: Option<CompanionService>,
     xdp: Option<SharedXdp>,
 }
 
@@ -298,12 +330,17 @@ impl Tasks {
                 tracing::error!("{error}");
             }
         };
+        let companion = async {
+            if let Some(companion) = self.companion {
+                companion.run().await;
+            }
+        };
         let suspicion = async {
             if let Some(xdp) = self.xdp {
                 suspect(&xdp).await;
             }
         };
-        tokio::join!(stun, keeper, watcher, events, suspicion);
+        tokio::join!(stun, keeper, watcher, events, companion, suspicion);
     }
 }
 
@@ -376,7 +413,7 @@ impl Planes {
             return Ok(None);
         };
         let mut watcher = xdp.take_watcher();
-        let keeper = file.relays().then_some(keeper);
+        let keeper = file.has_flows().then_some(keeper);
         if let (Some(watcher), Some(keeper)) = (&mut watcher, &keeper) {
             let legs = usize::try_from(slots(file)).unwrap_or(usize::MAX).saturating_mul(2);
             let (resolver, ways) = Resolver::new(legs).context("cannot ask for routes")?;
@@ -389,16 +426,15 @@ impl Planes {
 }
 
 fn keeper_options(file: &FileSettings) -> KeeperOptions {
-    let idle_timeout = u64::try_from(file.relay.idle_timeout.as_nanos());
     KeeperOptions {
         slots: slots(file),
-        idle_timeout: idle_timeout.unwrap_or(u64::MAX),
+        idle_timeout: nanoseconds(file.relay.idle_timeout),
         flows: file.flows.clone(),
     }
 }
 
 fn slots(file: &FileSettings) -> u32 {
-    if file.relays() { file.relay.slots } else { NO_SLOTS }
+    if file.has_flows() { file.relay.slots } else { NO_SLOTS }
 }
 
 /// The ports flows are relayed on.
@@ -414,12 +450,66 @@ fn settings(file: &FileSettings, stun_port: Option<u16>) -> Settings {
         slot_mask: slots(file) - 1,
         stun_rate: file.stun.rate,
         control_rate: CONTROL_RATE,
+        sample_interval: file.companion.as_ref().map_or(0, |it| nanoseconds(it.sample)),
         ..Settings::new(0)
     }
 }
 
 pub(crate) fn switches(file: &FileSettings) -> u32 {
-    if file.stun.shed { Switches::SHED_STUN } else { 0 }
+    let switch = |is_on, switch| if is_on { switch } else { 0 };
+    switch(file.stun.shed, Switches::SHED_STUN)
+        | switch(file.companion.is_some(), Switches::COMPANION)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Tells whether there is anything for the kernel program, now or, beside a companion, later.
+fn serves_any(settings: &Settings) -> bool {
+    settings.has(Switches::COMPANION) || settings.ports.iter().any(|port| port.services != 0)
+}
+
+/// Makes the companion, which tells the kernel program what is tailscaled's.
+fn accompany(
+    companion: &CompanionSettings,
+    xdp: &SharedXdp,
+    keeper: &Keeper,
+    settings: &Arc<SettingsCell>,
+) -> CompanionService {
+    let base = settings.load().ports;
+    let own_ports = base.iter().filter(|port| port.services != 0);
+    let own_ports = own_ports.map(|port| u16::from_be(port.number)).collect();
+    for attachment in xdp.lock().attachments() {
+        if attachment.mode == AttachedMode::Generic {
+            let interface = &attachment.interface;
+            tracing::warn!(
+                "companion: in generic mode the kernel merges packets for tailscaled's socket first, and leaves them \
+                 to it; `ethtool -K {interface} gro off` prevents that"
+            );
+        }
+    }
+    let (xdp, settings) = (Arc::clone(xdp), Arc::clone(settings));
+    let serve = move |serving: Option<Serving>| {
+        let mut new = settings.load();
+        new.ports = base;
+        if let Some(Serving { port, .. }) = serving
+            && let Some(place) = new.ports.iter_mut().find(|place| place.services == 0)
+        {
+            *place = Port { number: port.to_be(), services: Services::GENEVE };
+        }
+        new.lease = serving.map_or(0, |serving| serving.lease);
+        xdp.lock().kernel_mut().configure(new)?;
+        settings.store(new);
+        Ok(())
+    };
+    CompanionService::new(CompanionServiceOptions {
+        socket: companion.socket.clone(),
+        poll: companion.poll,
+        own_ports,
+        keeper: keeper.clone(),
+        serve: Box::new(serve),
+    })
 }
 
 /// Generic XDP sees packets after the kernel has merged them for sockets that ask for it, and could not

@@ -85,6 +85,7 @@ fn late_changes(old: &FileSettings, new: &FileSettings) -> Vec<&'static str> {
         (!is_kept, "whether there is a [peer_relay]"),
         (is_kept && port(was) != port(is), "port of [peer_relay]"),
         (is_kept && key_file(was) != key_file(is), "key_file of [peer_relay]"),
+        (old.companion != new.companion, "[companion]"),
         (old.flows != new.flows, "flows"),
     ]
     .into_iter()

@@ -1,5 +1,6 @@
 //! The configuration file of `-config`: what derper has no flags for.
 
+mod companion;
 mod peer_relay;
 mod reader;
 
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+pub use companion::CompanionSettings;
 use derp_common::{
     Rate, Settings,
     flow::table::MAX_SLOTS,
@@ -20,10 +22,13 @@ pub use peer_relay::PeerRelaySettings;
 use reader::{Fault, Section, Value};
 use tracing_subscriber::EnvFilter;
 
-use super::{ConfigError, GoDuration};
+use super::ConfigError;
 use crate::{
     files,
-    flow::{EndSpec, FlowRate, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote, TableSettings},
+    flow::{
+        EndSpec, FlowRate, FlowSource, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote,
+        TableSettings,
+    },
 };
 
 /// What the configuration file says, checked; without a file, the defaults.
@@ -39,6 +44,8 @@ pub struct FileSettings {
     pub pin: Pin,
     /// The peer relay, if there is to be one.
     pub peer_relay: Option<PeerRelaySettings>,
+    /// The companion of a tailscaled that is a peer relay, if there is to be one.
+    pub companion: Option<CompanionSettings>,
     /// The flows to be admitted, in the order of the file.
     pub flows: Vec<FlowSpec>,
 }
@@ -107,6 +114,7 @@ impl Default for FileSettings {
             stun: StunSettings { rate: Rate::UNLIMITED, shed: false },
             pin: Pin::Unset,
             peer_relay: None,
+            companion: None,
             flows: Vec::new(),
         }
     }
@@ -143,7 +151,15 @@ pub fn load_file(path: &Path, stun_port: Option<u16>) -> Result<FileSettings, Co
 fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     let document = reader::parse(text)?;
     let document = Section::of_document(text, &document);
-    document.expect_only(&["relay", "log", "stun", "dataplane", "peer_relay", "flow"])?;
+    document.expect_only(&[
+        "relay",
+        "log",
+        "stun",
+        "dataplane",
+        "peer_relay",
+        "companion",
+        "flow",
+    ])?;
     let mut settings = FileSettings::default();
     if let Some(section) = document.section("relay")? {
         read_relay(&section, &mut settings.relay)?;
@@ -164,6 +180,10 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     if let Some(section) = &peer_relay {
         settings.peer_relay = peer_relay::read(section, settings.relay.port)?;
     }
+    let companion = document.section("companion")?;
+    if let Some(section) = &companion {
+        settings.companion = companion::read(section)?;
+    }
     let sections = document.sections("flow")?;
     let mut names = BTreeSet::new();
     let mut flows = Vec::new();
@@ -179,6 +199,12 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     check_ports(of_peer_relay, &flows, stun_port)?;
     check_together(&flows, settings.relay.slots)?;
     settings.flows = flows.into_iter().map(|(_, spec)| spec).collect();
+    if let Some(section) = companion.filter(|_| settings.companion.is_some() && settings.relays()) {
+        return Err(section.fault(
+            "cannot be given together with [[flow]] or [peer_relay]: the kernel either drops what is no flow's, or \
+             leaves it to tailscaled",
+        ));
+    }
     Ok(settings)
 }
 
@@ -195,11 +221,7 @@ fn read_relay(section: &Section<'_>, relay: &mut RelaySettings) -> Result<(), Fa
         }
     }
     if let Some(value) = section.value("idle_timeout") {
-        let [(shortest, least), (longest, most)] = IDLE_TIMEOUTS;
-        let duration: GoDuration = value.parsed("a duration like 30s or 5m")?;
-        let timeout = duration.to_duration().filter(|timeout| (least..=most).contains(timeout));
-        let wrong = || value.fault(format!("must be from {shortest} to {longest}"));
-        relay.idle_timeout = timeout.ok_or_else(wrong)?;
+        relay.idle_timeout = value.duration(IDLE_TIMEOUTS)?;
     }
     Ok(())
 }
@@ -267,6 +289,7 @@ fn read_flow(section: &mut Section<'_>, port: Option<u16>) -> Result<FlowSpec, F
         ],
         rate: section.value("rate").map(|value| rate(&value)).transpose()?,
         lifetime: Lifetime::Configured,
+        source: FlowSource::Configuration,
     })
 }
 
@@ -379,10 +402,16 @@ fn check_together(flows: &[(Section<'_>, FlowSpec)], slots: u32) -> Result<(), F
 }
 
 impl FileSettings {
-    /// Tells whether anything is relayed by UDP.
+    /// Tells whether anything is relayed by UDP, on sockets of this daemon.
     #[must_use]
     pub const fn relays(&self) -> bool {
         !self.flows.is_empty() || self.peer_relay.is_some()
+    }
+
+    /// Tells whether there is anything for the flow tables.
+    #[must_use]
+    pub const fn has_flows(&self) -> bool {
+        self.relays() || self.companion.is_some()
     }
 
     /// Returns the UDP ports that are served, for the kernel and the userspace forwarder; `stun_port` is the one

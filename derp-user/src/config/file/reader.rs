@@ -1,11 +1,13 @@
 //! A TOML document as sections and values that know their line.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, time::Duration};
 
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+
+use crate::config::GoDuration;
 
 /// How similar an unknown key must be to a known one to be suggested.
 const SIMILAR: f64 = 0.6;
@@ -168,6 +170,16 @@ impl<'a> Value<'a> {
     pub(super) fn parsed<T: std::str::FromStr>(&self, example: &str) -> Result<T, Fault> {
         let text = self.text()?;
         text.parse().map_err(|_| self.fault(format!("{text:?} is not {example}")))
+    }
+
+    /// Returns a duration from the first to the last of these, which are given with how they are written.
+    pub(super) fn duration(
+        &self,
+        [(shortest, least), (longest, most)]: [(&str, Duration); 2],
+    ) -> Result<Duration, Fault> {
+        let duration: GoDuration = self.parsed("a duration like 30s or 5m")?;
+        let duration = duration.to_duration().filter(|it| (least..=most).contains(it));
+        duration.ok_or_else(|| self.fault(format!("must be from {shortest} to {longest}")))
     }
 
     /// Returns the values of a list.

@@ -162,6 +162,51 @@ fn faults_of_the_peer_relay_are_named() {
 }
 
 #[test]
+fn a_companion_has_defaults_and_can_be_switched_off() {
+    let settings = read("[companion]", Some(3478)).unwrap();
+    let companion = CompanionSettings {
+        socket: "/var/run/tailscale/tailscaled.sock".into(),
+        poll: Duration::from_millis(250),
+        sample: Duration::from_secs(30),
+    };
+    assert_eq!(settings.companion, Some(companion));
+    assert!(settings.has_flows() && !settings.relays());
+    let ports = settings.ports(Some(3478)).map(|port| u16::from_be(port.number));
+    assert_eq!(ports, [3478, 0, 0, 0], "which port is tailscaled's, it says itself");
+    let off = read("[companion]\nenabled = false", Some(3478)).unwrap();
+    assert_eq!(off, FileSettings::default());
+    let off = read(
+        "[companion]\nenabled = false\n[[flow]]\nname = \"x\"\nport = 5\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"",
+        None,
+    );
+    assert_eq!(off.unwrap().flows.len(), 1);
+}
+
+#[test]
+fn faults_of_the_companion_are_named() {
+    let with = |lines: &str| fault(&format!("[companion]\n{lines}"));
+    let together = "1|[companion]|cannot be given together with [[flow]] or [peer_relay]: the kernel either drops \
+        what is no flow's, or leaves it to tailscaled";
+    for (lines, expected) in [
+        ("socket = \"s\"", "2|[companion] socket|must be an absolute path"),
+        ("poll = \"10ms\"", "2|[companion] poll|must be from 50ms to 5s"),
+        ("poll = 1", "2|[companion] poll|must be a text in quotes"),
+        ("sample = \"5m\"", "2|[companion] sample|must be from 1s to 2m"),
+        ("sample = \"x\"", "2|[companion] sample|\"x\" is not a duration like 30s or 5m"),
+        (
+            "interval = 1",
+            "2|[companion] interval|unknown key (there are enabled, socket, poll, sample)",
+        ),
+        ("port = 1", "2|[companion] port|unknown key (there are enabled, socket, poll, sample)"),
+        ("enabled = 1", "2|[companion] enabled|must be true or false"),
+        ("[peer_relay]\nport = 5\nkey_file = \"/k\"\nallow = \"any\"", together),
+        ("[[flow]]\nname = \"x\"\nport = 5\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"", together),
+    ] {
+        assert_eq!(with(lines), expected, "{lines}");
+    }
+}
+
+#[test]
 fn stun_and_relay_may_share_a_port() {
     let text = flow("vni = 1\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\nport = 3478");
     let settings = read(&text, Some(3478)).unwrap();
@@ -177,7 +222,10 @@ fn faults_name_line_key_and_what_would_be_right() {
     for (text, expected) in [
         ("[relay]\nprot = 1", "2|[relay] prot|unknown key; did you mean port?"),
         ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
-        ("zzz = 1", "1|zzz|unknown key (there are relay, log, stun, dataplane, peer_relay, flow)"),
+        (
+            "zzz = 1",
+            "1|zzz|unknown key (there are relay, log, stun, dataplane, peer_relay, companion, flow)",
+        ),
         ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nslots = 1000", "2|[relay] slots|must be a power of two, like 1024"),

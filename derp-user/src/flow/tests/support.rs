@@ -12,8 +12,8 @@ use derp_common::{
 };
 
 use crate::flow::{
-    AdmitError, Change, EndSpec, FlowId, FlowSpec, FlowTable, FlowView, Found, Kind, Lifetime,
-    Local, Mirror, Remote, Resolved, TableSettings, Viewer,
+    AdmitError, Change, EndSpec, FlowId, FlowSource, FlowSpec, FlowTable, FlowView, Found, Kind,
+    Lifetime, Local, Mirror, Remote, Resolved, TableSettings, Viewer,
 };
 
 pub(super) const SECOND: u64 = 1_000_000_000;
@@ -249,6 +249,7 @@ pub(super) fn flow(kind: Kind, a: EndSpec, b: EndSpec) -> FlowSpec {
         ends: [a, b],
         rate: None,
         lifetime: Lifetime::Configured,
+        source: FlowSource::Configuration,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod admission;
 mod bootstrap;
+mod companion;
 mod connections;
 mod mesh;
 mod program;
@@ -24,6 +25,7 @@ use super::{
 };
 use crate::{
     admit::AdmissionFigures,
+    companion::CompanionView,
     http::{BootstrapCounts, TlsVersion},
     relay::limit::RateLimit,
     tls::CertificateFigures,
@@ -108,6 +110,8 @@ pub struct Report {
     pub udp: UdpFigures,
     /// The peer relay, where there is one.
     pub peer_relay: Option<PeerRelayFigures>,
+    /// The companion of a tailscaled, if there is one.
+    pub companion: Option<CompanionView>,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -138,6 +142,7 @@ impl Report {
         if let Some(peer_relay) = &self.peer_relay {
             peer_relay.add_to(&mut families);
         }
+        self.companion(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         families

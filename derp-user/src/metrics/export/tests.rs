@@ -3,6 +3,7 @@ use std::{collections::BTreeSet, net::SocketAddr, time::UNIX_EPOCH};
 use super::*;
 use crate::{
     admit::Verdict,
+    companion::CompanionView,
     flow::StateView,
     metrics::{AddressView, DropReason, LinkState, PacketKind, PeerView, Waits, WorkerCounters},
 };
@@ -93,6 +94,7 @@ fn full_report() -> Report {
             endpoints: [3, 4],
             ..PeerRelayFigures::default()
         }),
+        companion: Some(CompanionView { answers: 3, ..CompanionView::default() }),
         kernel: vec![KernelCount {
             address_family: "ipv4",
             outcome: "tx",
@@ -183,6 +185,12 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_allowed_keys",
         "derpd_certificate_expiry_timestamp_seconds",
         "derpd_certificate_updates_total",
+        "derpd_companion_accompanying",
+        "derpd_companion_answers_total",
+        "derpd_companion_failures_total",
+        "derpd_companion_flushes_total",
+        "derpd_companion_sessions",
+        "derpd_companion_suspicions_total",
         "derpd_mesh_connects_total",
         "derpd_mesh_failures_total",
         "derpd_mesh_link_clients",

@@ -1,6 +1,6 @@
 // Command control serves the reference test coordination server with one given DERP map.
 //
-// `cargo xtask e2e` runs it so that real clients learn of the relay under test and of nothing else.
+// `cargo xtask e2e` and tests run it so that real clients learn of the relay under test and of nothing else.
 package main
 
 import (
@@ -19,14 +19,15 @@ import (
 func main() {
 	listen := flag.String("listen", "", "address to listen on, as ip:port")
 	mapFile := flag.String("derp-map", "", "file with the DERP map in JSON")
+	peerRelay := flag.Bool("peer-relay", false, "let every node use every other as a peer relay")
 	flag.Parse()
 	log.SetFlags(0)
-	if err := serve(*listen, *mapFile); err != nil {
+	if err := serve(*listen, *mapFile, *peerRelay); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func serve(listen, mapFile string) error {
+func serve(listen, mapFile string, peerRelay bool) error {
 	text, err := os.ReadFile(mapFile)
 	if err != nil {
 		return fmt.Errorf("reading the DERP map: %w", err)
@@ -43,6 +44,7 @@ func serve(listen, mapFile string) error {
 		DERPMap:          derpMap,
 		AllNodesSameUser: true,
 		AllOnline:        true,
+		PeerRelayGrants:  peerRelay,
 		ExplicitBaseURL:  "http://" + listener.Addr().String(),
 		Logf:             func(string, ...any) {},
 	}

@@ -1,0 +1,4 @@
+mod model;
+mod report;
+mod rules;
+mod support;
