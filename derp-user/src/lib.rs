@@ -18,6 +18,7 @@ mod quiet;
 pub mod relay;
 pub mod server;
 pub mod stun;
+pub mod tailnet;
 pub mod tls;
 pub mod tools;
 pub mod udp;

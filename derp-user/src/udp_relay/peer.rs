@@ -11,8 +11,10 @@ use super::Keeper;
 use crate::{
     dataplane,
     forward::{ControlPacket, Outlet},
-    peer_relay::{Allowed, Arrival, PeerRelay, Ports, Reachable, Reaction, advertised},
+    peer_relay::{Allowed, Arrival, PeerRelay, Permission, Ports, Reachable, Reaction, advertised},
+    proto::keys::NodePublic,
     server::{LocalClient, LocalPacket},
+    tailnet::TailnetHandle,
     udp::now,
 };
 
@@ -29,12 +31,16 @@ pub struct PeerRelayService {
     pub keeper: Keeper,
     /// The relay's node, as a client of the DERP server.
     pub client: LocalClient,
+    /// Makes it one under another key.
+    pub join: Box<dyn Fn(NodePublic) -> LocalClient + Send>,
     /// What the forwarder has received of handshakes.
     pub control: Receiver<ControlPacket>,
     /// Sends from the relay's port.
     pub outlet: Outlet,
     /// Who may ask for endpoints.
     pub allow: Allowed,
+    /// The tailnet that the node is in, whose policy must grant it, too.
+    pub tailnet: Option<TailnetHandle>,
     /// Addresses that clients are told first.
     pub addresses: Vec<SocketAddr>,
     /// The UDP ports.
@@ -51,6 +57,7 @@ impl PeerRelayService {
             tokio::select! {
                 Some(packet) = self.control.recv() => self.handshake(&packet),
                 packet = self.client.receive() => self.request(&packet),
+                node = next_node(self.tailnet.as_mut()) => self.client = (self.join)(node),
                 _ = reviews.tick() => self.review(),
             }
         }
@@ -58,18 +65,26 @@ impl PeerRelayService {
 
     fn request(&mut self, packet: &LocalPacket) {
         let LocalPacket { from, packet } = packet;
-        let permission = self.allow.permission(from);
+        let permission = self.permission(from);
         let relay = &mut self.relay;
         let request = |table: &mut _| relay.request(table, *from, permission, packet, now());
         match self.keeper.update(request) {
             Ok(response) => {
                 let is_sent = self.client.send(&response.to, &response.packet);
-                tracing::debug!(node = %from.short(), is_sent, "gave an endpoint");
+                tracing::debug!(node = %from.short(), is_sent, "answered");
             }
             Err(refusal) => {
                 let reason = refusal.label();
-                tracing::debug!(node = %from.short(), reason, "no endpoint");
+                tracing::debug!(node = %from.short(), reason, "no answer");
             }
+        }
+    }
+
+    fn permission(&self, node: &NodePublic) -> Permission {
+        match (self.allow.permission(node), &self.tailnet) {
+            (denied @ Permission::Denied(_), _) => denied,
+            (_, Some(tailnet)) => tailnet.permission(node),
+            (allowed, None) => allowed,
         }
     }
 
@@ -114,9 +129,19 @@ impl PeerRelayService {
             }
             Err(error) => tracing::warn!("{error}"),
         }
+        let region = self.tailnet.as_ref().and_then(TailnetHandle::home_region);
+        self.relay.set_home_region(region.and_then(|it| u16::try_from(it).ok()).unwrap_or(0));
         let relay = &mut self.relay;
         for ended in self.keeper.update_observed(|table| relay.review(table, now())) {
             tracing::debug!(vni = ended.vni, endpoint = ended.name, by = ?ended.by, "an endpoint has ended");
         }
+    }
+}
+
+/// Waits until the node has another key.
+async fn next_node(tailnet: Option<&mut TailnetHandle>) -> NodePublic {
+    match tailnet {
+        Some(tailnet) => tailnet.next_node().await,
+        None => std::future::pending().await,
     }
 }

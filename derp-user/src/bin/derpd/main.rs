@@ -6,6 +6,7 @@ mod certificates;
 mod listen;
 mod metrics;
 mod reload;
+mod tailnet;
 mod tool;
 mod udp;
 
@@ -37,6 +38,7 @@ use derp_user::{
     server::{
         self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
     },
+    tailnet::Tailnet,
     tls::{self, Certificates},
     udp_relay::{Keeper, PeerRelayService},
 };
@@ -153,7 +155,12 @@ fn run(options: Options) -> anyhow::Result<()> {
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
-    let peer_relay = peer_relay.map(|parts| parts.join(&statistics)).transpose()?;
+    let tailnet = match &peer_relay {
+        Some(parts) => parts.join_tailnet(&config, listen.port)?,
+        None => None,
+    };
+    let handle = tailnet.as_ref().map(Tailnet::handle);
+    let peer_relay = peer_relay.map(|parts| parts.join(&statistics, handle.clone())).transpose()?;
     let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
     let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
     let mut reloader = Reloader {
@@ -182,6 +189,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         sample_round_trips: config.sample_round_trips,
         xdp,
         keeper: keeper.clone(),
+        tailnet: handle,
         udp: totals,
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
@@ -218,6 +226,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let watch = Watch { bootstrap, statistics, sample_round_trips: config.sample_round_trips };
     runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay))?;
     drop(forwarder);
+    drop(tailnet);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
     }

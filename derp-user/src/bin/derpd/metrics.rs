@@ -13,6 +13,7 @@ use derp_user::{
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
     stun::StunCounters,
+    tailnet::TailnetHandle,
     tls::Certificates,
     udp::Totals,
     udp_relay::Keeper,
@@ -33,6 +34,7 @@ pub(crate) struct Sources {
     pub(crate) sample_round_trips: bool,
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
+    pub(crate) tailnet: Option<TailnetHandle>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     /// Those of the TLS listener, if it is one.
@@ -63,6 +65,7 @@ impl Sources {
                 requests: counters.requests(),
                 families: counters.families(),
             }),
+            tailnet: self.tailnet.as_ref().map(TailnetHandle::status),
             udp: UdpFigures {
                 totals: (self.udp)(),
                 flows: self.keeper.as_ref().map(Keeper::states),

@@ -17,6 +17,7 @@ use derp_user::{
     peer_relay::{PeerRelay, PeerRelayOptions, Ports, SEED_LENGTH},
     server::{DEFAULT_QUEUE_DEPTH, LocalClient, Statistics},
     stun::{Responder, StunServer},
+    tailnet::{Tailnet, TailnetHandle},
     udp::{Merging, SettingsCell, Totals},
     udp_relay::{Keeper, KeeperOptions, PeerRelayService},
 };
@@ -25,6 +26,8 @@ use tokio::{
     sync::mpsc::{Receiver, channel},
     time::sleep,
 };
+
+use crate::tailnet;
 
 /// How often control packets of one end may reach userspace: a handshake takes two.
 const CONTROL_RATE: Rate = Rate::per_second(10, 20);
@@ -60,7 +63,7 @@ impl Udp {
         let host = config.listen.ip;
         let peer_relay = file.peer_relay.clone();
         let with_keys = |it: PeerRelaySettings| {
-            let keys = config::load_relay_keys(&it.key_file)?;
+            let keys = config::load_relay_keys(&it.key_file, it.control.is_some())?;
             Ok::<_, ConfigError>((it, keys))
         };
         let peer_relay = peer_relay.map(with_keys).transpose()?;
@@ -199,8 +202,21 @@ pub(crate) struct PeerRelayParts {
 }
 
 impl PeerRelayParts {
+    /// Has the relay's node join its tailnet, if it is to be in one.
+    pub(crate) fn join_tailnet(
+        &self,
+        config: &Config,
+        port: u16,
+    ) -> anyhow::Result<Option<Tailnet>> {
+        tailnet::start(config, port, &self.settings, &self.keys)
+    }
+
     /// Joins the DERP server that has these statistics.
-    pub(crate) fn join(self, statistics: &Statistics) -> anyhow::Result<PeerRelayService> {
+    pub(crate) fn join(
+        self,
+        statistics: &Arc<Statistics>,
+        tailnet: Option<TailnetHandle>,
+    ) -> anyhow::Result<PeerRelayService> {
         let Self { settings, keys, keeper, control, outlet, relay_addresses } = self;
         let is_ours = |address: &&SocketAddr| address.port() == settings.port;
         let ours: Vec<_> = relay_addresses.iter().filter(is_ours).copied().collect();
@@ -218,9 +234,21 @@ impl PeerRelayParts {
             port: settings.port,
             limits: settings.limits,
         });
-        let client = LocalClient::join(statistics, node, address, NOTICES, DEFAULT_QUEUE_DEPTH);
-        let (allow, addresses) = (settings.allow, settings.addresses);
-        Ok(PeerRelayService { relay, keeper, client, control, outlet, allow, addresses, ports })
+        let statistics = Arc::clone(statistics);
+        let join =
+            move |node| LocalClient::join(&statistics, node, address, NOTICES, DEFAULT_QUEUE_DEPTH);
+        Ok(PeerRelayService {
+            relay,
+            keeper,
+            client: join(node),
+            join: Box::new(join),
+            control,
+            outlet,
+            allow: settings.allow,
+            tailnet,
+            addresses: settings.addresses,
+            ports,
+        })
     }
 }
 

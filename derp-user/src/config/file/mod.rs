@@ -1,5 +1,6 @@
 //! The configuration file of `-config`: what derper has no flags for.
 
+mod control;
 mod peer_relay;
 mod reader;
 
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+pub use control::ControlSettings;
 use derp_common::{
     Rate, Settings,
     flow::table::MAX_SLOTS,

@@ -9,6 +9,7 @@ mod connections;
 mod mesh;
 mod program;
 mod stun;
+mod tailnet;
 mod traffic;
 mod vars;
 
@@ -24,6 +25,7 @@ use crate::{
     admit::AdmissionFigures,
     http::{BootstrapCounts, TlsVersion},
     relay::limit::RateLimit,
+    tailnet::Status,
     tls::CertificateFigures,
 };
 
@@ -102,6 +104,8 @@ pub struct Report {
     pub mesh: MeshView,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
+    /// The control connection of the peer relay's node, where it has one.
+    pub tailnet: Option<Status>,
     /// What is served over UDP in userspace.
     pub udp: UdpFigures,
     /// Counters of the XDP program; empty where it is not attached.
@@ -131,6 +135,7 @@ impl Report {
         self.bootstrap(&mut families);
         self.stun(&mut families);
         self.udp.add_to(&mut families);
+        self.tailnet(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         families
