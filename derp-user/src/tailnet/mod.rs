@@ -68,6 +68,9 @@ use crate::{
 /// long.
 const SILENCE: Duration = Duration::from_secs(120);
 
+/// Keeps a node's keys, or says in words why it cannot.
+pub type SaveIdentity = Box<dyn Fn(&Identity) -> Result<(), String> + Send>;
+
 /// What a node joins its tailnet with.
 pub struct TailnetOptions {
     /// The control server.
@@ -87,7 +90,7 @@ pub struct TailnetOptions {
     /// Says what clients know this DERP server by.
     pub server: Box<dyn Fn() -> ServerNames + Send>,
     /// Keeps the node's keys when they have changed.
-    pub save: Box<dyn Fn(&Identity) -> Result<(), String> + Send>,
+    pub save: SaveIdentity,
 }
 
 /// A node in a tailnet, until dropped.

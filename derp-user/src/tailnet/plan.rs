@@ -6,11 +6,11 @@ use super::{Identity, TailnetError, response::RegisterResponse};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Attempt {
     /// With the node key alone, which the server should know: an auth key may be used up by now.
-    KnownKey,
+    Known,
     /// With an auth key.
-    AuthKey,
+    WithAuthKey,
     /// With a new node key in the place of the expired one, and an auth key.
-    NewKey,
+    Renewed,
 }
 
 /// What is to be done after an answer.
@@ -28,11 +28,11 @@ impl Attempt {
     /// Returns how to begin. `is_expired`: the server has said that the node key has expired.
     pub(super) fn first(identity: &Identity, server: &str, is_expired: bool) -> Self {
         if identity.registered_with.as_deref() != Some(server) {
-            Self::AuthKey
+            Self::WithAuthKey
         } else if is_expired {
-            Self::NewKey
+            Self::Renewed
         } else {
-            Self::KnownKey
+            Self::Known
         }
     }
 
@@ -47,17 +47,17 @@ impl Attempt {
         };
         match (self, refused) {
             // A person need not log in where another key is to be used anyway.
-            (Self::KnownKey | Self::AuthKey, None | Some(TailnetError::Login(_)))
+            (Self::Known | Self::WithAuthKey, None | Some(TailnetError::Login(_)))
                 if answer.node_key_expired =>
             {
-                Verdict::Again(Self::NewKey)
+                Verdict::Again(Self::Renewed)
             }
-            (Self::KnownKey, Some(_)) => Verdict::Again(Self::AuthKey),
-            (Self::AuthKey | Self::NewKey, Some(error)) => Verdict::Failed(error),
-            (Self::NewKey, None) if answer.node_key_expired => {
+            (Self::Known, Some(_)) => Verdict::Again(Self::WithAuthKey),
+            (Self::WithAuthKey | Self::Renewed, Some(error)) => Verdict::Failed(error),
+            (Self::Renewed, None) if answer.node_key_expired => {
                 Verdict::Failed(TailnetError::StillExpired)
             }
-            (Self::KnownKey | Self::AuthKey | Self::NewKey, None) => Verdict::Registered,
+            (Self::Known | Self::WithAuthKey | Self::Renewed, None) => Verdict::Registered,
         }
     }
 }
@@ -91,30 +91,30 @@ mod tests {
         let first = |registered_with, is_expired| {
             Attempt::first(&identity(registered_with), server, is_expired)
         };
-        assert_eq!(first(None, false), Attempt::AuthKey);
-        assert_eq!(first(Some("https://other.example"), true), Attempt::AuthKey);
-        assert_eq!(first(Some(server), false), Attempt::KnownKey);
-        assert_eq!(first(Some(server), true), Attempt::NewKey);
+        assert_eq!(first(None, false), Attempt::WithAuthKey);
+        assert_eq!(first(Some("https://other.example"), true), Attempt::WithAuthKey);
+        assert_eq!(first(Some(server), false), Attempt::Known);
+        assert_eq!(first(Some(server), true), Attempt::Renewed);
     }
 
     #[test]
     fn answers_lead_to_the_next_attempt_or_an_end() {
-        use Attempt::{AuthKey, KnownKey, NewKey};
+        use Attempt::{Known, Renewed, WithAuthKey};
         let url = "https://control.example/a/1";
         for (attempt, answer, expected) in [
-            (KnownKey, answer("", "", false), "Registered"),
-            (KnownKey, answer("no", "", false), "Again(AuthKey)"),
-            (KnownKey, answer("", url, false), "Again(AuthKey)"),
-            (KnownKey, answer("", "", true), "Again(NewKey)"),
-            (KnownKey, answer("", url, true), "Again(NewKey)"),
-            (AuthKey, answer("", "", false), "Registered"),
-            (AuthKey, answer("no", "", true), "Failed(Refused(\"no\"))"),
-            (AuthKey, answer("", url, false), "Failed(Login(\"https://control.example/a/1\"))"),
-            (AuthKey, answer("", "", true), "Again(NewKey)"),
-            (NewKey, answer("", "", false), "Registered"),
-            (NewKey, answer("no", "", false), "Failed(Refused(\"no\"))"),
-            (NewKey, answer("", url, true), "Failed(Login(\"https://control.example/a/1\"))"),
-            (NewKey, answer("", "", true), "Failed(StillExpired)"),
+            (Known, answer("", "", false), "Registered"),
+            (Known, answer("no", "", false), "Again(WithAuthKey)"),
+            (Known, answer("", url, false), "Again(WithAuthKey)"),
+            (Known, answer("", "", true), "Again(Renewed)"),
+            (Known, answer("", url, true), "Again(Renewed)"),
+            (WithAuthKey, answer("", "", false), "Registered"),
+            (WithAuthKey, answer("no", "", true), "Failed(Refused(\"no\"))"),
+            (WithAuthKey, answer("", url, false), "Failed(Login(\"https://control.example/a/1\"))"),
+            (WithAuthKey, answer("", "", true), "Again(Renewed)"),
+            (Renewed, answer("", "", false), "Registered"),
+            (Renewed, answer("no", "", false), "Failed(Refused(\"no\"))"),
+            (Renewed, answer("", url, true), "Failed(Login(\"https://control.example/a/1\"))"),
+            (Renewed, answer("", "", true), "Failed(StillExpired)"),
         ] {
             let said = format!("{answer:?}");
             assert_eq!(format!("{:?}", attempt.judge(answer)), expected, "{attempt:?} {said}");
@@ -127,7 +127,7 @@ mod tests {
         for error in ["", "no"] {
             for url in ["", "https://control.example/a/1"] {
                 for is_expired in [false, true] {
-                    let mut attempt = Attempt::KnownKey;
+                    let mut attempt = Attempt::Known;
                     let mut count = 1;
                     while let Verdict::Again(next) = attempt.judge(answer(error, url, is_expired)) {
                         (attempt, count) = (next, count + 1);

@@ -148,14 +148,14 @@ impl Worker {
         self.is_registered = true;
         self.is_expired = false;
         let identity = &mut self.options.identity;
-        if attempt == Attempt::NewKey
+        if attempt == Attempt::Renewed
             && let Some(node) = identity.next_node.take()
         {
             identity.node = node;
             tracing::info!("tailnet: a new node key is registered: {}", identity.node.public());
             self.shared.set_node(identity.node.public());
         }
-        if attempt != Attempt::KnownKey {
+        if attempt != Attempt::Known {
             identity.registered_with = Some(self.url.clone());
             // The server knows the key; not to know that it does costs one more question after a restart.
             if let Err(error) = (self.options.save)(identity) {
@@ -171,17 +171,19 @@ impl Worker {
         connection: &Connection,
         attempt: Attempt,
     ) -> Result<RegisterResponse, TailnetError> {
-        if attempt == Attempt::NewKey {
+        if attempt == Attempt::Renewed {
             self.prepare_next_node()?;
         }
         let Identity { node, next_node, .. } = &self.options.identity;
         let (node, old) = match (attempt, next_node) {
-            (Attempt::NewKey, Some(next)) => (next.public(), Some(node.public())),
-            (Attempt::KnownKey | Attempt::AuthKey | Attempt::NewKey, _) => (node.public(), None),
+            (Attempt::Renewed, Some(next)) => (next.public(), Some(node.public())),
+            (Attempt::Known | Attempt::WithAuthKey | Attempt::Renewed, _) => (node.public(), None),
         };
         let auth_key = match attempt {
-            Attempt::KnownKey => None,
-            Attempt::AuthKey | Attempt::NewKey => Some(read_auth_key(&self.options.auth_key_file)?),
+            Attempt::Known => None,
+            Attempt::WithAuthKey | Attempt::Renewed => {
+                Some(read_auth_key(&self.options.auth_key_file)?)
+            }
         };
         let auth_key = auth_key.as_ref().map(|key| key.as_str());
         let host = HostInfo::new(&self.options.hostname, self.home_region());

@@ -6,7 +6,7 @@ use derp_user::{
     client::Trust,
     config::{self, Config, ControlSettings, PeerRelaySettings, RelayKeys},
     dataplane,
-    tailnet::{Identity, ServerNames, Tailnet, TailnetOptions, read_auth_key},
+    tailnet::{Identity, SaveIdentity, ServerNames, Tailnet, TailnetOptions, read_auth_key},
 };
 
 /// The name of a machine that has none.
@@ -70,7 +70,7 @@ fn names(
 }
 
 /// Keeps the keys in their file.
-fn saving(path: PathBuf, keys: RelayKeys) -> Box<dyn Fn(&Identity) -> Result<(), String> + Send> {
+fn saving(path: PathBuf, keys: RelayKeys) -> SaveIdentity {
     Box::new(move |identity| {
         let Identity { machine, node, next_node, registered_with } = identity.clone();
         let disco = keys.disco.clone();

@@ -153,10 +153,9 @@ impl World {
         permission: Permission,
         packet: &[u8],
     ) -> Result<AllocateResponse, Refusal> {
-        match self.message(by, permission, packet)? {
-            Message::AllocateResponse(response) => Ok(response),
-            other => panic!("{other:?}"),
-        }
+        let message = self.message(by, permission, packet)?;
+        let Message::AllocateResponse(response) = message else { panic!("{message:?}") };
+        Ok(response)
     }
 
     /// Sends a packet by DERP as `by` and returns what comes back.
