@@ -21,6 +21,7 @@ pub mod relay;
 pub mod server;
 pub mod status;
 pub mod stun;
+pub mod tailnet;
 pub mod tls;
 pub mod tools;
 pub mod udp;

@@ -237,6 +237,16 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         "-config: {}/relay.toml: line 5: [peer_relay] stun: \"stun:x\" is not a STUN server, like stun.example.com:3478",
     ),
     (
+        "-config {}/control.toml",
+        1,
+        "-config: {}/control.toml: line 4: [peer_relay] control_url: plain HTTP is only for a private address: whoever is on the way could pose as the control server",
+    ),
+    (
+        "-config {}/auth.toml",
+        1,
+        "[peer_relay] auth_key_file: {}/missing: No such file or directory (os error 2)",
+    ),
+    (
         "-log a=b=c",
         2,
         "-log \"a=b=c\": error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
@@ -409,6 +419,15 @@ const REQUESTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// A peer relay that is to join a tailnet.
+fn peer_relay(place: &Place, control: &str) -> String {
+    format!(
+        "[peer_relay]\nport = 40123\nkey_file = {:?}\ncontrol_url = {control:?}\nauth_key_file = {:?}\n",
+        place.path("relay.keys"),
+        place.path("missing"),
+    )
+}
+
 fn damaged_files(place: &Place) {
     let key = PUBLIC.trim_start_matches("nodekey:");
     let zeros = "0".repeat(64);
@@ -434,6 +453,8 @@ fn damaged_files(place: &Place) {
             "relay.toml",
             "[peer_relay]\nport = 1\nkey_file = \"/k\"\nallow = []\nstun = [\"stun:x\"]".into(),
         ),
+        ("control.toml", peer_relay(place, "http://control.example").into()),
+        ("auth.toml", peer_relay(place, "https://127.0.0.1:1").into()),
         ("flow.toml", "[[flow]]\nname = \"x\"\na = \"192.0.2.1\"\nport = 1".into()),
     ] {
         fs::write(place.directory.path().join(name), contents).expect("writable");

@@ -101,6 +101,45 @@ fn peer_relay() {
     go_test_against("TestPeerRelay", start, |_| vec![("RELAY_PEER_KEYS".to_owned(), keys.clone())]);
 }
 
+/// derpd's peer relay joins the reference test coordination server over TLS, with an authority of its own.
+#[test]
+fn peer_relay_in_a_tailnet() {
+    if kind() == Kind::Derper {
+        return skip("interop, TestTailnet", "derper joins no tailnet");
+    }
+    let directory = Arc::new(TempDir::new().expect("a temporary directory"));
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let authority = Authority::new();
+    let (certificate, key) = authority.certificate("127.0.0.1");
+    for (name, text) in
+        [("authority", authority.pem()), ("control.crt", certificate), ("control.key", key)]
+    {
+        std::fs::write(path(name), text).expect("writable");
+    }
+    std::fs::write(path("auth"), "tskey-good\n").expect("writable");
+    // Nobody listens there until the Go test does.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let control = free.local_addr().expect("bound");
+    drop(free);
+    let text = format!(
+        "[peer_relay]\nport = 40000\nkey_file = {:?}\ncontrol_url = \"https://{control}\"\n\
+         auth_key_file = {:?}\nca_file = {:?}\nhostname = \"relay-under-test\"\n\
+         addresses = [\"192.0.2.1:40000\"]\n",
+        path("relay.keys"),
+        path("auth"),
+        path("authority"),
+    );
+    let file = write_file(directory.path(), "derpd.toml", &text);
+    let variables = vec![
+        ("RELAY_PEER_KEYS".to_owned(), path("relay.keys")),
+        ("RELAY_CONTROL".to_owned(), control.to_string()),
+        ("RELAY_CONTROL_CERT".to_owned(), path("control.crt")),
+        ("RELAY_CONTROL_KEY".to_owned(), path("control.key")),
+    ];
+    let start = || Server::start_in(directory, &[&format!("-config={file}")]);
+    go_test_against("TestTailnet", start, |_| variables.clone());
+}
+
 /// derper takes, and the Go client takes from derper, no message of more than 32 KiB.
 #[test]
 fn websocket_client_and_a_plain_one() {
@@ -132,6 +171,30 @@ fn region_client_by_the_maps_that_derpd_prints() {
             })
             .into()
     });
+}
+
+/// A certificate authority that nobody else knows.
+struct Authority(rcgen::CertifiedIssuer<'static, rcgen::KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = rcgen::CertificateParams::default();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        Self(rcgen::CertifiedIssuer::self_signed(parameters, key).expect("a certificate"))
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// A certificate for a name with its key.
+    fn certificate(&self, name: &str) -> (String, String) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let parameters = rcgen::CertificateParams::new([name.to_owned()]).expect("a name");
+        let certificate = parameters.signed_by(&key, &self.0).expect("signed");
+        (certificate.pem(), key.serialize_pem())
+    }
 }
 
 /// Runs one test of the Go module against a relay of its own.

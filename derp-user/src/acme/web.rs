@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{HeaderMap, Request, Response, header::RETRY_AFTER};
+use hyper::{Request, Response};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -21,7 +21,10 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::AcmeError;
-use crate::{admit::in_words, client::Trust};
+use crate::{
+    admit::{in_words, web::retry_after},
+    client::Trust,
+};
 
 /// Time for one request, its answer included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -91,35 +94,4 @@ async fn exchange(
         client.request(request).await.map_err(|error| in_words(&error))?.into_parts();
     let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| in_words(&*error))?;
     Ok(Response::from_parts(parts, Full::new(body.to_bytes())))
-}
-
-/// When to ask again (RFC 9110 section 10.2.3).
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<SystemTime> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => now.checked_add(Duration::from_secs(seconds)),
-        Err(_) => httpdate::parse_http_date(text).ok(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use hyper::header::HeaderValue;
-
-    use super::*;
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
-        let at = |text: &'static str| {
-            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
-            retry_after(&headers, now).map(|at| at.duration_since(now).unwrap().as_secs())
-        };
-        assert_eq!(at("120"), Some(120));
-        assert_eq!(at("Sun, 06 Nov 1994 08:49:37 GMT"), Some(77));
-        for text in ["", "soon", "-1", "18446744073709551615"] {
-            assert_eq!(at(text), None, "{text}");
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), now), None);
-    }
 }

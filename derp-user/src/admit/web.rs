@@ -1,13 +1,17 @@
 //! The HTTP client with which sources of admission are asked.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{AUTHORIZATION, HeaderValue, LOCATION, USER_AGENT},
+    header::{AUTHORIZATION, HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT},
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -208,6 +212,15 @@ pub(crate) fn is_web_address(uri: &Uri) -> bool {
         && uri.host().is_some_and(|host| !host.is_empty())
 }
 
+/// When to ask again (RFC 9110 section 10.2.3).
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<SystemTime> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match text.parse() {
+        Ok(seconds) => now.checked_add(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(text).ok(),
+    }
+}
+
 /// An error with its causes: hyper's own words alone say little.
 pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -273,5 +286,20 @@ mod tests {
             let error = redirect(302, location).unwrap_err();
             assert!(error.contains("no HTTP address"), "{error}");
         }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_700);
+        let at = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            retry_after(&headers, now).map(|at| at.duration_since(now).unwrap().as_secs())
+        };
+        assert_eq!(at("120"), Some(120));
+        assert_eq!(at("Sun, 06 Nov 1994 08:49:37 GMT"), Some(77));
+        for text in ["", "soon", "-1", "18446744073709551615"] {
+            assert_eq!(at(text), None, "{text}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

@@ -1,8 +1,8 @@
-//! How long to wait before a relay is dialled again. Without I/O.
+//! How long to wait before a server is dialled again. Without I/O.
 
 use std::time::Duration;
 
-/// Longest wait: what derper always waits.
+/// Longest wait for a relay: what derper always waits.
 const LONGEST: Duration = Duration::from_secs(5);
 /// Longest wait after the first failure.
 const FIRST: Duration = Duration::from_millis(500);
@@ -11,12 +11,25 @@ const SUCCESS: Duration = Duration::from_secs(5);
 
 /// Doubles the wait with every failure. Waits are spread, so that the clients and mesh peers of a server
 /// that has restarted do not all come at once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Backoff {
+    first: Duration,
+    longest: Duration,
     failures: u32,
 }
 
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new(FIRST, LONGEST)
+    }
+}
+
 impl Backoff {
+    /// A wait of at most `first` after the first failure, and never of more than `longest`.
+    pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
+        Self { first, longest, failures: 0 }
+    }
+
     /// Notes that a connection has stood for this long.
     pub(crate) fn stood(&mut self, lasted: Duration) {
         if lasted >= SUCCESS {
@@ -26,7 +39,7 @@ impl Backoff {
 
     /// The wait after a failure, or after the end of a connection. `fraction`, from 0 to 1, is random.
     pub(crate) fn next(&mut self, fraction: f64) -> Duration {
-        let longest = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        let longest = self.first.saturating_mul(1 << self.failures.min(10)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         longest.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)
     }

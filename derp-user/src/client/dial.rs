@@ -63,6 +63,9 @@ struct Tls {
     judge: Judge,
 }
 
+/// What a TLS handshake begins with: the settings, and whom it asks for.
+pub(super) type TlsStart = (Arc<ClientConfig>, ServerName<'static>);
+
 /// Where the host is.
 #[derive(Clone, Debug)]
 struct Addresses {
@@ -253,6 +256,13 @@ impl Connector {
         line.write(request.as_bytes()).await?;
         let status = answer_head(&mut line, &self.host()).await?;
         Ok((status, begun.elapsed()))
+    }
+
+    /// Connects by TCP; with what to begin TLS, if there is any.
+    pub(super) async fn open_tcp(&self) -> Result<(TcpStream, Option<TlsStart>), ClientError> {
+        let socket = self.open_socket().await?;
+        let tls = self.tls.as_ref().map(|tls| (Arc::clone(&tls.config), tls.name.clone()));
+        Ok((socket, tls))
     }
 
     async fn open_line(&self) -> Result<Line, ClientError> {

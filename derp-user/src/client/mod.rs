@@ -87,6 +87,7 @@ mod race;
 mod region;
 mod session;
 mod standing;
+mod stream;
 mod target;
 mod trust;
 pub(crate) mod wire;

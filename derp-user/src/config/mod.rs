@@ -22,12 +22,13 @@ pub use certificates::TlsSettings;
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{
-    CompanionSettings, FileSettings, PeerRelaySettings, Pin, RelaySettings, StunSettings, load_file,
+    CompanionSettings, ControlSettings, FileSettings, PeerRelaySettings, Pin, RelaySettings,
+    StunSettings, load_file,
 };
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
 pub use options::{CertificateMode, LogFormat, Options};
 pub use rate_file::load_rate_limit;
-pub use relay_keys::{RelayKeys, load_relay_keys};
+pub use relay_keys::{RelayKeys, load_relay_keys, save_relay_keys};
 pub use resolve::{
     Config, DebugAccessSettings, Environment, KeySource, ListenAddress, MeshConfig, MeshKeySource,
     OpenToFile, TcpSettings,

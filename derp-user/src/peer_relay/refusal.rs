@@ -25,6 +25,12 @@ pub enum Refusal {
     Address,
     /// The node may not use this relay.
     NotPermitted,
+    /// The node is not, or no longer, one of the tailnet that this relay has joined.
+    UnknownNode,
+    /// The node's key has expired.
+    ExpiredNode,
+    /// The tailnet's policy does not grant the node this relay.
+    NotGranted,
     /// The disco key is not the one that the node is known to have.
     OtherKey,
     /// The request does not list the key of its sender.
@@ -43,7 +49,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every refusal, in order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::Malformed,
         Self::Seal,
         Self::OtherMessage,
@@ -54,6 +60,9 @@ impl Refusal {
         Self::Challenge,
         Self::Address,
         Self::NotPermitted,
+        Self::UnknownNode,
+        Self::ExpiredNode,
+        Self::NotGranted,
         Self::OtherKey,
         Self::NotListed,
         Self::UnusableClients,
@@ -77,6 +86,9 @@ impl Refusal {
             Self::Challenge => "challenge",
             Self::Address => "address",
             Self::NotPermitted => "not_permitted",
+            Self::UnknownNode => "unknown_node",
+            Self::ExpiredNode => "expired_node",
+            Self::NotGranted => "not_granted",
             Self::OtherKey => "other_key",
             Self::NotListed => "not_listed",
             Self::UnusableClients => "unusable_clients",
@@ -115,6 +127,8 @@ pub struct Counts {
     pub bound: u64,
     /// Endpoints that have ended.
     pub ended: u64,
+    /// Pings answered.
+    pub pinged: u64,
     ended_by: [u64; EndedBy::ALL.len()],
     refused: [[u64; Refusal::ALL.len()]; Input::ALL.len()],
 }

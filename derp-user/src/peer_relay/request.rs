@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -23,8 +24,8 @@ const REMEMBERED: usize = 2048;
 /// Whether a node may ask for endpoints.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Permission {
-    /// It may not.
-    Denied,
+    /// It may not, for this reason.
+    Denied(Refusal),
     /// It may, with any disco key: nobody says which one is its own.
     AnyKey,
     /// It may, with this disco key.
@@ -52,7 +53,7 @@ impl Allowed {
             Self::Admitted => is_admitted,
             Self::Nodes(nodes) => nodes.contains(node),
         };
-        if is_allowed { Permission::AnyKey } else { Permission::Denied }
+        if is_allowed { Permission::AnyKey } else { Permission::Denied(Refusal::NotPermitted) }
     }
 }
 
@@ -111,7 +112,7 @@ impl PeerRelay {
             return Err(Refusal::NotPermitted);
         }
         match permission {
-            Permission::Denied => return Err(Refusal::NotPermitted),
+            Permission::Denied(reason) => return Err(reason),
             Permission::Key(key) if key != sender => return Err(Refusal::OtherKey),
             Permission::AnyKey | Permission::Key(_) => {}
         }
@@ -123,21 +124,31 @@ impl PeerRelay {
         }
         let shared = self.correspondents.shared(&self.identity, &sender);
         let message = envelope.open(&shared).ok_or(Refusal::Seal)?;
-        let request = match Message::decode(&message) {
-            Ok(Message::AllocateRequest(request)) => request,
+        let message = match Message::decode(&message) {
+            Ok(Message::AllocateRequest(request)) => {
+                if !request.clients.contains(&sender) {
+                    return Err(Refusal::NotListed);
+                }
+                let endpoint = self.allocate(table, from, request.clients, now)?;
+                let generation = request.generation;
+                Message::AllocateResponse(AllocateResponse { generation, endpoint })
+            }
+            Ok(Message::Ping { transaction }) => {
+                self.counts.pinged += 1;
+                Message::Pong { transaction, source: by_derp(self.home_region) }
+            }
             Ok(_) | Err(_) => return Err(Refusal::OtherMessage),
         };
-        if !request.clients.contains(&sender) {
-            return Err(Refusal::NotListed);
-        }
-        let endpoint = self.allocate(table, from, request.clients, now)?;
-        let response = AllocateResponse { generation: request.generation, endpoint };
         let nonce: [u8; NONCE_LENGTH] = self.random.bytes();
         let mut packet = Vec::new();
-        let message = Message::AllocateResponse(response);
-        seal(&mut packet, &self.identity.public(), &shared, &nonce, &message);
+        seal(&mut packet, &self.node, &shared, &nonce, &message);
         Ok(Response { to: from, packet })
     }
+}
+
+/// The address that stands for a way by DERP: 127.3.3.40, with the region's number as its port.
+fn by_derp(region: u16) -> SocketAddr {
+    SocketAddr::from(([127, 3, 3, 40], region))
 }
 
 /// The keys shared with those who have asked lately: a Diffie-Hellman costs more than all else.

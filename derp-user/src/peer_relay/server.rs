@@ -41,6 +41,10 @@ pub struct PeerRelayOptions {
 /// A peer relay server.
 pub struct PeerRelay {
     pub(super) identity: DiscoPrivate,
+    /// The public half of `identity`.
+    pub(super) node: DiscoPublic,
+    /// The DERP region in which the node is reached; 0 if that is not known.
+    pub(super) home_region: u16,
     /// The key of the bind handshake, with its public half.
     pub(super) key: DiscoPrivate,
     pub(super) public: DiscoPublic,
@@ -70,6 +74,8 @@ impl PeerRelay {
         let mut random = Random::new(&options.seed);
         let key = DiscoPrivate::from_random(random.bytes());
         Self {
+            node: options.identity.public(),
+            home_region: 0,
             identity: options.identity,
             public: key.public(),
             key,
@@ -115,8 +121,13 @@ impl PeerRelay {
 
     /// Returns the disco key that clients know the relay's node by.
     #[must_use]
-    pub fn identity(&self) -> DiscoPublic {
-        self.identity.public()
+    pub const fn identity(&self) -> DiscoPublic {
+        self.node
+    }
+
+    /// Says in which DERP region the relay's node is reached; pongs show it.
+    pub const fn set_home_region(&mut self, region: u16) {
+        self.home_region = region;
     }
 
     /// Has other limits from now on. What is beyond them already stays.
@@ -143,8 +154,9 @@ impl PeerRelay {
             return Err(Refusal::NoAddress);
         }
         clients.sort_unstable();
-        let own = [self.public, self.identity.public()];
-        let is_usable = |client: &DiscoPublic| !own.contains(client) && !client.is_degenerate();
+        // Clients that are to ping the relay's node itself ask for an endpoint with it.
+        let is_own = |client: &DiscoPublic| [self.public, self.node].contains(client);
+        let is_usable = |client: &DiscoPublic| !is_own(client) && !client.is_degenerate();
         if clients[0] == clients[1] || !clients.iter().all(is_usable) {
             return Err(Refusal::UnusableClients);
         }

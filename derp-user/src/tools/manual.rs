@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::{
-    Invocation, ToolError, bench, check, derpmap, detach, netcheck, parse_arguments, probe,
+    Invocation, ToolError, bench, check, derpmap, detach, netcheck, parse_arguments, probe, top,
 };
 use crate::config::{Options, variable_names};
 

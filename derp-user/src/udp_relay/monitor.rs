@@ -16,7 +16,6 @@ use crate::{
 /// A peer relay, its flows, and what is known of its surroundings.
 #[derive(Clone)]
 pub struct PeerRelayMonitor {
-    node: NodePublic,
     port: u16,
     keeper: Keeper,
     /// Locked before the keeper.
@@ -26,6 +25,7 @@ pub struct PeerRelayMonitor {
 
 struct State {
     relay: PeerRelay,
+    node: NodePublic,
     mappings: Vec<Mapping>,
     allow: String,
     /// Whether it has been said where the relay can be reached.
@@ -37,9 +37,9 @@ impl PeerRelayMonitor {
     #[must_use]
     pub fn new(relay: PeerRelay, keeper: Keeper, node: NodePublic, port: u16) -> Self {
         let state =
-            State { relay, mappings: Vec::new(), allow: String::new(), is_advertised: false };
+            State { relay, node, mappings: Vec::new(), allow: String::new(), is_advertised: false };
         let state = Arc::new(Mutex::new(state));
-        Self { node, port, keeper, state, connections: Connections::default() }
+        Self { port, keeper, state, connections: Connections::default() }
     }
 
     /// Returns everything there is to see.
@@ -48,7 +48,7 @@ impl PeerRelayMonitor {
         let flows = self.keeper.views();
         let state = self.state.lock();
         PeerRelayView {
-            node_key: self.node.to_string(),
+            node_key: state.node.to_string(),
             port: self.port,
             allow: state.allow.clone(),
             mappings: state.mappings.clone(),
@@ -70,6 +70,11 @@ impl PeerRelayMonitor {
             mappings: state.mappings.len(),
             derp: derp.into_iter().map(|it| (it.server, it.is_connected)).collect(),
         }
+    }
+
+    /// Notes that the relay's node has another key.
+    pub(super) fn set_node(&self, node: NodePublic) {
+        self.state.lock().node = node;
     }
 
     /// Drives the relay, with its flow table.

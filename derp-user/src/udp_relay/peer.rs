@@ -16,11 +16,12 @@ use super::{
 use crate::{
     forward::{ControlPacket, Outlet, StunAnswer},
     peer_relay::{
-        Allowed, Arrival, Ended, Limits, Mapping, Ports, Reachable, Reaction, Response, advertised,
+        Allowed, Arrival, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction, Response, advertised,
     },
     proto::keys::{NodePrivate, NodePublic},
     server::{LocalClient, LocalPacket},
     stun::StunTarget,
+    tailnet::TailnetHandle,
     udp::now,
 };
 
@@ -34,6 +35,8 @@ const MOST_ADDRESSES: usize = 16;
 pub struct PeerRelayRules {
     /// Who may ask for endpoints.
     pub allow: Allowed,
+    /// The tailnet that the node is in, whose policy must grant it, too.
+    pub tailnet: Option<TailnetHandle>,
     /// Addresses that clients are told first.
     pub addresses: Vec<SocketAddr>,
     /// STUN servers that say with which addresses they see the relay.
@@ -50,8 +53,12 @@ pub struct PeerRelayService {
     pub monitor: PeerRelayMonitor,
     /// The relay's node, as a client of the DERP server.
     pub client: LocalClient,
+    /// Makes the node one under another key.
+    pub join: Box<dyn Fn(NodePublic) -> LocalClient + Send>,
     /// The key of that node.
     pub node: NodePrivate,
+    /// The tailnet that the node is in, whose policy must grant requests, too.
+    pub tailnet: Option<TailnetHandle>,
     /// The key of the DERP server in this process.
     pub own_server: NodePublic,
     /// What the forwarder has received of handshakes.
@@ -82,7 +89,9 @@ impl PeerRelayService {
         let work = Work {
             monitor: self.monitor,
             client: self.client,
+            join: self.join,
             node: self.node,
+            tailnet: self.tailnet,
             own_server: self.own_server,
             outlet: self.outlet,
             elsewhere,
@@ -106,7 +115,9 @@ enum Way {
 struct Work {
     monitor: PeerRelayMonitor,
     client: LocalClient,
+    join: Box<dyn Fn(NodePublic) -> LocalClient + Send>,
     node: NodePrivate,
+    tailnet: Option<TailnetHandle>,
     own_server: NodePublic,
     outlet: Outlet,
     elsewhere: Elsewhere,
@@ -140,6 +151,7 @@ impl Work {
                     let rules = Arc::clone(&rules.borrow_and_update());
                     self.follow(rules);
                 }
+                node = next_node(self.tailnet.as_mut()) => self.change_node(node),
                 _ = reviews.tick() => self.review(),
             }
         }
@@ -148,7 +160,7 @@ impl Work {
     fn request(&mut self, packet: &LocalPacket, way: Way) {
         let LocalPacket { from, packet } = packet;
         let is_admitted = matches!(way, Way::Here) && self.client.is_neighbour(from);
-        let permission = self.rules.allow.permission(from, is_admitted);
+        let permission = self.permission(from, is_admitted);
         let answered = self
             .monitor
             .update(|relay, table| relay.request(table, *from, permission, packet, now()));
@@ -158,13 +170,37 @@ impl Work {
                     Way::Here => self.client.send(&to, &packet),
                     Way::Elsewhere(server) => self.elsewhere.send(server, to, packet),
                 };
-                tracing::debug!(node = %from.short(), ?way, is_sent, "gave an endpoint");
+                tracing::debug!(node = %from.short(), ?way, is_sent, "answered");
             }
             Err(refusal) => {
                 let reason = refusal.label();
-                tracing::debug!(node = %from.short(), ?way, reason, "no endpoint");
+                tracing::debug!(node = %from.short(), ?way, reason, "no answer");
             }
         }
+    }
+
+    fn permission(&self, node: &NodePublic) -> Permission {
+        match (self.allow.permission(node), &self.tailnet) {
+            (denied @ Permission::Denied(_), _) => denied,
+            (_, Some(tailnet)) => tailnet.permission(node),
+            (allowed, None) => allowed,
+        }
+    }
+
+    fn permission(&self, node: &NodePublic, is_admitted: bool) -> Permission {
+        match (self.rules.allow.permission(node, is_admitted), &self.tailnet) {
+            (denied @ Permission::Denied(_), _) => denied,
+            (_, Some(tailnet)) => tailnet.permission(node),
+            (allowed, None) => allowed,
+        }
+    }
+
+    /// Is a node under another key from now on.
+    fn change_node(&mut self, node: NodePrivate) {
+        self.client = (self.join)(node.public());
+        self.monitor.set_node(node.public());
+        self.node = node;
+        self.elsewhere.connect(&self.rules.derp, &self.node, self.own_server);
     }
 
     fn handshake(&mut self, packet: &ControlPacket) {
@@ -222,7 +258,13 @@ impl Work {
             Err(error) => tracing::warn!("peer relay: cannot read interfaces: {error}"),
         }
         self.advertise();
-        log_ended(&self.monitor.update_observed(|relay, table| relay.review(table, now())));
+        let region = self.tailnet.as_ref().and_then(TailnetHandle::home_region);
+        let region = region.and_then(|it| u16::try_from(it).ok()).unwrap_or(0);
+        let ended = self.monitor.update_observed(|relay, table| {
+            relay.set_home_region(region);
+            relay.review(table, now())
+        });
+        log_ended(&ended);
     }
 
     /// Has clients told where the relay can be reached now.
@@ -248,5 +290,13 @@ fn log_ended(ended: &[Ended]) {
     for ended in ended {
         let by = ended.by.label();
         tracing::debug!(vni = ended.vni, endpoint = ended.name, by, "an endpoint has ended");
+    }
+}
+
+/// Waits until the node has another key.
+async fn next_node(tailnet: Option<&mut TailnetHandle>) -> NodePrivate {
+    match tailnet {
+        Some(tailnet) => tailnet.next_node().await,
+        None => std::future::pending().await,
     }
 }

@@ -54,13 +54,29 @@ type relayClient struct {
 	derp       *derphttp.Client
 	udp        *net.UDPConn
 	generation uint32
+	// requests counts what was asked by DERP.
+	requests uint32
+	// received are packets of any sender that came by DERP.
+	received chan derp.ReceivedPacket
 }
 
 func newRelayClient(t *testing.T, r relay, to *net.UDPAddr) *relayClient {
 	t.Helper()
-	client := &relayClient{node: key.NewNode(), disco: key.NewDisco()}
+	client := &relayClient{node: key.NewNode(), disco: key.NewDisco(), received: make(chan derp.ReceivedPacket, 100)}
 	client.derp = r.regionClient(client.node)
 	t.Cleanup(func() { client.derp.Close() })
+	go func() {
+		for {
+			message, err := client.derp.Recv()
+			if err != nil {
+				return
+			}
+			if packet, ok := message.(derp.ReceivedPacket); ok {
+				packet.Data = bytes.Clone(packet.Data)
+				client.received <- packet
+			}
+		}
+	}()
 	client.move(t, to)
 	return client
 }
@@ -79,35 +95,37 @@ func (c *relayClient) move(t *testing.T, to *net.UDPAddr) {
 // ask requests the endpoint of c and other by DERP; nil if nothing comes back in time.
 func (c *relayClient) ask(t *testing.T, relay relayNode, clients [2]key.DiscoPublic, patience time.Duration) *disco.AllocateUDPRelayEndpointResponse {
 	t.Helper()
-	request := &disco.AllocateUDPRelayEndpointRequest{ClientDisco: clients, Generation: 7}
-	sealed := c.disco.Shared(relay.disco).Seal(request.AppendMarshal(nil))
-	message := append(c.disco.Public().AppendTo([]byte(disco.Magic)), sealed...)
-	if err := c.derp.Send(relay.node, message); err != nil {
-		t.Fatal(err)
+	c.requests++
+	request := &disco.AllocateUDPRelayEndpointRequest{ClientDisco: clients, Generation: c.requests}
+	c.sendByDERP(t, relay, request)
+	for deadline := time.After(patience); ; {
+		select {
+		case packet := <-c.received:
+			if packet.Source != relay.node {
+				continue
+			}
+			message := c.open(t, relay.disco, packet.Data)
+			response, ok := message.(*disco.AllocateUDPRelayEndpointResponse)
+			if !ok || response.Generation > c.requests {
+				t.Fatalf("unexpected answer %T", message)
+			}
+			// The answer to an earlier request may be late.
+			if response.Generation == c.requests {
+				return response
+			}
+		case <-deadline:
+			return nil
+		}
 	}
-	answers := make(chan []byte, 1)
-	go func() {
-		for {
-			received, err := c.derp.Recv()
-			if err != nil {
-				return
-			}
-			if it, ok := received.(derp.ReceivedPacket); ok && it.Source == relay.node {
-				answers <- bytes.Clone(it.Data)
-				return
-			}
-		}
-	}()
-	select {
-	case answer := <-answers:
-		message := c.open(t, relay.disco, answer)
-		response, ok := message.(*disco.AllocateUDPRelayEndpointResponse)
-		if !ok || response.Generation != 7 {
-			t.Fatalf("unexpected answer %T", message)
-		}
-		return response
-	case <-time.After(patience):
-		return nil
+}
+
+// sendByDERP sends a disco message to the relay's node.
+func (c *relayClient) sendByDERP(t *testing.T, relay relayNode, message disco.Message) {
+	t.Helper()
+	sealed := c.disco.Shared(relay.disco).Seal(message.AppendMarshal(nil))
+	packet := append(c.disco.Public().AppendTo([]byte(disco.Magic)), sealed...)
+	if err := c.derp.Send(relay.node, packet); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -8,6 +8,7 @@ mod logging;
 mod metrics;
 mod reload;
 mod status;
+mod tailnet;
 mod tool;
 mod udp;
 mod udp_reload;
@@ -39,6 +40,7 @@ use derp_user::{
     server::{
         self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
     },
+    tailnet::Tailnet,
     tls::{self, Certificates},
     udp_relay::{Keeper, PeerRelayMonitor, PeerRelayService},
 };
@@ -159,7 +161,12 @@ fn run(options: Options) -> anyhow::Result<()> {
 
     let public_key = private_key.public();
     let statistics = Arc::new(Statistics::new(public_key, config.workers));
-    let peer_relay = peer_relay.map(|parts| parts.join(&statistics, public_key)).transpose()?;
+    let tailnet = match &peer_relay {
+        Some(parts) => parts.join_tailnet(&config, listen.port)?,
+        None => None,
+    };
+    let handle = tailnet.as_ref().map(Tailnet::handle);
+    let peer_relay = peer_relay.map(|parts| parts.join(&statistics, public_key, handle.clone())).transpose()?;
     let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
     let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
     let mut reloader = Reloader {
@@ -191,6 +198,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         keeper: keeper.clone(),
         peer_relay: peer_relay.as_ref().map(|peer_relay| peer_relay.monitor.clone()),
         companion,
+        tailnet: handle,
         udp: totals,
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
@@ -237,6 +245,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay, drain))?;
     notify(NotifyState::Stopping);
     drop(forwarder);
+    drop(tailnet);
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
     }

@@ -13,6 +13,7 @@ use derp_user::{
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
     stun::StunCounters,
+    tailnet::TailnetHandle,
     tls::Certificates,
     udp::Totals,
     udp_relay::{CompanionReader, Keeper, PeerRelayMonitor},
@@ -36,6 +37,7 @@ pub(crate) struct Sources {
     pub(crate) peer_relay: Option<PeerRelayMonitor>,
     /// Where there is a companion.
     pub(crate) companion: Option<CompanionReader>,
+    pub(crate) tailnet: Option<TailnetHandle>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     /// Those of the TLS listener, if it is one.
@@ -66,6 +68,7 @@ impl Sources {
                 requests: counters.requests(),
                 families: counters.families(),
             }),
+            tailnet: self.tailnet.as_ref().map(TailnetHandle::status),
             udp: UdpFigures {
                 totals: (self.udp)(),
                 flows: self.keeper.as_ref().map(Keeper::states),

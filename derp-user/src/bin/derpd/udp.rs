@@ -25,6 +25,7 @@ use derp_user::{
     proto::keys::NodePublic,
     server::{DEFAULT_QUEUE_DEPTH, LocalClient, Statistics},
     stun::{Responder, StunServer},
+    tailnet::{Tailnet, TailnetHandle},
     udp::{Merging, SettingsCell, Totals},
     udp_relay::{
         CompanionReader, CompanionService, CompanionServiceOptions, Keeper, KeeperOptions,
@@ -40,7 +41,10 @@ use tokio::{
     time::sleep,
 };
 
-use crate::udp_reload::{UdpReloader, rules};
+use crate::{
+    tailnet,
+    udp_reload::{UdpReloader, rules},
+};
 
 /// How often control packets of one end may reach userspace: a handshake takes two.
 const CONTROL_RATE: Rate = Rate::per_second(10, 20);
@@ -79,7 +83,7 @@ impl Udp {
         let host = config.listen.ip;
         let peer_relay = file.peer_relay.clone();
         let with_keys = |it: PeerRelaySettings| {
-            let keys = config::load_relay_keys(&it.key_file)?;
+            let keys = config::load_relay_keys(&it.key_file, it.control.is_some())?;
             Ok::<_, ConfigError>((it, keys))
         };
         let rules = peer_relay.as_ref().map(rules).transpose()?;
@@ -253,11 +257,21 @@ pub(crate) struct PeerRelayParts {
 }
 
 impl PeerRelayParts {
+    /// Has the relay's node join its tailnet, if it is to be in one.
+    pub(crate) fn join_tailnet(
+        &self,
+        config: &Config,
+        port: u16,
+    ) -> anyhow::Result<Option<Tailnet>> {
+        tailnet::start(config, port, &self.settings, &self.keys)
+    }
+
     /// Joins the DERP server that has these statistics and the key `own_server`.
     pub(crate) fn join(
         self,
-        statistics: &Statistics,
+        statistics: &Arc<Statistics>,
         own_server: NodePublic,
+        tailnet: Option<TailnetHandle>,
     ) -> anyhow::Result<PeerRelayService> {
         let Self { settings, keys, rules, keeper, control, stun_answers, outlet, relay_addresses } =
             self;
@@ -278,16 +292,20 @@ impl PeerRelayParts {
             port: settings.port,
             limits: settings.limits,
         });
-        let client = LocalClient::join(statistics, node, address, NOTICES, DEFAULT_QUEUE_DEPTH);
+        let statistics = Arc::clone(statistics);
+        let join =
+            move |node| LocalClient::join(&statistics, node, address, NOTICES, DEFAULT_QUEUE_DEPTH);
         Ok(PeerRelayService {
             monitor: PeerRelayMonitor::new(relay, keeper, node, settings.port),
-            client,
+            client: join(node),
+            join: Box::new(join),
             node: keys.node,
             own_server,
             control,
             stun_answers,
             outlet,
             rules,
+            tailnet,
             ports,
         })
     }

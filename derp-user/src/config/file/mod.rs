@@ -1,6 +1,7 @@
 //! The configuration file of `-config`: what derper has no flags for.
 
 mod companion;
+mod control;
 mod peer_relay;
 mod reader;
 
@@ -12,6 +13,7 @@ use std::{
 };
 
 pub use companion::CompanionSettings;
+pub use control::ControlSettings;
 use derp_common::{
     Rate, Settings,
     flow::table::MAX_SLOTS,

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use derp_common::flow::table::MAX_SLOTS;
 
-use super::reader::{Fault, Section, Value};
+use super::{
+    control::{self, ControlSettings},
+    reader::{Fault, Section, Value},
+};
 use crate::{
     client::{Pin, Target, Trust},
     peer_relay::{Allowed, Limits, disco::MAX_ADDRESSES},
@@ -23,8 +26,11 @@ pub struct PeerRelaySettings {
     pub port: u16,
     /// The file with the keys of the relay's node.
     pub key_file: PathBuf,
-    /// Who may ask for endpoints.
+    /// Who may ask for endpoints. With a control server, who may of those to whom the tailnet's policy grants it;
+    /// [`Allowed::Any`] if the policy alone decides.
     pub allow: Allowed,
+    /// How the node joins a tailnet, if it does.
+    pub control: Option<ControlSettings>,
     /// Addresses that clients are told besides those of this host's interfaces.
     pub addresses: Vec<SocketAddr>,
     /// STUN servers that say with which addresses they see the relay.
@@ -42,7 +48,7 @@ pub(super) fn read(
     section: &Section<'_>,
     port: Option<u16>,
 ) -> Result<Option<PeerRelaySettings>, Fault> {
-    section.expect_only(&[
+    let keys = [
         "enabled",
         "port",
         "key_file",
@@ -54,7 +60,8 @@ pub(super) fn read(
         "derp_pin",
         "max_endpoints",
         "max_endpoints_per_node",
-    ])?;
+    ];
+    section.expect_only(&[&keys[..], &control::KEYS].concat())?;
     let missing = |key| section.fault(format!("{key} is missing"));
     let port = match section.value("port") {
         Some(value) => value.number(1..=u16::MAX)?,
@@ -63,11 +70,17 @@ pub(super) fn read(
         })?,
     };
     let key_file = section.value("key_file").ok_or_else(|| missing("key_file"))?;
-    let path = PathBuf::from(key_file.text()?);
-    if !path.is_absolute() {
-        return Err(key_file.fault("must be an absolute path"));
-    }
-    let allow = section.value("allow").ok_or_else(|| missing("allow"))?;
+    let control = control::read(section)?;
+    let allow = match (section.value("allow"), &control) {
+        (Some(allow), Some(_)) if allow.as_text().is_some() => {
+            return Err(allow.fault(
+                "with control_url the tailnet's policy decides; leave it out, or list those of its nodes that may",
+            ));
+        }
+        (Some(allow), _) => read_allowed(&allow)?,
+        (None, Some(_)) => Allowed::Any,
+        (None, None) => return Err(missing("allow")),
+    };
     let mut limits = Limits::default();
     let bound = |key: &str| section.value(key).map(|value| value.number(1..=MAX_SLOTS)).transpose();
     let count = |number| usize::try_from(number).unwrap_or(usize::MAX);
@@ -85,8 +98,9 @@ pub(super) fn read(
     };
     let settings = PeerRelaySettings {
         port,
-        key_file: path,
-        allow: read_allowed(&allow)?,
+        key_file: control::absolute(&key_file)?,
+        allow,
+        control,
         addresses: section.value("addresses").map_or(Ok(Vec::new()), |it| read_addresses(&it))?,
         stun,
         derp_trust: read_trust(section, &derp)?,

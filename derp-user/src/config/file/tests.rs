@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     client::Trust,
-    peer_relay::{Allowed, Limits, Permission},
+    peer_relay::{Allowed, Limits, Permission, Refusal},
     proto::keys::NodePublic,
 };
 
@@ -59,7 +59,7 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
     let node = NodePublic::from_bytes([0x11; 32]);
     assert_eq!(peer_relay.allow.permission(&node, false), Permission::AnyKey);
     let other = NodePublic::from_bytes([0x12; 32]);
-    assert_eq!(peer_relay.allow.permission(&other, true), Permission::Denied);
+    assert_eq!(peer_relay.allow.permission(&other, true), Permission::Denied(Refusal::NotPermitted));
     assert_eq!(Allowed::Any.permission(&other, false), Permission::AnyKey);
     let stun: Vec<_> = peer_relay.stun.iter().map(ToString::to_string).collect();
     assert_eq!(stun, ["stun.example.com:3478"]);
@@ -90,9 +90,43 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
 }
 
 #[test]
+fn a_peer_relay_can_join_a_tailnet_whose_policy_decides() {
+    let example = read(WHOLE, Some(3478)).unwrap().peer_relay.unwrap().control.unwrap();
+    assert_eq!(example.url.to_string(), "https://controlplane.tailscale.com");
+    assert_eq!((example.home_region, example.hostname.as_deref()), (Some(900), Some("relay-1")));
+    let whole = "[peer_relay]\nport = 5\nkey_file = \"/k\"\nauth_key_file = \"/a\"\n";
+    for (url, is_tls) in [
+        ("https://control.example:8443", true),
+        ("https://203.0.113.1", true),
+        ("http://127.0.0.1:8080", false),
+        ("http://localhost", false),
+        ("http://10.77.0.1:8080", false),
+        ("http://[fd00::1]:8080/", false),
+    ] {
+        let text = format!("{whole}control_url = {url:?}\n");
+        let peer_relay = read(&text, Some(3478)).unwrap().peer_relay.unwrap();
+        assert_eq!(peer_relay.allow, Allowed::Any);
+        let control = peer_relay.control.unwrap();
+        assert_eq!((control.url.tls, control.home_region), (is_tls, None), "{url}");
+    }
+    let node = NodePublic::from_bytes([0x11; 32]);
+    let text = format!("{whole}control_url = \"https://c\"\nallow = [\"{node}\"]\n");
+    let peer_relay = read(&text, Some(3478)).unwrap().peer_relay.unwrap();
+    assert_eq!(peer_relay.allow, Allowed::Nodes([node].into()));
+}
+
+#[test]
 fn faults_of_the_peer_relay_are_named() {
     let with = |lines: &str| fault(&format!("[peer_relay]\n{lines}"));
     let whole = "port = 5\nkey_file = \"/k\"\nallow = \"any\"\n";
+    let with_control = |lines: &str| {
+        let lines = if lines.contains("auth_key_file") {
+            lines.to_owned()
+        } else {
+            format!("{lines}\nauth_key_file = \"/a\"")
+        };
+        format!("port = 5\nkey_file = \"/k\"\n{lines}")
+    };
     for (lines, expected) in [
         ("port = 5\nallow = []", "1|[peer_relay]|key_file is missing"),
         ("port = 5\nkey_file = \"/k\"", "1|[peer_relay]|allow is missing"),
@@ -149,6 +183,50 @@ fn faults_of_the_peer_relay_are_named() {
         (
             &format!("{whole}adresses = []"),
             "5|[peer_relay] adresses|unknown key; did you mean addresses?",
+        ),
+        (
+            &format!("{whole}hostname = \"x\""),
+            "5|[peer_relay] hostname|has no meaning without control_url",
+        ),
+        (
+            &format!("{whole}control_url = \"https://c\""),
+            "1|[peer_relay]|auth_key_file is missing, by which to join",
+        ),
+        (
+            &format!("{whole}control_url = \"https://c\"\nauth_key_file = \"/a\""),
+            "4|[peer_relay] allow|with control_url the tailnet's policy decides; leave it out, or list those of its \
+             nodes that may",
+        ),
+        (
+            &with_control("control_url = \"c.example\""),
+            "4|[peer_relay] control_url|must begin with https://",
+        ),
+        (
+            &with_control("control_url = \"ftp://c\""),
+            "4|[peer_relay] control_url|\"ftp://c\" is not an address like https://control.example.com",
+        ),
+        (
+            &with_control("control_url = \"http://c.example\""),
+            "4|[peer_relay] control_url|plain HTTP is only for a private address: whoever is on the way could pose as \
+             the control server",
+        ),
+        (
+            &with_control("control_url = \"https://c\"\nauth_key_file = \"a\""),
+            "5|[peer_relay] auth_key_file|must be an absolute path",
+        ),
+        (
+            &with_control(
+                "control_url = \"https://c\"\nauth_key_file = \"/a\"\nhostname = \"a_b\"",
+            ),
+            "6|[peer_relay] hostname|must be a name of letters, digits and hyphens, at most 63",
+        ),
+        (
+            &with_control("control_url = \"https://c\"\nauth_key_file = \"/a\"\nca_file = 5"),
+            "6|[peer_relay] ca_file|must be a text in quotes",
+        ),
+        (
+            &with_control("control_url = \"https://c\"\nauth_key_file = \"/a\"\nhome_region = 0"),
+            "6|[peer_relay] home_region|must be a number from 1 to 65535",
         ),
         (
             &format!(

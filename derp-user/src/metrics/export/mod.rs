@@ -10,6 +10,7 @@ mod connections;
 mod mesh;
 mod program;
 mod stun;
+mod tailnet;
 mod traffic;
 mod vars;
 
@@ -28,6 +29,7 @@ use crate::{
     companion::CompanionView,
     http::{BootstrapCounts, TlsVersion},
     relay::limit::RateLimit,
+    tailnet::Status,
     tls::CertificateFigures,
 };
 
@@ -106,6 +108,8 @@ pub struct Report {
     pub mesh: MeshView,
     /// The userspace STUN server, where it runs.
     pub stun: Option<StunTotals>,
+    /// The control connection of the peer relay's node, where it has one.
+    pub tailnet: Option<Status>,
     /// What is served over UDP in userspace.
     pub udp: UdpFigures,
     /// The peer relay, where there is one.
@@ -143,6 +147,7 @@ impl Report {
             peer_relay.add_to(&mut families);
         }
         self.companion(&mut families);
+        self.tailnet(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         families

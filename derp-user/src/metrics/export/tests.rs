@@ -6,6 +6,7 @@ use crate::{
     companion::CompanionView,
     flow::StateView,
     metrics::{AddressView, DropReason, LinkState, PacketKind, PeerView, Waits, WorkerCounters},
+    tailnet::Status,
 };
 
 fn udp_totals() -> crate::udp::Totals {
@@ -85,6 +86,7 @@ fn full_report() -> Report {
             requests: [("read_error", 0), ("not_stun", 1), ("write_error", 0), ("success", 7)],
             families: [("ipv4", 7), ("ipv6", 0)],
         }),
+        tailnet: Some(Status { key_expiry: Some(1_900_000_000), peers: 3, ..Status::default() }),
         udp: UdpFigures {
             totals: udp_totals(),
             flows: Some(vec![StateView::Forwarding, StateView::Learning]),
@@ -211,6 +213,13 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_peer_relay_stun_mappings",
         "derpd_proxy_protocol_errors_total",
         "derpd_reloads_total",
+        "derpd_tailnet_granted_peers",
+        "derpd_tailnet_joins_total",
+        "derpd_tailnet_key_expiry_timestamp_seconds",
+        "derpd_tailnet_messages_total",
+        "derpd_tailnet_peers",
+        "derpd_tailnet_phase",
+        "derpd_tailnet_pings_total",
         "derpd_tls_handshake_failures_total",
         "derpd_udp_flows",
         "derpd_udp_forwarded_bytes_total",
@@ -294,6 +303,9 @@ fn renders_values_with_labels() {
         "derpd_certificate_updates_total{result=\"ok\"} 10",
         "derpd_certificate_updates_total{result=\"failed\"} 11",
         "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
+        "derpd_tailnet_phase{phase=\"connecting\"} 1",
+        "derpd_tailnet_phase{phase=\"connected\"} 0",
+        "derpd_tailnet_key_expiry_timestamp_seconds 1900000000",
         "derpd_xdp_interface{interface=\"eth0\",mode=\"native\"} 1",
         "process_start_unix_time 1700000000",
         "uptime_sec 12",

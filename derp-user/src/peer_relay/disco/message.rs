@@ -1,5 +1,5 @@
-//! The messages by which relays are asked for, bound and made known, numbers 04 to 09 (udp-relay reference, section
-//! 2.2). Integers are big-endian.
+//! The messages by which relays are asked for, bound and made known, numbers 04 to 09, and pings (udp-relay reference,
+//! section 2.2). Integers are big-endian.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -9,6 +9,8 @@ use crate::proto::keys::KEY_LENGTH;
 /// Most addresses of an endpoint record that are written or read.
 pub const MAX_ADDRESSES: usize = 64;
 
+const PING: u8 = 0x01;
+const PONG: u8 = 0x02;
 const BIND: u8 = 0x04;
 const CHALLENGE: u8 = 0x05;
 const ANSWER: u8 = 0x06;
@@ -19,10 +21,24 @@ const ALLOCATE_RESPONSE: u8 = 0x09;
 const VERSION: u8 = 0;
 /// Bytes of an address and port.
 const ADDRESS_LENGTH: usize = 18;
+/// Bytes of the number of a ping.
+pub const TRANSACTION_LENGTH: usize = 12;
 
 /// A message of or to a relay.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Message {
+    /// Ping: whether somebody is there. What may follow the number is not read.
+    Ping {
+        /// A random number.
+        transaction: [u8; TRANSACTION_LENGTH],
+    },
+    /// Pong: somebody is.
+    Pong {
+        /// The ping's.
+        transaction: [u8; TRANSACTION_LENGTH],
+        /// Where the ping came from.
+        source: SocketAddr,
+    },
     /// BindUDPRelayEndpoint: a client wants to use its endpoint from where this comes from.
     Bind(Handshake),
     /// BindUDPRelayEndpointChallenge: the relay wants to see that the client can be reached there.
@@ -110,6 +126,15 @@ impl Message {
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256);
         match self {
+            Self::Ping { transaction } => {
+                bytes.extend([PING, VERSION]);
+                bytes.extend(transaction);
+            }
+            Self::Pong { transaction, source } => {
+                bytes.extend([PONG, VERSION]);
+                bytes.extend(transaction);
+                bytes.extend(address_bytes(*source));
+            }
             Self::Bind(handshake) => handshake.encode(BIND, &mut bytes),
             Self::Challenge(handshake) => handshake.encode(CHALLENGE, &mut bytes),
             Self::Answer(handshake) => handshake.encode(ANSWER, &mut bytes),
@@ -131,8 +156,8 @@ impl Message {
         bytes
     }
 
-    /// Reads what was in a box. As in the reference, the handshake's version is not looked at, and bytes after
-    /// the end are ignored.
+    /// Reads what was in a box. As in the reference, the version of handshakes and pings is not looked at, and bytes
+    /// after the end are ignored.
     ///
     /// # Errors
     ///
@@ -141,6 +166,8 @@ impl Message {
         let (&[kind, version], body) = bytes.split_first_chunk().ok_or(MessageError::Short)?;
         let mut body = Reader(body);
         match kind {
+            PING => Ok(Self::Ping { transaction: body.take()? }),
+            PONG => Ok(Self::Pong { transaction: body.take()?, source: body.address()? }),
             BIND => body.handshake().map(Self::Bind),
             CHALLENGE => body.handshake().map(Self::Challenge),
             ANSWER => body.handshake().map(Self::Answer),
@@ -240,12 +267,12 @@ impl Reader<'_> {
         if !(1..=MAX_ADDRESSES).contains(&addresses.len()) || !rest.is_empty() {
             return Err(MessageError::Addresses);
         }
-        let read = |bytes: &[u8; ADDRESS_LENGTH]| {
-            let mut reader = Reader(bytes);
-            let ip = Ipv6Addr::from(reader.take::<16>()?).to_canonical();
-            Ok(SocketAddr::new(ip, u16::from_be_bytes(reader.take()?)))
-        };
-        addresses.iter().map(read).collect()
+        addresses.iter().map(|bytes| Reader(bytes).address()).collect()
+    }
+
+    fn address(&mut self) -> Result<SocketAddr, MessageError> {
+        let ip = Ipv6Addr::from(self.take::<16>()?).to_canonical();
+        Ok(SocketAddr::new(ip, u16::from_be_bytes(self.take()?)))
     }
 }
 
@@ -286,6 +313,9 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Message> {
         prop_oneof![
+            any::<[u8; 12]>().prop_map(|transaction| Message::Ping { transaction }),
+            (any::<[u8; 12]>(), address())
+                .prop_map(|(transaction, source)| Message::Pong { transaction, source }),
             handshake().prop_map(Message::Bind),
             handshake().prop_map(Message::Challenge),
             handshake().prop_map(Message::Answer),
@@ -308,7 +338,7 @@ mod tests {
         #[test]
         fn a_message_cut_short_is_refused(message in message(), cut in 1usize..40) {
             let bytes = message.encode();
-            let cut = &bytes[..bytes.len() - cut];
+            let cut = &bytes[..bytes.len().saturating_sub(cut)];
             match Message::decode(cut) {
                 Err(MessageError::Short | MessageError::Addresses) => {}
                 // Only whole addresses can be missing.
@@ -319,7 +349,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read_without_harm(
-            kind in 3u8..11,
+            kind in 0u8..11,
             version in 0u8..2,
             body in prop::collection::vec(any::<u8>(), 0..400),
         ) {
@@ -338,7 +368,7 @@ mod tests {
         bytes.push(9);
         bytes[1] = 7;
         assert_eq!(Message::decode(&bytes), Ok(Message::Bind(bind)));
-        assert_eq!(Message::decode(&[1, 0, 5]), Err(MessageError::Type(1)));
+        assert_eq!(Message::decode(&[3, 0, 5]), Err(MessageError::Type(3)));
         assert_eq!(Message::decode(&[8, 1]), Err(MessageError::Version(1)));
         assert_eq!(Message::decode(&[8]), Err(MessageError::Short));
     }

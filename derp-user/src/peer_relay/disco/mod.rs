@@ -20,7 +20,7 @@ pub use self::{
     keys::{DiscoPrivate, DiscoPublic, SharedKey},
     message::{
         AllocateRequest, AllocateResponse, EndpointRecord, Handshake, MAX_ADDRESSES, Message,
-        MessageError,
+        MessageError, TRANSACTION_LENGTH,
     },
 };
 use crate::proto::keys::KEY_LENGTH;

@@ -292,7 +292,7 @@ fn case_39_only_a_permitted_node_with_its_own_key_may_ask_for_itself() {
     let request = |clients| Message::AllocateRequest(AllocateRequest { clients, generation: 1 });
     let packet = a.packet(&world.identity, &request([a.key(), b.key()]));
     let refused = [
-        (Permission::Denied, &packet, Refusal::NotPermitted),
+        (Permission::Denied(Refusal::NotGranted), &packet, Refusal::NotGranted),
         (Permission::Key(b.key()), &packet, Refusal::OtherKey),
         (
             Permission::AnyKey,
@@ -316,6 +316,35 @@ fn case_39_only_a_permitted_node_with_its_own_key_may_ask_for_itself() {
     assert_eq!(world.request(&a, Permission::AnyKey, &other), Err(Refusal::OtherMessage));
     assert!(world.live().is_empty());
     assert!(world.request(&a, Permission::Key(a.key()), &packet).is_ok());
+}
+
+/// `tailscale ping` to the relay's node has the client ask for an endpoint between itself and that node.
+#[test]
+fn regression_no_endpoint_is_given_to_the_relay_itself() {
+    let mut world = World::new();
+    let a = Client::new(1);
+    for own in [world.identity, world.relay.public_key()] {
+        for clients in [[a.key(), own], [own, a.key()]] {
+            assert_eq!(world.ask(&a, clients), Err(Refusal::UnusableClients));
+        }
+    }
+    assert!(world.live().is_empty());
+}
+
+#[test]
+fn a_ping_by_derp_is_answered_to_whoever_may_ask() {
+    let mut world = World::new();
+    let a = Client::new(1);
+    let transaction = [7; 12];
+    let ping = a.packet(&world.identity, &Message::Ping { transaction });
+    let denied = world.request(&a, Permission::Denied(Refusal::UnknownNode), &ping);
+    assert_eq!(denied, Err(Refusal::UnknownNode));
+    for (region, source) in [(0, "127.3.3.40:0"), (900, "127.3.3.40:900")] {
+        world.relay.set_home_region(region);
+        let pong = Message::Pong { transaction, source: address(source) };
+        assert_eq!(world.message(&a, Permission::Key(a.key()), &ping), Ok(pong));
+    }
+    assert_eq!(world.relay.counts().pinged, 2);
 }
 
 #[test]

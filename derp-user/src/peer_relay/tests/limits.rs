@@ -70,7 +70,7 @@ fn a_client_without_permission_uses_up_nothing() {
     let request = AllocateRequest { clients: [a.key(), b.key()], generation: 1 };
     let packet = a.packet(&world.identity, &Message::AllocateRequest(request));
     for _ in 0..5_000 {
-        let refused = world.request(&a, Permission::Denied, &packet);
+        let refused = world.request(&a, Permission::Denied(Refusal::NotPermitted), &packet);
         assert_eq!(refused, Err(Refusal::NotPermitted));
     }
     assert!(world.ask(&a, [a.key(), b.key()]).is_ok());

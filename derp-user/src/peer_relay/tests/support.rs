@@ -146,23 +146,32 @@ impl World {
         self.now += time;
     }
 
-    /// Sends a packet by DERP as `by` and returns the response.
+    /// Sends a packet by DERP as `by` and returns the response to its request.
     pub(super) fn request(
         &mut self,
         by: &Client,
         permission: Permission,
         packet: &[u8],
     ) -> Result<AllocateResponse, Refusal> {
+        let message = self.message(by, permission, packet)?;
+        let Message::AllocateResponse(response) = message else { panic!("{message:?}") };
+        Ok(response)
+    }
+
+    /// Sends a packet by DERP as `by` and returns what comes back.
+    pub(super) fn message(
+        &mut self,
+        by: &Client,
+        permission: Permission,
+        packet: &[u8],
+    ) -> Result<Message, Refusal> {
         let response =
             self.relay.request(&mut self.table, by.node, permission, packet, self.now)?;
         assert_eq!(response.to, by.node);
         let envelope = Envelope::parse(&response.packet).expect("a disco packet");
         assert_eq!(envelope.sender, self.identity);
         let message = envelope.open(&by.disco.shared(&self.identity)).expect("for us");
-        match Message::decode(&message) {
-            Ok(Message::AllocateResponse(response)) => Ok(response),
-            other => panic!("{other:?}"),
-        }
+        Ok(Message::decode(&message).expect("a message"))
     }
 
     pub(super) fn ask(
