@@ -7,11 +7,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 /// Ids from 900 on are reserved for the user's own regions.
-const REGION: u16 = 900;
+pub(crate) const REGION: u16 = 900;
 
 /// Returns the file that derpd keeps the certificate for an address in: colons are left out.
 pub(crate) fn certificate_file(directory: &Path, address: IpAddr) -> PathBuf {
@@ -45,10 +45,29 @@ pub(crate) fn of_nodes(
     tls_port: u16,
     stun_port: Option<u16>,
 ) -> Result<String> {
+    map(&[region(REGION, "dev", nodes, tls_port, stun_port)?])
+}
+
+/// Returns a DERP map with a region of one node for each address and file of its certificate, numbered from [`REGION`]
+/// on. Clients prefer the last one by far, wherever they are.
+pub(crate) fn of_regions(nodes: &[(IpAddr, PathBuf)]) -> Result<String> {
+    let regions = (REGION..).zip(nodes).map(|(id, node)| {
+        region(id, &format!("dev{id}"), std::slice::from_ref(node), 443, Some(3478))
+    });
+    map(&regions.collect::<Result<Vec<_>>>()?)
+}
+
+fn region(
+    id: u16,
+    code: &str,
+    nodes: &[(IpAddr, PathBuf)],
+    tls_port: u16,
+    stun_port: Option<u16>,
+) -> Result<Value> {
     let node = |(number, (address, certificate)): (usize, &(IpAddr, PathBuf))| {
         Ok(json!({
-            "Name": if number == 0 { "dev".to_owned() } else { format!("dev{}", number + 1) },
-            "RegionID": REGION,
+            "Name": if number == 0 { code.to_owned() } else { format!("{code}{}", number + 1) },
+            "RegionID": id,
             "HostName": address,
             "CertName": pin(certificate)?,
             "DERPPort": tls_port,
@@ -56,16 +75,23 @@ pub(crate) fn of_nodes(
             "STUNPort": stun_port.map_or(-1, i32::from),
         }))
     };
-    let nodes = nodes.iter().enumerate().map(node).collect::<Result<Vec<_>>>()?;
-    let map = json!({
+    Ok(json!({
+        "RegionID": id,
+        "RegionCode": code,
+        "RegionName": "derpd development relay",
+        "Nodes": nodes.iter().enumerate().map(node).collect::<Result<Vec<_>>>()?,
+    }))
+}
+
+fn map(regions: &[Value]) -> Result<String> {
+    let mut ids = regions.iter().map(|region| region["RegionID"].to_string());
+    let mut map = json!({
         "OmitDefaultRegions": true,
-        "Regions": { REGION.to_string(): {
-            "RegionID": REGION,
-            "RegionCode": "dev",
-            "RegionName": "derpd development relay",
-            "Nodes": nodes,
-        }},
+        "Regions": ids.clone().zip(regions.iter().cloned()).collect::<Map<_, _>>(),
     });
+    if let (true, Some(last)) = (regions.len() > 1, ids.next_back()) {
+        map["HomeParams"] = json!({ "RegionScore": { last: 0.01 } });
+    }
     serde_json::to_string_pretty(&map).context("writing JSON")
 }
 
@@ -85,7 +111,7 @@ mod tests {
         std::fs::write(&file, pem).unwrap();
         let map = of_one_node(address, &file, 8443, None).unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
-        let map: serde_json::Value = serde_json::from_str(&map).unwrap();
+        let map: Value = serde_json::from_str(&map).unwrap();
         let node = &map["Regions"]["900"]["Nodes"][0];
         assert_eq!(
             node["CertName"],

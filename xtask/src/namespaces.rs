@@ -11,9 +11,21 @@ use crate::{
 const PROGRAMS: [(&str, &str, &str); 2] =
     [("ip", "-V", "iproute2"), ("ethtool", "--version", "ethtool")];
 
+/// What changes addresses and ports on their way.
+const NFT: (&str, &str, &str) = ("nft", "--version", "nftables");
+
 /// Installs what is missing, or says what to type.
 pub(crate) fn ensure_programs() -> Result<()> {
-    let missing: Vec<_> = PROGRAMS
+    ensure(&PROGRAMS)
+}
+
+/// The same for `nft`.
+pub(crate) fn ensure_nft() -> Result<()> {
+    ensure(&[NFT])
+}
+
+fn ensure(programs: &[(&str, &str, &'static str)]) -> Result<()> {
+    let missing: Vec<_> = programs
         .iter()
         .filter(|(program, version, _)| process::command(program).arg(version).read().is_err())
         .map(|&(_, _, package)| package)

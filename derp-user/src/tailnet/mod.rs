@@ -113,7 +113,7 @@ impl Tailnet {
     }
 
     fn start_with(options: TailnetOptions, silence: Duration) -> Result<Self, TailnetError> {
-        let node = options.identity.node.public();
+        let node = options.identity.node.clone();
         let shared = Arc::new(Shared::new(options.control.to_string(), node));
         let worker = Worker::new(options, silence, Arc::clone(&shared))?;
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -23,7 +23,7 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
-use crate::{e2e, go, process::CommandExt as _, workspace};
+use crate::{e2e, ebpf, go, process::CommandExt as _, workspace};
 use case::{Case, Reading, Row, Run, Subject};
 use figures::{Measured, Round};
 use progress::Progress;
@@ -54,6 +54,10 @@ pub(crate) struct Options {
     /// Run only the cases whose name contains this; the report file is then left alone
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Measure instead what relaying between two real clients costs: DERP, and peer relays in userspace and in the
+    /// kernel. Prints the tables
+    #[arg(long, conflicts_with = "load_generator")]
+    peer_relay: bool,
     /// Measure this binary instead of building derpd; the report file is then left alone
     #[arg(long, value_name = "PATH")]
     derpd: Option<PathBuf>,
@@ -62,6 +66,9 @@ pub(crate) struct Options {
 /// Runs the comparison, prints it, and writes `docs/BENCHMARKS.md`.
 pub(crate) fn command(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds must be at least 1");
+    if options.peer_relay {
+        return peer_relay(options);
+    }
     let mut cases = cases::cases();
     cases.retain(|case| options.only.as_ref().is_none_or(|text| case.name.contains(text.as_str())));
     ensure!(!cases.is_empty(), "no case has {:?} in its name", options.only);
@@ -102,6 +109,19 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         report.write_into(&file)?;
         println!("written to {}", file.display());
     }
+    Ok(())
+}
+
+fn peer_relay(options: &Options) -> Result<()> {
+    ebpf::build(&ebpf::Toolchain::find_or_install()?)?;
+    let tables = e2e::cost::compare(&e2e::cost::Options {
+        derpd: &options.derpd()?,
+        derper: &build_derper(&workspace::target_dir()?.join("bench"))?,
+        rounds: options.rounds,
+        load: Duration::from_secs(options.seconds),
+        only: options.only.as_deref(),
+    })?;
+    println!("{}\n\n{tables}", setting::describe(options.rounds, options.seconds)?);
     Ok(())
 }
 

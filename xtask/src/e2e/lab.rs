@@ -9,11 +9,14 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::sched::{CloneFlags, setns};
 
+use super::cost;
 use crate::process::{self, CommandExt as _};
 
 /// Addresses of the relays, on the loopback interface of their host.
@@ -65,6 +68,8 @@ impl Host {
 
 /// The namespaces and a directory for files; gone when dropped.
 pub(super) struct Lab {
+    /// Whether each host has a processor of its own.
+    is_pinned: bool,
     directory: PathBuf,
     janitor: Child,
     /// Closing it sets the janitor to work.
@@ -74,6 +79,15 @@ pub(super) struct Lab {
 impl Lab {
     /// Builds the network. Needs root.
     pub(super) fn build() -> Result<Self> {
+        Self::build_with(false)
+    }
+
+    /// Builds the network, and has what is started on a host run on the host's own processor.
+    pub(super) fn build_pinned() -> Result<Self> {
+        Self::build_with(true)
+    }
+
+    fn build_with(is_pinned: bool) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("derpd-e2e-{}", std::process::id()));
         fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
         let mut janitor = Command::new("sh")
@@ -85,7 +99,7 @@ impl Lab {
             .spawn()
             .context("starting the shell that cleans up")?;
         let signal = janitor.stdin.take();
-        let lab = Self { directory, janitor, signal };
+        let lab = Self { is_pinned, directory, janitor, signal };
         for host in Host::ALL {
             ip(&["netns", "add", &host.namespace()])?;
             lab.ip_in(host, &["link", "set", "lo", "up"])?;
@@ -126,15 +140,37 @@ impl Lab {
         Ok(())
     }
 
+    /// Has the clients' ends take in what native XDP sends to them, by a program that lets everything pass.
+    pub(super) fn accept_native_xdp(&self, pass: &Path) -> Result<()> {
+        let object = pass.to_str().context("the path of the XDP program is not UTF-8")?;
+        for client in [Host::Left, Host::Right] {
+            let link = ["link", "set", "eth0", "xdpdrv", "obj", object, "sec", "xdp"];
+            self.ip_in(client, &link)?;
+        }
+        Ok(())
+    }
+
     /// Keeps a client from reaching an address.
     pub(super) fn block(&self, client: Host, address: &str) -> Result<()> {
         self.ip_in(client, &["route", "add", "unreachable", address])
     }
 
-    /// Opens the namespace of a host, to be entered.
-    pub(super) fn open_namespace(&self, host: Host) -> Result<File> {
+    /// Starts a thread that works on a host.
+    pub(super) fn work<T: Send + 'static>(
+        &self,
+        host: Host,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<Work<T>> {
         let path = Path::new("/run/netns").join(host.namespace());
-        File::open(&path).with_context(|| format!("opening {}", path.display()))
+        let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let is_pinned = self.is_pinned;
+        Ok(Work(std::thread::spawn(move || {
+            if is_pinned {
+                cost::pin(0, host)?;
+            }
+            setns(namespace, CloneFlags::CLONE_NEWNET).context("entering a network namespace")?;
+            work()
+        })))
     }
 
     fn ip_in(&self, host: Host, arguments: &[&str]) -> Result<()> {
@@ -148,7 +184,13 @@ impl Lab {
 
     /// Returns a command that runs `program` on a host.
     pub(super) fn command(&self, host: Host, program: &Path) -> Command {
-        let mut command = process::command("ip");
+        let mut command = if self.is_pinned {
+            let mut command = process::command("taskset");
+            command.args(["-c", &cost::processor_of(host).to_string(), "ip"]);
+            command
+        } else {
+            process::command("ip")
+        };
         command.args(["netns", "exec", &host.namespace()]).arg(program);
         command
     }
@@ -172,6 +214,19 @@ impl Drop for Lab {
         drop(self.signal.take());
         if let Err(error) = self.janitor.wait() {
             eprintln!("cleaning up: {error}");
+        }
+    }
+}
+
+/// A thread that works on a host.
+pub(super) struct Work<T>(JoinHandle<Result<T>>);
+
+impl<T> Work<T> {
+    /// Waits for what comes of it.
+    pub(super) fn finish(self) -> Result<T> {
+        match self.0.join() {
+            Ok(result) => result,
+            Err(_) => bail!("a thread has panicked"),
         }
     }
 }
@@ -200,6 +255,11 @@ impl Daemon {
 
     /// Ends it.
     pub(super) fn stop(mut self) -> Result<()> {
+        self.kill()
+    }
+
+    /// Ends it at once.
+    pub(super) fn kill(&mut self) -> Result<()> {
         self.child.kill().with_context(|| format!("ending {}", self.name))?;
         self.child.wait().context("waiting for a child")?;
         Ok(())

@@ -3,9 +3,13 @@
 //! The clients are `tailscaled` of v1.103.0-pre without a network device of their own, told of the
 //! relay by Tailscale's test coordination server. Needs root, for network namespaces, and Go.
 
+pub(crate) mod cost;
 mod lab;
 mod node;
+mod peer_relay;
 mod relay;
+mod traffic;
+mod translation;
 
 use std::{
     fmt,
@@ -21,10 +25,10 @@ use sha2::{Digest as _, Sha256};
 
 use self::{
     lab::{CONTROL, Host, Lab, retry, say},
-    node::Node,
+    node::{Device, Node},
     relay::{Relays, check_refusal},
 };
-use crate::{go, namespaces, process::CommandExt as _, workspace};
+use crate::{ebpf, go, namespaces, process::CommandExt as _, workspace};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const CONTROL_PORT: u16 = 8080;
@@ -53,6 +57,10 @@ pub(crate) struct Options {
     /// Have derpd admit only the keys of the two clients (-allow-keys), and check that a stranger is refused
     #[arg(long, conflicts_with = "verify_clients")]
     allow_list: bool,
+    /// Have derpd be a peer relay, too, and check that the clients use it, and what they do when it is killed and when
+    /// the address translation of one of them changes
+    #[arg(long, conflicts_with_all = ["mesh", "verify_clients", "allow_list"])]
+    peer_relay: bool,
     /// Size of the file in millions of bytes
     #[arg(long, default_value_t = DEFAULT_MEGABYTES)]
     megabytes: u64,
@@ -67,6 +75,7 @@ impl Options {
             xdp_mode: None,
             verify_clients: false,
             allow_list: false,
+            peer_relay: false,
             megabytes: DEFAULT_MEGABYTES,
         }
     }
@@ -74,6 +83,12 @@ impl Options {
     /// What CI runs then: a region of two relays that admit only their clients.
     pub(crate) fn region() -> Self {
         Self { mesh: true, allow_list: true, ..Self::plain() }
+    }
+
+    /// And last: a peer relay, forwarding in the kernel if that can be.
+    pub(crate) fn peer_relay(with_kernel: bool) -> Self {
+        let xdp_mode = with_kernel.then(|| "native".to_owned());
+        Self { peer_relay: true, xdp_mode, ..Self::plain() }
     }
 
     fn admission(&self) -> Admission {
@@ -110,6 +125,9 @@ struct Setup<'a> {
 pub(crate) fn command(options: &Options) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
     go::check_version()?;
+    if options.xdp_mode.is_some() {
+        ebpf::build(&ebpf::Toolchain::find_or_install()?)?;
+    }
     let relay = match &options.relay {
         Some(path) => path.canonicalize().with_context(|| format!("{}", path.display()))?,
         None => workspace::build_derpd()?,
@@ -119,6 +137,11 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         Some(_) if options.verify_clients => workspace::build_derpd()?,
         Some(_) | None => relay.clone(),
     };
+    if options.peer_relay {
+        let mode = options.xdp_mode.as_deref();
+        println!("{}", programs.use_peer_relay(&relay, mode, options.megabytes)?);
+        return Ok(());
+    }
     let copied = programs.run(&Setup {
         relay: &relay,
         mesh: options.mesh,
@@ -205,12 +228,12 @@ impl Programs {
                 .arg(&map_file),
         )?;
         let beside = match setup.admission {
-            Admission::Tailscaled => Some(Node::start(&lab, Host::Relay, self)?),
+            Admission::Tailscaled => Some(Node::start(&lab, Host::Relay, Device::None, self)?),
             Admission::Open | Admission::AllowList => None,
         };
         say("logging two clients in");
-        let left = Node::start(&lab, Host::Left, self)?;
-        let right = Node::start(&lab, Host::Right, self)?;
+        let left = Node::start(&lab, Host::Left, Device::None, self)?;
+        let right = Node::start(&lab, Host::Right, Device::None, self)?;
         if setup.admission == Admission::AllowList {
             relays.admit_only(&lab, &[left.key()?, right.key()?])?;
         }

@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -21,6 +22,9 @@ pub(super) fn socket(lab: &Lab, host: Host) -> PathBuf {
     lab.directory().join(host.name()).join("socket")
 }
 
+/// The UDP port of every client.
+pub(super) const WIREGUARD_PORT: u16 = 41641;
+
 /// A logged-in client.
 pub(super) struct Node<'lab> {
     lab: &'lab Lab,
@@ -31,15 +35,34 @@ pub(super) struct Node<'lab> {
     address: String,
 }
 
+/// How programs on a client's host send through the tunnel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Device {
+    /// They ask `tailscaled`.
+    None,
+    /// By an interface.
+    Tun,
+}
+
 impl<'lab> Node<'lab> {
     /// Starts `tailscaled` and logs it in.
-    pub(super) fn start(lab: &'lab Lab, host: Host, programs: &Programs) -> Result<Self> {
+    pub(super) fn start(
+        lab: &'lab Lab,
+        host: Host,
+        device: Device,
+        programs: &Programs,
+    ) -> Result<Self> {
+        let tun = match device {
+            Device::None => "userspace-networking",
+            Device::Tun => "tailscale0",
+        };
         let directory = lab.directory().join(host.name());
         let socket = socket(lab, host);
         let daemon = lab.start(
             &format!("tailscaled-{}", host.name()),
             lab.command(host, &programs.tailscaled)
-                .arg("-tun=userspace-networking")
+                .arg(format!("-tun={tun}"))
+                .arg(format!("-port={WIREGUARD_PORT}"))
                 .arg(format!("-statedir={}", directory.display()))
                 .arg(format!("-socket={}", socket.display()))
                 // It shall neither look for a gateway nor for Tailscale's own services.
@@ -49,21 +72,54 @@ impl<'lab> Node<'lab> {
         )?;
         let tailscale = programs.tailscale.clone();
         let mut node = Self { lab, host, tailscale, socket, daemon, address: String::new() };
-        node.log_in().with_context(|| {
+        node.address = node.log_in().with_context(|| {
             format!("logging in; tailscaled's log ends:\n{}", node.daemon.last_words())
         })?;
-        node.address = node.tailscale(&["ip", "-4"]).read()?.trim().to_owned();
         Ok(node)
     }
 
-    fn log_in(&self) -> Result<()> {
+    /// Logs in; returns the address in the tunnel.
+    fn log_in(&self) -> Result<String> {
         retry("tailscaled's socket", PATIENCE, || {
             ensure!(self.socket.exists(), "no file {}", self.socket.display());
             Ok(())
         })?;
         let server = format!("--login-server=http://{CONTROL}:{CONTROL_PORT}");
         let hostname = format!("--hostname={}", self.host.name());
-        self.tailscale(&["up", "--timeout=30s", &server, &hostname]).read().map(drop)
+        self.tailscale(&["up", "--timeout=30s", &server, &hostname])
+            // What is in /etc is not the namespace's own, and there are no filters in its way.
+            .args(["--accept-dns=false", "--netfilter-mode=off"])
+            .read()?;
+        Ok(self.tailscale(&["ip", "-4"]).read()?.trim().to_owned())
+    }
+
+    /// Changes one of its settings, given as a flag.
+    pub(super) fn set(&self, flag: &str) -> Result<()> {
+        self.tailscale(&["set", flag]).read().map(drop)
+    }
+
+    /// Returns the process id of its `tailscaled`.
+    pub(super) fn id(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// Waits until it knows of a peer relay.
+    pub(super) fn await_peer_relay(&self) -> Result<()> {
+        retry("a client to know of the peer relay", PATIENCE, || {
+            let servers = self.tailscale(&["debug", "peer-relay-servers"]).read()?;
+            ensure!(servers.contains(|c: char| c.is_ascii_digit()), "it knows of {servers:?}");
+            Ok(())
+        })
+    }
+
+    /// Returns its host.
+    pub(super) fn host(&self) -> Host {
+        self.host
+    }
+
+    /// Returns its address in the tunnel.
+    pub(super) fn address(&self) -> Result<Ipv4Addr> {
+        self.address.parse().with_context(|| format!("an address: {:?}", self.address))
     }
 
     fn tailscale(&self, arguments: &[&str]) -> Command {
@@ -112,10 +168,16 @@ impl<'lab> Node<'lab> {
 
     /// Pings another client, which has to answer through the relay; returns the answer's line.
     pub(super) fn ping(&self, other: &Self) -> Result<String> {
-        let answer =
-            self.tailscale(&["ping", "--until-direct=false", "-c=1", &other.address]).read()?;
+        self.ping_by(other, "DERP(")
+    }
+
+    /// The same for any way that begins with `way`, such as `peer-relay(`.
+    pub(super) fn ping_by(&self, other: &Self, way: &str) -> Result<String> {
+        let answer = self
+            .tailscale(&["ping", "--until-direct=false", "-c=1", "--timeout=2s", &other.address])
+            .read()?;
         let pong = answer.trim();
-        ensure!(pong.contains(" via DERP("), "not through the relay: {pong}");
+        ensure!(pong.contains(&format!(" via {way}")), "not via {way}...: {pong}");
         Ok(pong.to_owned())
     }
 

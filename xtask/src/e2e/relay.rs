@@ -5,12 +5,12 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -20,7 +20,7 @@ use super::{
     lab::{Daemon, Host, Lab, RELAYS, relay_interface, retry, say},
     node,
 };
-use crate::derp_map;
+use crate::{derp_map, ebpf};
 
 /// Of the relay's plain HTTP port, where its metrics are.
 const HTTP_PORT: u16 = 80;
@@ -58,7 +58,7 @@ impl Relays {
             lab.block(Host::Right, RELAYS[0])?;
         }
         if setup.xdp_mode.is_some() {
-            lab.send_checksums()?;
+            prepare_links(lab)?;
         }
         say(&format!("starting {}", setup.relay.display()));
         let mut daemons = addresses
@@ -110,7 +110,7 @@ impl Relays {
         RELAYS[..self.daemons.len()]
             .iter()
             .map(|address| {
-                let page = metrics_page(lab, address.parse()?)?;
+                let page = page(lab, address.parse()?, "/debug/varz")?;
                 let value =
                     page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
                 value.map_or(Ok(0), |value| value.trim().parse().context("reading a metric"))
@@ -140,18 +140,9 @@ impl Relays {
 
 /// Starts the relay at an address; meshed with all of them if there are pins of their certificates.
 fn start_one(lab: &Lab, setup: &Setup<'_>, address: &str, pins: &[String]) -> Result<Daemon> {
-    let mut command = lab.command(Host::Relay, setup.relay);
-    command
-        .args([&format!("-a={address}:443"), &format!("-hostname={address}"), "-certmode=manual"])
-        .arg(format!("-certdir={}", certificates(lab).display()))
-        .arg(format!("-c={}", lab.directory().join(format!("{address}.key")).display()))
-        .arg(format!("-http-port={HTTP_PORT}"))
-        .env("TS_DEBUG_TRUSTED_CIDRS", format!("{address}/32"));
+    let mut command = relay_command(lab, setup.relay, address);
     if let Some(mode) = setup.xdp_mode {
-        command.arg(format!("-xdp-mode={mode}")).arg("-xdp-pin=off");
-        for client in [Host::Left, Host::Right] {
-            command.arg(format!("-xdp-interface={}", relay_interface(client)));
-        }
+        attach(&mut command, mode);
     }
     match setup.admission {
         Admission::Open => {}
@@ -172,11 +163,37 @@ fn start_one(lab: &Lab, setup: &Setup<'_>, address: &str, pins: &[String]) -> Re
     lab.start(&format!("relay-{address}"), &mut command)
 }
 
+/// Returns the command that starts a relay at an address.
+pub(super) fn relay_command(lab: &Lab, program: &Path, address: &str) -> Command {
+    let mut command = lab.command(Host::Relay, program);
+    command
+        .args([&format!("-a={address}:443"), &format!("-hostname={address}"), "-certmode=manual"])
+        .arg(format!("-certdir={}", certificates(lab).display()))
+        .arg(format!("-c={}", lab.directory().join(format!("{address}.key")).display()))
+        .arg(format!("-http-port={HTTP_PORT}"))
+        .env("TS_DEBUG_TRUSTED_CIDRS", format!("{address}/32"));
+    command
+}
+
+/// Has derpd attach the kernel program to the links of the clients.
+pub(super) fn attach(command: &mut Command, mode: &str) {
+    command.arg(format!("-xdp-mode={mode}")).arg("-xdp-pin=off");
+    for client in [Host::Left, Host::Right] {
+        command.arg(format!("-xdp-interface={}", relay_interface(client)));
+    }
+}
+
+/// Makes the links fit for the kernel program, in any mode: it redirects only to interfaces that take that.
+pub(super) fn prepare_links(lab: &Lab) -> Result<()> {
+    lab.send_checksums()?;
+    lab.accept_native_xdp(&ebpf::pass_program()?)
+}
+
 fn certificates(lab: &Lab) -> PathBuf {
     lab.directory().join("certs")
 }
 
-fn certificate(lab: &Lab, address: &str) -> Result<PathBuf> {
+pub(super) fn certificate(lab: &Lab, address: &str) -> Result<PathBuf> {
     let address = address.parse().context("parsing our own address")?;
     Ok(derp_map::certificate_file(&certificates(lab), address))
 }
@@ -189,25 +206,21 @@ fn allow_list(lab: &Lab) -> PathBuf {
     lab.directory().join("allowed-keys")
 }
 
-/// Fetches a relay's metrics, on a thread that is in its namespace meanwhile.
-fn metrics_page(lab: &Lab, address: Ipv4Addr) -> Result<String> {
-    let namespace = lab.open_namespace(Host::Relay)?;
+/// Fetches a page of a relay from its plain HTTP port.
+pub(super) fn page(lab: &Lab, address: Ipv4Addr, path: &'static str) -> Result<String> {
     let fetch = move || -> Result<String> {
-        setns(namespace, CloneFlags::CLONE_NEWNET).context("entering the relay's namespace")?;
         let mut stream = TcpStream::connect((address, HTTP_PORT)).context("the HTTP port")?;
         stream.set_read_timeout(Some(PATIENCE)).context("setting a timeout")?;
-        stream.write_all(b"GET /debug/varz HTTP/1.0\r\nHost: relay\r\n\r\n").context("asking")?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: relay\r\n\r\n");
+        stream.write_all(request.as_bytes()).context("asking")?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("reading the metrics")?;
+        stream.read_to_string(&mut answer).with_context(|| format!("reading {path}"))?;
         match answer.split_once("\r\n\r\n") {
             Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
-            Some(_) | None => bail!("no metrics: {answer:?}"),
+            Some(_) | None => bail!("no {path}: {answer:?}"),
         }
     };
-    match std::thread::spawn(fetch).join() {
-        Ok(page) => page,
-        Err(_) => bail!("fetching the metrics panicked"),
-    }
+    lab.work(Host::Relay, fetch)?.finish()
 }
 
 /// Checks that a client with a key that nobody knows is refused, for the reason of `admission`.

@@ -16,6 +16,7 @@ pub(crate) use toolchain::Toolchain;
 use crate::{process::CommandExt as _, workspace};
 
 const PACKAGE: &str = "derp-ebpf";
+const PASS: &str = "xdp-pass";
 const TARGET: &str = "bpfel-unknown-none";
 /// Cargo's directory for this target, below the usual one: sharing that, a build here would wait for
 /// one of the host. Apart from the object's, which the build script of `derp-user` watches.
@@ -34,8 +35,15 @@ pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     let build = target.join(BUILD_DIRECTORY);
     cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], &build).run()?;
     let object = target.join("ebpf").join("derp-ebpf.o");
-    copy_if_changed(&build.join(TARGET).join("release").join(PACKAGE), &object)?;
+    let built = build.join(TARGET).join("release");
+    copy_if_changed(&built.join(PACKAGE), &object)?;
+    copy_if_changed(&built.join(PASS), &pass_program()?)?;
     Ok(object)
+}
+
+/// Returns the path of the program that lets everything pass, which is built beside the other one.
+pub(crate) fn pass_program() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("ebpf").join("xdp-pass.o"))
 }
 
 /// Builds the kernel program where that is possible; the inner error is why this process could not

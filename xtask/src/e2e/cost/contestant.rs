@@ -1,0 +1,146 @@
+//! What relays between the two clients.
+
+use std::{fmt, fs, path::Path};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::super::{
+    PATIENCE, Programs, cpu_times,
+    lab::{Daemon, Host, Lab, RELAYS, retry},
+    node::{Device, Node},
+    peer_relay::{PORT, WAY, await_keys, config, start_control},
+    relay::{attach, certificate, relay_command},
+};
+use crate::{derp_map, ebpf};
+
+/// A relay in one of its ways.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Contestant {
+    /// Tailscale's DERP server.
+    Derper,
+    /// derpd as DERP server.
+    Derpd,
+    /// tailscaled as peer relay.
+    Tailscaled,
+    /// derpd as peer relay, without the kernel program.
+    Userspace,
+    /// derpd as peer relay with the kernel program behind the network stack's first steps.
+    Generic,
+    /// derpd as peer relay with the kernel program in the driver.
+    Native,
+}
+
+impl Contestant {
+    pub(super) const ALL: [Self; 6] =
+        [Self::Derper, Self::Derpd, Self::Tailscaled, Self::Userspace, Self::Generic, Self::Native];
+
+    fn is_derp(self) -> bool {
+        matches!(self, Self::Derper | Self::Derpd)
+    }
+
+    fn xdp_mode(self) -> Option<&'static str> {
+        match self {
+            Self::Generic => Some("generic"),
+            Self::Native => Some("native"),
+            Self::Derper | Self::Derpd | Self::Tailscaled | Self::Userspace => None,
+        }
+    }
+}
+
+impl fmt::Display for Contestant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Derper => "(a) derper, DERP",
+            Self::Derpd => "(b) derpd, DERP",
+            Self::Tailscaled => "(c) tailscaled, peer relay",
+            Self::Userspace => "(d) derpd, peer relay, userspace",
+            Self::Generic => "(e) derpd, peer relay, XDP generic",
+            Self::Native => "(e) derpd, peer relay, XDP native",
+        })
+    }
+}
+
+/// The relay programs.
+pub(super) struct Relays<'a> {
+    pub(super) derpd: &'a Path,
+    pub(super) derper: &'a Path,
+}
+
+/// A contestant and two clients that use it.
+pub(super) struct Running<'lab> {
+    pub(super) left: Node<'lab>,
+    pub(super) right: Node<'lab>,
+    /// Ids of the processes that relay.
+    processes: Vec<u32>,
+    daemons: Vec<Daemon>,
+    _beside: Option<Node<'lab>>,
+}
+
+impl<'lab> Running<'lab> {
+    /// Starts everything and waits until the clients reach each other by the contestant.
+    pub(super) fn start(
+        lab: &'lab Lab,
+        contestant: Contestant,
+        relays: &Relays<'_>,
+        programs: &Programs,
+    ) -> Result<Self> {
+        let program = if contestant == Contestant::Derper { relays.derper } else { relays.derpd };
+        let mut command = relay_command(lab, program, RELAYS[0]);
+        let is_ours =
+            matches!(contestant, Contestant::Userspace | Contestant::Generic | Contestant::Native);
+        if is_ours {
+            command.arg("-config").arg(config(lab)?);
+        }
+        if contestant == Contestant::Native {
+            lab.accept_native_xdp(&ebpf::pass_program()?)?;
+        }
+        if let Some(mode) = contestant.xdp_mode() {
+            attach(&mut command, mode);
+        }
+        let relay = lab.start("relay", &mut command)?;
+        let map = retry("a certificate", PATIENCE, || {
+            let server = (RELAYS[0].parse()?, certificate(lab, RELAYS[0])?);
+            derp_map::of_nodes(&[server], 443, Some(3478))
+        })?;
+        let map_file = lab.directory().join("derpmap.json");
+        fs::write(&map_file, map).context("writing the DERP map")?;
+        let node = if is_ours { Some(await_keys(&relay)?) } else { None };
+        let control =
+            start_control(lab, programs, &map_file, !contestant.is_derp(), node.as_deref())?;
+        let beside = if contestant == Contestant::Tailscaled {
+            let node = Node::start(lab, Host::Relay, Device::None, programs)?;
+            node.set(&format!("--relay-server-port={PORT}"))?;
+            Some(node)
+        } else {
+            None
+        };
+        let left = Node::start(lab, Host::Left, Device::Tun, programs)?;
+        let right = Node::start(lab, Host::Right, Device::Tun, programs)?;
+        let way = if contestant.is_derp() { "DERP(" } else { WAY };
+        if !contestant.is_derp() {
+            left.await_peer_relay()?;
+            right.await_peer_relay()?;
+        }
+        retry(&format!("a ping via {way}"), PATIENCE, || left.ping_by(&right, way))?;
+        let processes = std::iter::once(relay.id()).chain(beside.as_ref().map(Node::id)).collect();
+        let daemons = vec![relay, control];
+        Ok(Self { left, right, processes, daemons, _beside: beside })
+    }
+
+    /// Returns the processor time of the processes that relay.
+    pub(super) fn cpu_time(&self) -> Result<std::time::Duration> {
+        cpu_times(&self.processes)
+    }
+
+    /// Checks that everything has gone as it should.
+    pub(super) fn check(&mut self, contestant: Contestant) -> Result<()> {
+        self.daemons.iter_mut().try_for_each(Daemon::check)?;
+        let way = if contestant.is_derp() { "DERP(" } else { WAY };
+        let pong = self.left.ping_by(&self.right, way)?;
+        ensure!(pong.contains(RELAYS_NETWORK) || contestant.is_derp(), "another relay: {pong}");
+        Ok(())
+    }
+}
+
+/// What all addresses of the relay's host begin with.
+const RELAYS_NETWORK: &str = "10.77.";
