@@ -35,8 +35,6 @@ const MOST_ADDRESSES: usize = 16;
 pub struct PeerRelayRules {
     /// Who may ask for endpoints.
     pub allow: Allowed,
-    /// The tailnet that the node is in, whose policy must grant it, too.
-    pub tailnet: Option<TailnetHandle>,
     /// Addresses that clients are told first.
     pub addresses: Vec<SocketAddr>,
     /// STUN servers that say with which addresses they see the relay.
@@ -176,14 +174,6 @@ impl Work {
                 let reason = refusal.label();
                 tracing::debug!(node = %from.short(), ?way, reason, "no answer");
             }
-        }
-    }
-
-    fn permission(&self, node: &NodePublic) -> Permission {
-        match (self.allow.permission(node), &self.tailnet) {
-            (denied @ Permission::Denied(_), _) => denied,
-            (_, Some(tailnet)) => tailnet.permission(node),
-            (allowed, None) => allowed,
         }
     }
 

@@ -82,7 +82,10 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
     let text = text.replace("any", "admitted");
     let admitted = read(&text, None).unwrap().peer_relay.unwrap().allow;
     assert_eq!(admitted.permission(&node, true), Permission::AnyKey);
-    assert_eq!(admitted.permission(&node, false), Permission::Denied);
+    assert_eq!(
+        admitted.permission(&node, false),
+        Permission::Denied(Refusal::NotPermitted)
+    );
     assert_eq!(u16::from_be(on.ports(None)[0].number), 5);
     assert_eq!(on.ports(None)[0].services, Services::GENEVE);
     let off = read(&format!("{text}enabled = false\n"), Some(3478)).unwrap();

@@ -191,7 +191,7 @@ async fn an_expired_key_is_replaced_and_the_new_one_is_kept_before_it_is_told() 
     let saved = node.saved();
     assert!(saved.next_node.is_none());
     assert_eq!(json!(saved.node.public().to_string()), next[0]);
-    assert_eq!(node.handle.next_node().await, saved.node.public());
+    assert_eq!(node.handle.next_node().await.public(), saved.node.public());
     assert_eq!(json!(node.handle.status().node_key), next[0]);
 }
 
