@@ -138,6 +138,8 @@ reasons! {
     UnknownLeg = "unknown_leg" => Drop,
     /// One end of the flow has not been seen
     Unbound = "unbound" => Drop,
+    /// The same, or not this source, while an end of the flow is being bound
+    Binding = "binding" => Pass,
     /// The flow has this VNI, and learns one of its ends from a packet
     Learning = "learning" => Pass,
     /// A flow's packet to another address of this host than the flow's

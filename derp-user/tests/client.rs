@@ -93,6 +93,7 @@ impl Relay {
             bootstrap: Arc::default(),
             flows: Box::new(FlowsView::default),
             peer_relay: Box::new(|| None),
+            status: Box::new(|_| derp_user::status::Status::default()),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");

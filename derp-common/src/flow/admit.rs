@@ -114,7 +114,7 @@ pub fn find<'a, T: Tables>(
 ) -> Result<Hop<'a>, Reason> {
     match class {
         Class::Stun => Err(Reason::NotRelayed),
-        Class::Geneve { vni } => by_vni(datagram, vni, settings, tables),
+        Class::Geneve { vni } => by_vni(datagram, vni, settings, tables, now),
         Class::Control { vni, sender } => Err(control(vni, sender, settings, tables, now())),
         Class::WireGuard { index } => by_source(datagram, index, tables),
         Class::Any => by_source(datagram, 0, tables),
@@ -128,6 +128,7 @@ fn by_vni<'a, T: Tables>(
     vni: u32,
     settings: &Settings,
     tables: &'a T,
+    now: impl FnOnce() -> u64,
 ) -> Result<Hop<'a>, Reason> {
     let slot = vni & settings.slot_mask;
     let control = tables.control(slot).ok_or(Reason::UnknownVni)?;
@@ -135,7 +136,10 @@ fn by_vni<'a, T: Tables>(
         return Err(Reason::UnknownVni);
     }
     if !control.forwards() {
-        return Err(if control.learns() { Reason::Learning } else { Reason::Unbound });
+        if control.learns() {
+            return Err(Reason::Learning);
+        }
+        return Err(unless_binding(Reason::Unbound, slot, settings, tables, now()));
     }
     let a = tables.leg(leg_index(slot, control.copy(), Side::A)).ok_or(Reason::UnknownVni)?;
     let b = tables.leg(leg_index(slot, control.copy(), Side::B)).ok_or(Reason::UnknownVni)?;
@@ -144,7 +148,28 @@ fn by_vni<'a, T: Tables>(
     } else if is_from(datagram, b) {
         hop(datagram, slot, Side::B, b, a)
     } else {
-        Err(Reason::UnknownLeg)
+        Err(unless_binding(Reason::UnknownLeg, slot, settings, tables, now()))
+    }
+}
+
+/// Returns the reason why a packet of a flow goes nowhere, or that one of the flow's ends is just being bound: clients
+/// send the first packet right behind the last message of their handshake, which userspace may not have dealt with yet.
+#[inline(always)]
+fn unless_binding<T: Tables>(
+    reason: Reason,
+    slot: u32,
+    settings: &Settings,
+    tables: &T,
+    now: u64,
+) -> Reason {
+    let is_binding = |side| {
+        tables.statistics(statistics_index(slot, side)).is_some_and(|cells| cells.had_control(now))
+    };
+    // Another process sees all of these.
+    if !settings.has(Switches::COMPANION) && (is_binding(Side::A) || is_binding(Side::B)) {
+        Reason::Binding
+    } else {
+        reason
     }
 }
 

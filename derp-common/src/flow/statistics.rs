@@ -96,6 +96,13 @@ impl LegCells {
         settings.control_rate.take_from(&self.control_bucket, now)
     }
 
+    /// Tells whether a control packet of this end has reached userspace within the time that one uses up of their
+    /// allowance; never if they are not limited.
+    #[inline(always)]
+    pub fn had_control(&self, now: u64) -> bool {
+        cell::load(&self.control_bucket) > now
+    }
+
     /// Notes that the flow may be about to change hands.
     #[inline(always)]
     pub fn suspect(&self, now: u64) {

@@ -289,6 +289,22 @@ mod tests {
     }
 
     #[test]
+    fn regression_what_comes_right_behind_a_control_packet_is_shown_to_whoever_binds() {
+        let tables = tables(leg(A, LOCAL_A), Leg { remote_port: 0, ..leg(B, LOCAL_B) });
+        let settings = Settings { control_rate: Rate::per_second(10, 20), ..settings() };
+        let cells = tables.statistics(statistics_index(SLOT, Side::B)).unwrap();
+        assert!(cells.admits_control(&settings, NOW));
+        let at = |from, now| {
+            let decided =
+                decide(&mut geneve(VNI, 0), &delivery(from, LOCAL_A), &tables, &settings, now);
+            decided.map_err(|refusal| refusal.reason)
+        };
+        assert_eq!(at(A, NOW), Err(Reason::Unbound), "it is from the end that is bound");
+        assert_eq!(at(B, NOW + 50_000_000), Err(Reason::Binding));
+        assert_eq!(at(B, NOW + 200_000_000), Err(Reason::UnknownLeg));
+    }
+
+    #[test]
     fn case_15_one_byte_07_is_dropped() {
         assert_eq!(run(&both(), &[7], A, LOCAL_A), Err(Reason::ShortPayload));
         assert_eq!(run(&both(), &[], A, LOCAL_A), Err(Reason::ShortPayload));

@@ -1,6 +1,6 @@
 //! What others are told of packets that are not forwarded.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use derp_common::{
     Rate, Reason,
@@ -34,7 +34,8 @@ pub struct Stranger {
     pub interface: u32,
 }
 
-/// A packet of the relay handshake, from a sender that the flow knows and within its allowance.
+/// A packet of the relay handshake, from a sender that the flow knows and within its allowance. Or one that comes so soon
+/// after such a packet that the tables do not tell yet whose it is ([`Reason::Binding`]).
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ControlPacket {
     /// From where, and to which address and port of this host.
@@ -45,6 +46,14 @@ pub struct ControlPacket {
     pub vni: u32,
     /// All of it, from the Geneve header on.
     pub payload: Box<[u8]>,
+}
+
+impl ControlPacket {
+    /// Tells whether it is from one client to the other, and no part of the handshake.
+    #[must_use]
+    pub fn is_data(&self) -> bool {
+        self.payload.get(1).is_some_and(|flags| flags & 0x80 == 0)
+    }
 }
 
 /// What a STUN server says to a request that has left from a relay port.
@@ -124,6 +133,19 @@ impl Reporter {
         true
     }
 
+    /// Passes on a packet that comes right behind a control packet, within the limits of strangers.
+    pub(super) fn early(
+        &mut self,
+        source: IpAddr,
+        packet: impl FnOnce() -> ControlPacket,
+        tally: &Tally,
+        now: u64,
+    ) {
+        if self.sources.take(source, PER_SOURCE, now) {
+            self.control(packet, tally);
+        }
+    }
+
     /// Passes a control packet on. `packet` is only made when somebody wants it.
     pub(super) fn control(&self, packet: impl FnOnce() -> ControlPacket, tally: &Tally) {
         if let Some(control) = &self.notices.control
@@ -148,7 +170,7 @@ fn concerns_flows(reason: Reason) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use derp_common::Address;
     use tokio::sync::mpsc;

@@ -227,6 +227,10 @@ impl Noteworthy {
                 reporter.control(packet, tally);
             }
             Class::Control { .. } => {}
+            Class::Geneve { vni } if self.reason == Reason::Binding => {
+                let packet = || ControlPacket { datagram, interface, vni, payload: payload.into() };
+                reporter.early(datagram.source.into(), packet, tally, now);
+            }
             class @ (Class::Stun
             | Class::Geneve { .. }
             | Class::WireGuard { .. }

@@ -1,6 +1,6 @@
 //! One endpoint: two clients that may meet under a VNI.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use derp_common::flow::Side;
 
@@ -33,6 +33,8 @@ pub(super) struct Client {
     pub(super) completed: u32,
     /// Where it is bound.
     pub(super) remote: Option<SocketAddr>,
+    /// The address of this host that it has bound to; unspecified if that is not known.
+    pub(super) local: IpAddr,
     /// When it was bound last, at this address.
     pub(super) bound_at: u64,
     /// The bucket of its handshake messages.
@@ -55,6 +57,7 @@ impl Endpoint {
             in_progress: 0,
             completed: 0,
             remote: None,
+            local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             bound_at: 0,
             bucket: 0,
             counted: [Count::default(); 2],

@@ -126,6 +126,21 @@ impl PeerRelay {
         self.bind(table, vni, side, from, arrival.local.ip(), now).map(Reaction::Bound)
     }
 
+    /// Takes a packet from one client to the other that came before the flow tables knew where both are: clients send the
+    /// first one right behind the last message of their handshake, and no other one for half a minute. Returns how it goes
+    /// on, if it is known by now.
+    #[must_use]
+    pub fn early(&self, arrival: &Arrival<'_>) -> Option<Datagram> {
+        let from = SocketAddr::new(arrival.from.ip().to_canonical(), arrival.from.port());
+        let &[_, flags, _, _, a, b, c, _] = arrival.payload.first_chunk::<GENEVE>()?;
+        let endpoint = self.endpoints.get(&u32::from_be_bytes([0, a, b, c]))?;
+        let is_sender = |side: &Side| endpoint.client(*side).remote == Some(from);
+        let side = Side::ALL.into_iter().find(is_sender).filter(|_| flags & CONTROL == 0)?;
+        let other = endpoint.client(side.other());
+        let from = SocketAddr::new(other.local, self.port);
+        Some(Datagram { from, to: other.remote?, payload: arrival.payload.to_vec() })
+    }
+
     /// Makes the challenge to a bind message from `to`.
     fn challenge(
         &mut self,
@@ -172,6 +187,7 @@ impl PeerRelay {
         let client = endpoint.client_mut(side);
         client.completed = std::mem::take(&mut client.in_progress);
         client.bound_at = now;
+        client.local = local;
         let before = client.remote.replace(remote);
         Ok(Bound { vni, side, remote, before })
     }

@@ -48,7 +48,7 @@ pub struct PeerRelay {
     /// The key of the bind handshake, with its public half.
     pub(super) key: DiscoPrivate,
     pub(super) public: DiscoPublic,
-    port: u16,
+    pub(super) port: u16,
     pub(super) limits: Limits,
     addresses: Vec<SocketAddr>,
     /// By VNI.

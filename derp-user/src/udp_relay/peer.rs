@@ -16,7 +16,8 @@ use super::{
 use crate::{
     forward::{ControlPacket, Outlet, StunAnswer},
     peer_relay::{
-        Allowed, Arrival, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction, Response, advertised,
+        Allowed, Arrival, Datagram, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction,
+        Response, advertised,
     },
     proto::keys::{NodePrivate, NodePublic},
     server::{LocalClient, LocalPacket},
@@ -202,13 +203,15 @@ impl Work {
             local: address(datagram.destination, datagram.destination_port),
             payload: &packet.payload,
         };
-        match self.monitor.update(|relay, table| relay.handshake(table, &arrival, now())) {
-            Ok(Reaction::Challenge(challenge)) => {
-                let sent = self.outlet.send(challenge.from, challenge.to, &challenge.payload);
-                if let Err(error) = sent {
-                    tracing::debug!(to = %challenge.to, %error, "cannot send a challenge");
-                }
+        if packet.is_data() {
+            match self.monitor.update(|relay, _| relay.early(&arrival)) {
+                Some(onward) => self.send(&onward),
+                None => tracing::debug!(from = %arrival.from, vni = packet.vni, "too early"),
             }
+            return;
+        }
+        match self.monitor.update(|relay, table| relay.handshake(table, &arrival, now())) {
+            Ok(Reaction::Challenge(challenge)) => self.send(&challenge),
             Ok(Reaction::Bound(bound)) => {
                 tracing::debug!(vni = bound.vni, side = ?bound.side, remote = %bound.remote, "bound");
             }
@@ -216,6 +219,12 @@ impl Work {
                 let reason = refusal.label();
                 tracing::debug!(from = %arrival.from, vni = packet.vni, reason, "no handshake");
             }
+        }
+    }
+
+    fn send(&self, datagram: &Datagram) {
+        if let Err(error) = self.outlet.send(datagram.from, datagram.to, &datagram.payload) {
+            tracing::debug!(to = %datagram.to, %error, "cannot send to a client");
         }
     }
 

@@ -166,7 +166,8 @@ fn run(options: Options) -> anyhow::Result<()> {
         None => None,
     };
     let handle = tailnet.as_ref().map(Tailnet::handle);
-    let peer_relay = peer_relay.map(|parts| parts.join(&statistics, public_key, handle.clone())).transpose()?;
+    let peer_relay =
+        peer_relay.map(|parts| parts.join(&statistics, public_key, handle.clone())).transpose()?;
     let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
     let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
     let mut reloader = Reloader {

@@ -32,6 +32,13 @@ pub(crate) struct PreparedUdp {
     rules: Option<PeerRelayRules>,
 }
 
+impl PreparedUdp {
+    /// Returns what it says of the log.
+    pub(crate) fn log(&self) -> Option<String> {
+        self.file.log.clone()
+    }
+}
+
 impl UdpReloader {
     /// Reads the file.
     pub(crate) fn prepare(&self) -> anyhow::Result<PreparedUdp> {

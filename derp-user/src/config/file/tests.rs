@@ -59,7 +59,10 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
     let node = NodePublic::from_bytes([0x11; 32]);
     assert_eq!(peer_relay.allow.permission(&node, false), Permission::AnyKey);
     let other = NodePublic::from_bytes([0x12; 32]);
-    assert_eq!(peer_relay.allow.permission(&other, true), Permission::Denied(Refusal::NotPermitted));
+    assert_eq!(
+        peer_relay.allow.permission(&other, true),
+        Permission::Denied(Refusal::NotPermitted)
+    );
     assert_eq!(Allowed::Any.permission(&other, false), Permission::AnyKey);
     let stun: Vec<_> = peer_relay.stun.iter().map(ToString::to_string).collect();
     assert_eq!(stun, ["stun.example.com:3478"]);
@@ -82,10 +85,7 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
     let text = text.replace("any", "admitted");
     let admitted = read(&text, None).unwrap().peer_relay.unwrap().allow;
     assert_eq!(admitted.permission(&node, true), Permission::AnyKey);
-    assert_eq!(
-        admitted.permission(&node, false),
-        Permission::Denied(Refusal::NotPermitted)
-    );
+    assert_eq!(admitted.permission(&node, false), Permission::Denied(Refusal::NotPermitted));
     assert_eq!(u16::from_be(on.ports(None)[0].number), 5);
     assert_eq!(on.ports(None)[0].services, Services::GENEVE);
     let off = read(&format!("{text}enabled = false\n"), Some(3478)).unwrap();

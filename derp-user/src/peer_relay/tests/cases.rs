@@ -6,7 +6,7 @@ use super::support::*;
 use crate::{
     flow::Plane,
     peer_relay::{
-        EndedBy, EndpointState, Permission, ROTATION, Reaction, Refusal,
+        Arrival, EndedBy, EndpointState, Permission, ROTATION, Reaction, Refusal,
         disco::{AllocateRequest, DiscoPublic, Handshake, Message},
     },
 };
@@ -138,6 +138,28 @@ fn case_34_only_the_address_that_was_challenged_can_answer() {
     let side = if endpoint.clients[0] == a.key() { Side::A } else { Side::B };
     assert_eq!(bound.side, side);
     assert_eq!(world.control(A, &answer), Err(Refusal::Generation), "a handshake ends once");
+}
+
+#[test]
+fn regression_the_packet_right_behind_the_last_answer_goes_on() {
+    let mut world = World::new();
+    let (a, b) = (Client::new(1), Client::new(2));
+    let endpoint = world.endpoint(&a, &b);
+    let [high, middle, low] = [16, 8, 0].map(|shift| (endpoint.vni >> shift) as u8);
+    let ping = [&[0, 0, 0x7a, 0x11, high, middle, low, 0][..], b"ping"].concat();
+    let early = |world: &World, from| {
+        let arrival = Arrival { from: address(from), local: address(RELAY), payload: &ping };
+        world.relay.early(&arrival)
+    };
+    let challenge = world.challenge(A, &a.bind(&endpoint, 1));
+    world.control(A, &a.answer(&endpoint, &challenge)).unwrap();
+    assert_eq!(early(&world, A), None, "the other end is not bound");
+    let challenge = world.challenge(B, &b.bind(&endpoint, 1));
+    world.control(B, &b.answer(&endpoint, &challenge)).unwrap();
+    let onward = early(&world, B).expect("both ends are bound");
+    assert_eq!((onward.from, onward.to), (address(RELAY), address(A)));
+    assert_eq!(onward.payload, ping);
+    assert_eq!(early(&world, A_MOVED), None, "nobody is bound there");
 }
 
 #[test]
