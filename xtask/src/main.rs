@@ -17,6 +17,7 @@ mod proxies;
 mod run;
 mod scale;
 mod test;
+mod wireguard;
 mod workspace;
 
 use std::process::ExitCode;
