@@ -92,6 +92,7 @@ impl Relay {
             traffic: Box::new(|| None),
             bootstrap: Arc::default(),
             flows: Box::new(FlowsView::default),
+            wireguard: Box::new(|| None),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");

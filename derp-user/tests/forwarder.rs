@@ -85,7 +85,7 @@ fn packets_go_both_ways_within_and_across_families() {
 #[test]
 fn each_end_hears_from_the_address_it_sends_to() {
     let (strangers, mut told) = mpsc::channel(NOTICES);
-    let notices = Notices { strangers: Some(strangers), control: None };
+    let notices = Notices { strangers: Some(strangers), ..Notices::default() };
     let relay = Relay::start(Services::GENEVE, &notices);
     let (a, b) = (end("127.0.0.1"), end("127.0.0.1"));
     relay.flow(SLOT, VNI, [(address(&a), "127.0.0.7"), (address(&b), "127.0.0.8")]);
@@ -116,7 +116,7 @@ fn flows_of_any_payload_are_known_by_their_source() {
 #[test]
 fn nobody_else_is_forwarded_and_the_flow_control_is_told() {
     let (strangers, mut told) = mpsc::channel(NOTICES);
-    let notices = Notices { strangers: Some(strangers), control: None };
+    let notices = Notices { strangers: Some(strangers), ..Notices::default() };
     let relay = Relay::start(Services::GENEVE, &notices);
     let (a, b, stranger) = (end("127.0.0.1"), end("127.0.0.1"), end("127.0.0.1"));
     relay.flow(SLOT, VNI, [(address(&a), "127.0.0.1"), (address(&b), "127.0.0.1")]);
@@ -139,7 +139,7 @@ fn nobody_else_is_forwarded_and_the_flow_control_is_told() {
 #[test]
 fn control_packets_reach_their_handler_which_answers_from_the_relays_port() {
     let (control, mut told) = mpsc::channel(NOTICES);
-    let notices = Notices { strangers: None, control: Some(control) };
+    let notices = Notices { control: Some(control), ..Notices::default() };
     let relay = Relay::start(Services::GENEVE, &notices);
     let (a, b) = (end("127.0.0.1"), end("127.0.0.1"));
     relay.flow(SLOT, VNI, [(address(&a), "127.0.0.7"), (address(&b), "127.0.0.1")]);

@@ -57,6 +57,21 @@ impl FlowTable {
         self.flow(id).map(|flow| flow.end(side).last_seen)
     }
 
+    /// Returns when an end was last heard of, as [`FlowTable::last_seen`], but `None` also if that was never.
+    #[must_use]
+    pub fn last_heard(&self, id: FlowId, side: Side) -> Option<u64> {
+        self.flow(id).map(|flow| flow.end(side)).filter(|end| end.was_seen).map(|end| end.last_seen)
+    }
+
+    /// Returns what has come from an end through both data planes: packets, and bytes of their UDP payloads, as far as
+    /// [`FlowTable::observe`] has told.
+    #[must_use]
+    pub fn counted(&self, id: FlowId, side: Side) -> (u64, u64) {
+        let observed = self.flow(id).map(|flow| flow.end(side).observed).unwrap_or_default();
+        let sum = |count: fn(&LegStatistics) -> u64| observed.iter().map(count).sum();
+        (sum(|it| it.packets), sum(|it| it.bytes))
+    }
+
     /// Forgets ends that were learnt and removes flows, if they have been silent for the idle timeout.
     ///
     /// To be called when [`FlowTable::observe`] has told what both data planes know *now*, which is how a flow that

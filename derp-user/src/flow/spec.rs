@@ -59,6 +59,11 @@ pub enum Kind {
     },
     /// By their source alone, whatever they carry.
     Any,
+    /// By their source and the receiver index of WireGuard data. Both ends are [`Remote::Fixed`].
+    WireGuard {
+        /// The receiver index in packets *from* each end, as it lies in the packet.
+        indexes: [u32; 2],
+    },
 }
 
 /// How long a flow lives.

@@ -16,6 +16,9 @@ const PER_SOURCE: Rate = Rate::per_second(2, 4);
 /// How often strangers are reported, by one thread.
 const IN_ALL: Rate = Rate::per_second(1000, NOTICES as u32);
 
+/// How often handshakes of one source are passed on, so that no single one can fill the channel.
+const HANDSHAKES_PER_SOURCE: Rate = Rate::per_second(200, 400);
+
 /// A packet of a flow that is not, or not yet, its sender's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Stranger {
@@ -42,6 +45,15 @@ pub struct ControlPacket {
     pub payload: Box<[u8]>,
 }
 
+/// A message of a WireGuard handshake.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HandshakePacket {
+    /// From where, and to which address and port of this host.
+    pub datagram: Datagram,
+    /// All of it.
+    pub payload: Box<[u8]>,
+}
+
 /// Who is told. Nobody is waited for: what finds a channel full is counted as lost.
 #[derive(Clone, Debug, Default)]
 pub struct Notices {
@@ -50,6 +62,8 @@ pub struct Notices {
     pub strangers: Option<Sender<Stranger>>,
     /// Those who answer the relay handshake.
     pub control: Option<Sender<ControlPacket>>,
+    /// Those who send WireGuard's handshakes on. At most 200 a second of one source.
+    pub handshakes: Option<Sender<HandshakePacket>>,
 }
 
 /// Reports the packets of one thread.
@@ -57,11 +71,17 @@ pub(super) struct Reporter {
     notices: Notices,
     sources: SourceBuckets,
     bucket: u64,
+    handshake_sources: SourceBuckets,
 }
 
 impl Reporter {
     pub(super) fn new(notices: Notices) -> Self {
-        Self { notices, sources: SourceBuckets::new(), bucket: 0 }
+        Self {
+            notices,
+            sources: SourceBuckets::new(),
+            bucket: 0,
+            handshake_sources: SourceBuckets::new(),
+        }
     }
 
     /// Reports a stranger, if anybody wants to know and the limits allow.
@@ -78,6 +98,24 @@ impl Reporter {
             None => return tally.notice_lost(),
         }
         if strangers.try_send(stranger).is_err() {
+            tally.notice_lost();
+        }
+    }
+
+    /// Passes a message of a WireGuard handshake on, if its source has not sent too many.
+    pub(super) fn handshake(
+        &mut self,
+        datagram: Datagram,
+        payload: &[u8],
+        tally: &Tally,
+        now: u64,
+    ) {
+        let Some(handshakes) = &self.notices.handshakes else { return };
+        let source = datagram.source.into();
+        if !self.handshake_sources.take(source, HANDSHAKES_PER_SOURCE, now) {
+            return tally.notice_lost();
+        }
+        if handshakes.try_send(HandshakePacket { datagram, payload: payload.into() }).is_err() {
             tally.notice_lost();
         }
     }
@@ -132,7 +170,7 @@ mod tests {
     #[test]
     fn strangers_are_reported_within_limits() {
         let (sender, mut receiver) = mpsc::channel(NOTICES);
-        let mut reporter = Reporter::new(Notices { strangers: Some(sender), control: None });
+        let mut reporter = Reporter::new(Notices { strangers: Some(sender), ..Notices::default() });
         let tally = Tally::default();
         for _ in 0..10 {
             reporter.stranger(stranger(0x0a00_0001, Reason::UnknownSource), &tally, NOW);
@@ -154,7 +192,7 @@ mod tests {
     #[test]
     fn nobody_is_waited_for() {
         let (sender, _receiver) = mpsc::channel(1);
-        let reporter = Reporter::new(Notices { strangers: None, control: Some(sender) });
+        let reporter = Reporter::new(Notices { control: Some(sender), ..Notices::default() });
         let tally = Tally::default();
         let datagram = stranger(1, Reason::RelayControl).datagram;
         let packet = || ControlPacket { datagram, interface: 1, vni: 1, payload: Box::default() };

@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, mesh, reply};
+use super::{Origin, Reply, Site, flows, mesh, reply, wireguard};
 
 impl Site {
     pub(super) fn debug(&self, request: &Parts, origin: &Origin) -> Reply {
@@ -36,6 +36,10 @@ impl Site {
                 None => reply::text(StatusCode::SERVICE_UNAVAILABLE, "enough people look already"),
             },
             "/debug/flows" => flows::respond(request, (self.settings.flows)()),
+            "/debug/wireguard" => match (self.settings.wireguard)() {
+                Some(view) => wireguard::respond(request, &view),
+                None => reply::text(StatusCode::NOT_FOUND, "no [wireguard] is configured"),
+            },
             "/debug/mesh" => mesh::respond(request, &(self.settings.mesh)()),
             _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };
@@ -68,6 +72,8 @@ impl Site {
              <li><a href=\"/debug/traffic\">Traffic</a> of each client, every two seconds</li>\n\
              <li><a href=\"/debug/flows\">UDP flows</a>, also \
              <a href=\"/debug/flows?format=json\">as JSON</a></li>\n\
+             <li><a href=\"/debug/wireguard\">WireGuard</a>, also \
+             <a href=\"/debug/wireguard?format=json\">as JSON</a></li>\n\
              <li><a href=\"/debug/mesh\">Mesh</a>, also \
              <a href=\"/debug/mesh?format=json\">as JSON</a></li>\n\
              </ul>\n"

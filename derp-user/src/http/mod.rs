@@ -16,6 +16,7 @@ mod serve;
 mod tls_requests;
 mod upgrade;
 mod websocket;
+mod wireguard;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -36,7 +37,7 @@ use tokio::sync::mpsc;
 pub use upgrade::{Entry, Upgrade};
 pub use websocket::Handshake;
 
-use crate::{flow::FlowsView, metrics::MeshView};
+use crate::{flow::FlowsView, metrics::MeshView, wireguard::WireGuardView};
 
 /// A whole response; every page here but the traffic stream fits in memory.
 pub type Reply = Response<Body>;
@@ -99,6 +100,8 @@ pub struct Settings {
     pub traffic: Box<dyn Fn() -> Option<mpsc::Receiver<Bytes>> + Send + Sync>,
     /// Returns the UDP flows.
     pub flows: Box<dyn Fn() -> FlowsView + Send + Sync>,
+    /// Returns the WireGuard relay, if there is one.
+    pub wireguard: Box<dyn Fn() -> Option<WireGuardView> + Send + Sync>,
     /// Returns what the links to the other servers of the region are doing.
     pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
     /// Checks that the server's tables agree with each other, or says where they do not.

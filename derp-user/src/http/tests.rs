@@ -32,6 +32,7 @@ fn settings() -> Settings {
         tls_requests: TlsRequests::default(),
         traffic: Box::new(|| None),
         flows: Box::new(FlowsView::default),
+        wireguard: Box::new(|| None),
         check: Box::new(|| Ok(())),
     }
 }

@@ -68,6 +68,7 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         tls_requests: TlsRequests::default(),
         traffic: Box::new(|| None),
         flows: Box::new(FlowsView::default),
+        wireguard: Box::new(|| None),
         check: Box::new(|| Ok(())),
     });
     Settings {

@@ -10,6 +10,7 @@ pub mod netcheck;
 pub mod probe;
 mod relays;
 mod stun;
+pub mod wireguard;
 
 use std::{ffi::OsString, io, path::PathBuf};
 

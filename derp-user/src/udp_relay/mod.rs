@@ -7,6 +7,7 @@
 
 mod keeper;
 mod peer;
+mod wireguard;
 
 use std::sync::Arc;
 
@@ -14,10 +15,13 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::Receiver};
 
 use self::keeper::State;
-pub use self::peer::PeerRelayService;
+pub use self::{
+    peer::PeerRelayService,
+    wireguard::{Remembered, StateError, WireGuardHandle, WireGuardService},
+};
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},
+    flow::{FlowId, FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},
     forward::Stranger,
 };
 
@@ -30,6 +34,8 @@ pub struct KeeperOptions {
     pub idle_timeout: u64,
     /// The flows of the configuration.
     pub flows: Vec<FlowSpec>,
+    /// Flows that another process has left; what cannot be admitted of them is let go.
+    pub resumed: Vec<FlowSpec>,
 }
 
 /// Why the relay cannot start.
@@ -77,6 +83,12 @@ impl Keeper {
     ) -> Result<Self, KeeperError> {
         let state = State::start(options, mirror, kernel)?;
         Ok(Self { state: Arc::new(Mutex::new(state)), changed: Arc::default() })
+    }
+
+    /// Returns what became of the flows that another process has left, in order, once.
+    #[must_use]
+    pub fn take_resumed(&self) -> Vec<Option<FlowId>> {
+        self.state.lock().take_resumed()
     }
 
     /// Has the ways of the kernel's flows found.

@@ -38,7 +38,7 @@ use derp_user::{
         self, Mesh, MeshSecret, MeshSettings, Rates, Server, Settings, Statistics, VerboseDrops,
     },
     tls::{self, Certificates},
-    udp_relay::{Keeper, PeerRelayService},
+    udp_relay::{Keeper, PeerRelayService, WireGuardHandle},
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -142,7 +142,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     let stays_attached = udp.xdp.as_ref().is_some_and(|xdp| xdp.lock().stays_attached());
     // Everything is bound and attached, and no other thread runs yet that would keep more.
     reduce_privilege(&udp);
-    let (xdp, keeper) = (udp.xdp.clone(), udp.keeper());
+    let (xdp, keeper, wireguard) = (udp.xdp.clone(), udp.keeper(), udp.wireguard());
     let udp_reloader = udp.reloader(&config, file);
     let stun_counters = udp.responder().map(|responder| responder.counters());
     let (stun_addresses, relay_addresses) =
@@ -182,6 +182,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         sample_round_trips: config.sample_round_trips,
         xdp,
         keeper: keeper.clone(),
+        wireguard: wireguard.clone(),
         udp: totals,
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
@@ -218,6 +219,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     let watch = Watch { bootstrap, statistics, sample_round_trips: config.sample_round_trips };
     runtime.block_on(control(signals, port80, reloader, tasks, watch, peer_relay))?;
     drop(forwarder);
+    if let Some(wireguard) = wireguard {
+        wireguard.save(true);
+    }
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
     }
@@ -338,6 +342,7 @@ fn site(
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     // Not the worker's that serves the page: it has packets to relay.
     let runtime = tokio::runtime::Handle::current();
+    let wireguard = sources.wireguard.clone();
     let sources = Arc::new(sources);
     let statistics = Arc::clone(&sources.statistics);
     let mesh_statistics = Arc::clone(&statistics);
@@ -364,6 +369,7 @@ fn site(
         traffic: Box::new(move || observed.traffic(&runtime)),
         varz: Box::new(move || texts.report().to_text()),
         vars: Box::new(move || sources.report().to_vars()),
+        wireguard: Box::new(move || wireguard.as_ref().map(WireGuardHandle::view)),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
         check: Box::new(move || statistics.check().and_then(|()| verifier.check())),
     })

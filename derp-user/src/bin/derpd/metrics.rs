@@ -15,7 +15,7 @@ use derp_user::{
     stun::StunCounters,
     tls::Certificates,
     udp::Totals,
-    udp_relay::Keeper,
+    udp_relay::{Keeper, WireGuardHandle},
 };
 
 use crate::{reload::Counts, udp::SharedXdp};
@@ -33,6 +33,7 @@ pub(crate) struct Sources {
     pub(crate) sample_round_trips: bool,
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
+    pub(crate) wireguard: Option<WireGuardHandle>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     /// Those of the TLS listener, if it is one.
@@ -67,6 +68,7 @@ impl Sources {
                 totals: (self.udp)(),
                 flows: self.keeper.as_ref().map(Keeper::states),
             },
+            wireguard: self.wireguard.as_ref().map(WireGuardHandle::view),
             kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
             interfaces: self.xdp.as_ref().map(|xdp| interfaces(&xdp.lock())).unwrap_or_default(),
         }

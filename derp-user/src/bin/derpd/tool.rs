@@ -1,5 +1,5 @@
 //! Subcommands: the kernel data plane from outside (`check`, `detach`), the DERP map of a relay (`derpmap`), and
-//! relays as their clients see them (`netcheck`, `probe`).
+//! relays as their clients see them (`netcheck`, `probe`), and the relay for WireGuard (`wireguard`).
 
 use std::{ffi::OsString, fmt, process::ExitCode};
 
@@ -7,6 +7,7 @@ use derp_user::tools::{
     Invocation, MonitorError, ToolError, check,
     derpmap::{self, DerpmapError},
     detach, netcheck, probe,
+    wireguard::{self, WireGuardError},
 };
 
 use crate::resolve;
@@ -19,6 +20,7 @@ pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
         Some("derpmap") => Some(run_derpmap),
         Some("netcheck") => Some(run_netcheck),
         Some("probe") => Some(run_probe),
+        Some("wireguard") => Some(run_wireguard),
         Some(_) | None => None,
     }
 }
@@ -41,6 +43,10 @@ fn run_netcheck(arguments: Vec<OsString>) -> ExitCode {
 
 fn run_probe(arguments: Vec<OsString>) -> ExitCode {
     finish("probe", probe(arguments), MonitorError::exit_status)
+}
+
+fn run_wireguard(arguments: Vec<OsString>) -> ExitCode {
+    finish("wireguard", wireguard(arguments), WireGuardError::exit_status)
 }
 
 fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
@@ -106,6 +112,25 @@ fn probe(arguments: Vec<OsString>) -> Result<ExitCode, MonitorError> {
         }
     })?;
     Ok(ExitCode::from(last.status.exit_status()))
+}
+
+fn wireguard(arguments: Vec<OsString>) -> Result<ExitCode, WireGuardError> {
+    let arguments = match wireguard::parse(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    match arguments.command {
+        wireguard::Command::Check(arguments) => print!("{}", wireguard::check(&arguments)?),
+        wireguard::Command::Status(arguments) => {
+            let status = wireguard::status(&arguments)?;
+            if arguments.json {
+                println!("{}", status.to_json());
+            } else {
+                print!("{status}");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn help(text: &str) -> ExitCode {

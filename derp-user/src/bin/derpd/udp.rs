@@ -5,20 +5,26 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Du
 use anyhow::Context as _;
 use derp_common::{Rate, Settings, Switches};
 use derp_user::{
-    config::{self, Config, ConfigError, FileSettings, PeerRelaySettings, RelayKeys},
+    config::{
+        self, Config, ConfigError, FileSettings, PeerRelaySettings, RelayKeys, WireGuardSettings,
+    },
     dataplane::{
         DataplaneError, FlowEvent, FlowEvents, FlowMaps, KernelTables, MapSizes, Mode, Pin,
         Prepared, Watcher, Xdp, XdpOptions, route::Resolver, self_test,
     },
-    flow::{Mirror, SharedMirror},
+    flow::{FlowSpec, Mirror, SharedMirror},
     forward::{
-        ControlPacket, Forwarder, ForwarderOptions, NOTICES, Notices, Outlet, Running, Stranger,
+        ControlPacket, Forwarder, ForwarderOptions, HandshakePacket, NOTICES, Notices, Outlet,
+        Running, Stranger,
     },
     peer_relay::{PeerRelay, PeerRelayOptions, Ports, SEED_LENGTH},
     server::{DEFAULT_QUEUE_DEPTH, LocalClient, Statistics},
     stun::{Responder, StunServer},
     udp::{Merging, SettingsCell, Totals},
-    udp_relay::{Keeper, KeeperOptions, PeerRelayService},
+    udp_relay::{
+        Keeper, KeeperOptions, PeerRelayService, Remembered, WireGuardHandle, WireGuardService,
+    },
+    wireguard::Directory,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -46,6 +52,7 @@ pub(crate) struct Udp {
     watcher: Option<Watcher>,
     events: Option<FlowEvents>,
     peer_relay: Option<(PeerRelaySettings, RelayKeys)>,
+    wireguard: Option<WireGuardHandle>,
     /// The kernel data plane, where there is one.
     pub(crate) xdp: Option<SharedXdp>,
     /// Where STUN is answered.
@@ -100,8 +107,22 @@ impl Udp {
             pin: pin(config, file),
             sizes,
         };
-        let planes = Planes::prepare(&options, file, settings)?;
+        let directory = file.wireguard.as_ref().map(|it| Directory::new(&it.networks));
+        let remembered = file.wireguard.as_ref().zip(directory.as_ref());
+        let remembered = remembered.and_then(|(settings, directory)| remember(settings, directory));
+        let resumed = remembered.as_ref().map(Remembered::flows).unwrap_or_default();
+        let planes = Planes::prepare(&options, file, settings, resumed)?;
         let Planes { xdp, keeper, mirror, watcher, events } = planes;
+        let wireguard = match (&file.wireguard, directory, &keeper) {
+            (Some(settings), Some(directory), Some(keeper)) => Some(WireGuardHandle::new(
+                directory,
+                settings.port,
+                keeper.clone(),
+                settings.state_file.clone(),
+                remembered,
+            )),
+            _ => None,
+        };
         let settings = Arc::new(SettingsCell::new(settings));
         let stun = stun.map(|stun| stun.with_settings(Arc::clone(&settings)));
         Ok(Self {
@@ -114,6 +135,7 @@ impl Udp {
             watcher,
             events,
             peer_relay,
+            wireguard,
             xdp: xdp.map(|xdp| Arc::new(Mutex::new(xdp))),
             stun_addresses,
             relay_addresses,
@@ -129,8 +151,13 @@ impl Udp {
     pub(crate) fn reloader(&self, config: &Config, file: FileSettings) -> Option<UdpReloader> {
         let path = config.file.clone()?;
         let (settings, xdp) = (Arc::clone(&self.settings), self.xdp.clone());
-        let stun_port = config.stun_port;
-        Some(UdpReloader { path, stun_port, file: Mutex::new(file), settings, xdp })
+        let (stun_port, wireguard) = (config.stun_port, self.wireguard.clone());
+        Some(UdpReloader { path, stun_port, file: Mutex::new(file), settings, xdp, wireguard })
+    }
+
+    /// Returns the WireGuard relay, if there is one.
+    pub(crate) fn wireguard(&self) -> Option<WireGuardHandle> {
+        self.wireguard.clone()
     }
 
     /// Returns who keeps the flows, if there are any.
@@ -143,7 +170,9 @@ impl Udp {
         let (strangers, reported) = channel(NOTICES);
         let (control, handshakes) = channel(NOTICES);
         let control = self.peer_relay.is_some().then_some(control);
-        let notices = Notices { strangers: Some(strangers), control };
+        let (wireguard, of_wireguard) = channel::<HandshakePacket>(NOTICES);
+        let wireguard = self.wireguard.is_some().then_some(wireguard);
+        let notices = Notices { strangers: Some(strangers), control, handshakes: wireguard };
         let outlet = self.forwarder.as_ref().map(Forwarder::outlet);
         let forwarder = match self.forwarder {
             Some(forwarder) => {
@@ -158,6 +187,9 @@ impl Udp {
             totals.add(&stun_totals.as_ref().map(|read| read()).unwrap_or_default());
             totals
         });
+        let wireguard = self.wireguard.zip(outlet.clone());
+        let wireguard =
+            wireguard.map(|(handle, outlet)| WireGuardService::new(handle, of_wireguard, outlet));
         let peer_relay = match (self.peer_relay, &self.keeper, outlet) {
             (Some((settings, keys)), Some(keeper), Some(outlet)) => Some(PeerRelayParts {
                 settings,
@@ -171,7 +203,7 @@ impl Udp {
         };
         let keeper = self.keeper.map(|keeper| (keeper, reported));
         let Self { stun, watcher, events, xdp, .. } = self;
-        let tasks = Tasks { stun, keeper, watcher, events, xdp };
+        let tasks = Tasks { stun, keeper, wireguard, watcher, events, xdp };
         Ok(Started { forwarder, totals, tasks, peer_relay })
     }
 }
@@ -228,6 +260,7 @@ impl PeerRelayParts {
 pub(crate) struct Tasks {
     stun: Option<StunServer>,
     keeper: Option<(Keeper, Receiver<Stranger>)>,
+    wireguard: Option<WireGuardService>,
     watcher: Option<Watcher>,
     events: Option<FlowEvents>,
     xdp: Option<SharedXdp>,
@@ -244,6 +277,11 @@ impl Tasks {
         let keeper = async {
             if let Some((keeper, strangers)) = self.keeper {
                 keeper.run(strangers).await;
+            }
+        };
+        let wireguard = async {
+            if let Some(wireguard) = self.wireguard {
+                wireguard.run().await;
             }
         };
         let watcher = async {
@@ -265,7 +303,7 @@ impl Tasks {
                 suspect(&xdp).await;
             }
         };
-        tokio::join!(stun, keeper, watcher, events, suspicion);
+        tokio::join!(stun, keeper, wireguard, watcher, events, suspicion);
     }
 }
 
@@ -300,6 +338,7 @@ pub(crate) struct UdpReloader {
     file: Mutex<FileSettings>,
     settings: Arc<SettingsCell>,
     xdp: Option<SharedXdp>,
+    wireguard: Option<WireGuardHandle>,
 }
 
 impl UdpReloader {
@@ -326,12 +365,26 @@ impl UdpReloader {
             self.settings.store(settings);
             changes.push(format!("STUN: {}", new.stun));
         }
+        let networks = |file: &FileSettings| file.wireguard.as_ref().map(|it| it.networks.clone());
+        if let (Some(wireguard), Some(wanted)) = (&self.wireguard, networks(&new))
+            && networks(&file).as_ref() != Some(&wanted)
+        {
+            let directory = Directory::new(&wanted);
+            changes.push(format!("WireGuard: {} peers", directory.len()));
+            wireguard.reload(directory);
+            if let Some(section) = &mut file.wireguard {
+                section.networks = wanted;
+            }
+        }
         let rest = |file: &FileSettings| {
-            (file.relay, file.pin.clone(), file.peer_relay.clone(), file.flows.clone())
+            let wireguard = file.wireguard.as_ref();
+            let wireguard = wireguard.map(|it| (it.port, it.state_file.clone()));
+            (file.relay, file.pin.clone(), file.peer_relay.clone(), wireguard, file.flows.clone())
         };
         if rest(&new) != rest(&file) {
             changes.push(format!(
-                "{}: [relay], [dataplane], [peer_relay] and flows change at the next start",
+                "{}: [relay], [dataplane], [peer_relay], flows, and port and state_file of \
+                 [wireguard] change at the next start",
                 self.path.display()
             ));
         }
@@ -354,16 +407,19 @@ impl Planes {
         options: &XdpOptions,
         file: &FileSettings,
         settings: Settings,
+        resumed: Vec<FlowSpec>,
     ) -> anyhow::Result<Self> {
+        let keeper_options = KeeperOptions { resumed, ..keeper_options(file) };
         let prepared = options.degrade(Xdp::prepare(options))?;
         if let Some(prepared) = prepared
-            && let Some(planes) = Self::with_kernel(options, prepared, file, settings)?
+            && let Some(planes) =
+                Self::with_kernel(options, prepared, file, settings, &keeper_options)?
         {
             return Ok(planes);
         }
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
         let keeper = if file.relays() {
-            Some(Keeper::start(&keeper_options(file), mirror.clone(), None)?)
+            Some(Keeper::start(&keeper_options, mirror.clone(), None)?)
         } else {
             None
         };
@@ -376,11 +432,12 @@ impl Planes {
         mut prepared: Prepared,
         file: &FileSettings,
         settings: Settings,
+        keeper_options: &KeeperOptions,
     ) -> anyhow::Result<Option<Self>> {
         // Also without flows: an earlier daemon may have left some.
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
         let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
-        let keeper = Keeper::start(&keeper_options(file), mirror.clone(), Some(tables))?;
+        let keeper = Keeper::start(keeper_options, mirror.clone(), Some(tables))?;
         prepared.configure(settings)?;
         let Some(mut xdp) = options.degrade(prepared.commit().map(Some))? else {
             return Ok(None);
@@ -404,7 +461,17 @@ fn keeper_options(file: &FileSettings) -> KeeperOptions {
         slots: slots(file),
         idle_timeout: idle_timeout.unwrap_or(u64::MAX),
         flows: file.flows.clone(),
+        resumed: Vec::new(),
     }
+}
+
+/// Reads what another process has left of WireGuard's sessions. Without that, peers need a handshake each.
+fn remember(settings: &WireGuardSettings, directory: &Directory) -> Option<Remembered> {
+    let path = settings.state_file.as_ref()?;
+    Remembered::load(path, directory, settings.port).unwrap_or_else(|error| {
+        tracing::warn!("{error}: WireGuard peers have to shake hands again");
+        None
+    })
 }
 
 fn slots(file: &FileSettings) -> u32 {

@@ -11,6 +11,7 @@ mod program;
 mod stun;
 mod traffic;
 mod vars;
+mod wireguard;
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use crate::{
     http::{BootstrapCounts, TlsVersion},
     relay::limit::RateLimit,
     tls::CertificateFigures,
+    wireguard::WireGuardView,
 };
 
 /// What the userspace STUN server has counted.
@@ -104,6 +106,8 @@ pub struct Report {
     pub stun: Option<StunTotals>,
     /// What is served over UDP in userspace.
     pub udp: UdpFigures,
+    /// The WireGuard relay, where there is one.
+    pub wireguard: Option<WireGuardView>,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -131,6 +135,7 @@ impl Report {
         self.bootstrap(&mut families);
         self.stun(&mut families);
         self.udp.add_to(&mut families);
+        self.wireguard(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         families
