@@ -341,14 +341,8 @@ fn cookie_replies_go_back_to_who_is_asked_to_wait() {
         let mut center = bed.host(Place::Hub, &hub, &[&spoke], 100);
         let mut peer = bed.host(Place::Spoke, &spoke, &[&hub], 1);
         shake_hands((&mut center, 0), (&mut peer, 0));
-        let mut center = Host::with_limit(
-            center.socket,
-            center.relay,
-            &hub,
-            &[spoke.public],
-            200,
-            0,
-        );
+        let mut center =
+            Host::with_limit(center.socket, center.relay, &hub, &[spoke.public], 200, 0);
         let initiation = peer.initiation(0);
         peer.send(&initiation);
         let arrived = center.datagram(party::PATIENCE).expect("the initiation");

@@ -3,8 +3,9 @@
 //! The relay's host forwards nothing, so sites reach each other through a relay on it only.
 
 use std::{
+    cell::Cell,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::Path,
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -45,9 +46,9 @@ pub(crate) struct Site {
     pub(crate) host: String,
     router: String,
     /// Last part of the router's public address, which is 10.80.N.this, or fd80:N::this.
-    address: u8,
+    address: Cell<u8>,
     /// Which of [`PORTS`] the router maps to.
-    ports: usize,
+    ports: Cell<usize>,
 }
 
 impl Internet {
@@ -66,8 +67,8 @@ impl Internet {
             number,
             host: format!("derpd-wg-{id}-host{number}"),
             router: format!("derpd-wg-{id}-router{number}"),
-            address: 2,
-            ports: 0,
+            address: Cell::new(2),
+            ports: Cell::new(0),
         };
         let internet = Self {
             relay: format!("derpd-wg-{id}-relay"),
@@ -132,7 +133,7 @@ impl Internet {
     /// Has a site's router translate addresses.
     fn translate(&self, site: &Site) -> Result<(), String> {
         let path = self.directory().join(format!("nat{}", site.number));
-        let ports = PORTS[site.ports];
+        let ports = PORTS[site.ports.get()];
         let table = |family| {
             format!(
                 "table {family} nat {{
@@ -150,20 +151,19 @@ impl Internet {
     }
 
     /// Makes a site's router forget what it has translated and map to other ports from now on.
-    pub(crate) fn change_ports(&mut self, index: usize) {
-        let site = &mut self.sites[index];
-        site.ports = 1 - site.ports;
+    pub(crate) fn change_ports(&self, site: usize) {
+        let site = &self.sites[site];
+        site.ports.set(1 - site.ports.get());
         remove_public_address(site);
-        let site = &self.sites[index];
         self.translate(site).expect("nft");
         add_public_address(site).expect("ip");
     }
 
     /// Gives a site's router another public address.
-    pub(crate) fn change_address(&mut self, index: usize) {
-        let site = &mut self.sites[index];
+    pub(crate) fn change_address(&self, site: usize) {
+        let site = &self.sites[site];
         remove_public_address(site);
-        site.address += 1;
+        site.address.set(site.address.get() + 1);
         add_public_address(site).expect("ip");
     }
 
@@ -193,18 +193,6 @@ impl Drop for Internet {
     }
 }
 
-impl Site {
-    /// The public address that the site's packets come from, of the family of `like`.
-    pub(crate) fn public_address(&self, like: SocketAddr) -> IpAddr {
-        let text = if like.is_ipv4() {
-            format!("10.80.{}.{}", self.number, self.address)
-        } else {
-            format!("fd80:{}::{}", self.number, self.address)
-        };
-        text.parse().expect("an address")
-    }
-}
-
 /// The relay's interface towards a site.
 pub(crate) fn interface(site: usize) -> String {
     format!("site{site}")
@@ -228,13 +216,15 @@ pub(crate) fn forward(namespace: &str, on: bool) -> Result<(), String> {
     let value = u8::from(on);
     for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        run_in(namespace, move || fs::write(&path, value.to_string()).map_err(|error| format!("{path}: {error}")))?;
+        run_in(namespace, move || {
+            fs::write(&path, value.to_string()).map_err(|error| format!("{path}: {error}"))
+        })?;
     }
     Ok(())
 }
 
 fn add_public_address(site: &Site) -> Result<(), String> {
-    let Site { number: n, router, address, .. } = site;
+    let (Site { number: n, router, .. }, address) = (site, site.address.get());
     run(&format!("ip -n {router} addr add 10.80.{n}.{address}/24 dev wan0"))?;
     run(&format!("ip -n {router} addr add fd80:{n}::{address}/64 dev wan0 nodad"))?;
     run(&format!("ip -n {router} route add default via 10.80.{n}.1"))?;
@@ -243,7 +233,7 @@ fn add_public_address(site: &Site) -> Result<(), String> {
 
 /// The kernel forgets what it has translated to an address that goes away.
 fn remove_public_address(site: &Site) {
-    let Site { number: n, router, address, .. } = site;
+    let (Site { number: n, router, .. }, address) = (site, site.address.get());
     run(&format!("ip -n {router} route del default via fd80:{n}::1")).expect("ip");
     run(&format!("ip -n {router} addr del 10.80.{n}.{address}/24 dev wan0")).expect("ip");
     run(&format!("ip -n {router} addr del fd80:{n}::{address}/64 dev wan0")).expect("ip");

@@ -14,11 +14,17 @@ mod lab;
 mod netns;
 #[path = "../support/packets.rs"]
 mod packets;
+#[path = "../support/party.rs"]
+mod party;
+#[path = "../support/pins.rs"]
+mod pins;
 
 mod internet;
 mod labs;
 mod peer;
 mod programs;
+mod quick;
+mod relay;
 mod transfer;
 
 use std::{env, time::Duration};
@@ -29,6 +35,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// How much a transfer moves each way.
 pub(crate) fn transfer_bytes() -> u64 {
-    let megabytes = env::var("DERPD_WIREGUARD_MEGABYTES").map_or(10, |text| text.parse().expect("a number"));
+    let megabytes =
+        env::var("DERPD_WIREGUARD_MEGABYTES").map_or(10, |text| text.parse().expect("a number"));
     megabytes * 1_000_000
 }

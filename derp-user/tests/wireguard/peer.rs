@@ -4,7 +4,7 @@ use std::{
     fmt::{self, Display, Formatter, Write as _},
     fs::{self, File},
     io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -14,36 +14,21 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use x25519_dalek::{PublicKey, StaticSecret};
+use x25519_dalek::PublicKey;
 
 use crate::{
     PATIENCE,
     internet::{Internet, Site},
     netns::{run, run_in},
+    party::Keys,
     programs::Implementation,
+    transfer::End,
 };
 
 /// Where the implementations put their sockets.
 const SOCKETS: &str = "/var/run/wireguard";
 /// Seconds between the packets that keep a router's mapping alive. Short, because tests wait for their effect.
 const KEEPALIVE: u16 = 5;
-
-/// A key pair of X25519.
-#[derive(Clone)]
-pub(crate) struct Keys {
-    pub(crate) private: StaticSecret,
-    pub(crate) public: PublicKey,
-}
-
-impl Keys {
-    /// Draws a pair.
-    pub(crate) fn random() -> Self {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).expect("random numbers");
-        let private = StaticSecret::from(bytes);
-        Self { public: PublicKey::from(&private), private }
-    }
-}
 
 /// A key as `wg` writes it.
 pub(crate) fn base64(key: &[u8; 32]) -> String {
@@ -155,23 +140,9 @@ impl Peer {
         self.set(&format!("listen_port={port}\n"));
     }
 
-    /// Its address in the tunnel.
-    pub(crate) fn address(&self, ipv6: bool) -> IpAddr {
-        let Self { number, .. } = self;
-        let text = if ipv6 { format!("fd99::{number}") } else { format!("10.99.0.{number}") };
-        text.parse().expect("an address")
-    }
-
     fn set(&self, settings: &str) {
         let answer = ask(&self.interface, &format!("set=1\n{settings}\n"));
         assert_eq!(answer.trim(), "errno=0", "{self}: {settings}: {}", self.log());
-    }
-
-    /// A number it knows of its peers, added up, such as `rx_bytes`.
-    pub(crate) fn sum(&self, key: &str) -> u64 {
-        let text = ask(&self.interface, "get=1\n\n");
-        let values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        values.filter_map(|value| value.parse::<u64>().ok()).sum()
     }
 
     /// The end of what the process has said.
@@ -185,6 +156,16 @@ impl Peer {
 impl Display for Peer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "peer {} ({:?})", self.number, self.implementation)
+    }
+}
+
+impl End for Peer {
+    fn number(&self) -> usize {
+        self.number
+    }
+
+    fn namespace(&self) -> &str {
+        &self.namespace
     }
 }
 
@@ -217,10 +198,7 @@ fn launch(
 ) -> Child {
     let output = File::options().create(true).append(true).open(log).expect("a log file");
     let mut command = internet.programs.command(implementation, interface);
-    command
-        .stdin(Stdio::null())
-        .stdout(output.try_clone().expect("a log file"))
-        .stderr(output);
+    command.stdin(Stdio::null()).stdout(output.try_clone().expect("a log file")).stderr(output);
     run_in(namespace, move || command.spawn().expect("the program can be run"))
 }
 

@@ -76,11 +76,8 @@ impl Programs {
     }
 
     /// What `wg-quick` is told to start in place of the kernel's WireGuard.
-    pub(crate) fn for_wg_quick(&self, implementation: Implementation) -> &Path {
-        match implementation {
-            Implementation::Boringtun | Implementation::BoringtunConnected => &self.boringtun,
-            Implementation::WireguardGo => &self.wireguard_go,
-        }
+    pub(crate) fn for_wg_quick(&self) -> &Path {
+        &self.wireguard_go
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     internet::{Internet, RELAY_PORT, interface},
     lab::Daemon,
-    peer::{Peer, base64},
+    peer::{Identity, Peer, base64},
 };
 
 /// Where data is forwarded.
@@ -33,6 +33,18 @@ impl<'a> Relay<'a> {
     pub(crate) fn start(
         internet: &'a Internet,
         peers: &[Peer],
+        pairs: &str,
+        plane: Plane,
+        pin: &str,
+    ) -> Self {
+        let identities: Vec<_> = peers.iter().map(Peer::identity).collect();
+        Self::start_for(internet, &identities, pairs, plane, pin)
+    }
+
+    /// The same for peers that are not there yet.
+    pub(crate) fn start_for(
+        internet: &'a Internet,
+        peers: &[Identity],
         pairs: &str,
         plane: Plane,
         pin: &str,
@@ -96,12 +108,7 @@ impl<'a> Relay<'a> {
 }
 
 /// A configuration in which the peers are called `peer1` and so on.
-pub(crate) fn configuration(
-    internet: &Internet,
-    peers: &[Peer],
-    pairs: &str,
-    pin: &str,
-) -> String {
+fn configuration(internet: &Internet, peers: &[Identity], pairs: &str, pin: &str) -> String {
     let state = internet.directory().join("wireguard.json");
     let mut text = format!(
         "[dataplane]\npin = {pin}\n\n[wireguard]\nport = {RELAY_PORT}\nendpoint = \"198.51.100.1:{RELAY_PORT}\"\n\
@@ -109,7 +116,7 @@ pub(crate) fn configuration(
         state.display()
     );
     for peer in peers {
-        let (number, key) = (peer.number, base64(peer.keys.public.as_bytes()));
+        let (number, key) = (peer.number, base64(peer.public.as_bytes()));
         write!(
             text,
             "\n[[wireguard.network.peer]]\nlabel = \"peer{number}\"\npublic_key = \"{key}\"\n"

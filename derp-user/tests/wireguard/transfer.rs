@@ -13,11 +13,18 @@ use std::{
 
 use crate::{PATIENCE, netns::spawn_in, peer::Peer};
 
-/// Where peers listen, in the tunnel.
-const TCP_PORT: u16 = 7001;
-const UDP_PORT: u16 = 7002;
+/// Where peers listen, in the tunnel: these plus the number of the other one.
+const TCP_PORT: u16 = 7000;
+const UDP_PORT: u16 = 8000;
 /// Bytes written and compared at a time.
 const PIECE: usize = 64 << 10;
+
+/// A peer, however it was set up.
+pub(crate) trait End {
+    /// From 1 on. It makes its address in the tunnel.
+    fn number(&self) -> usize;
+    fn namespace(&self) -> &str;
+}
 
 /// Two streams between two peers, one each way, of contents that each end knows.
 pub(crate) struct Transfer {
@@ -31,7 +38,7 @@ impl Transfer {
     /// Starts sending so many bytes each way.
     pub(crate) fn start(from: &Peer, to: &Peer, ipv6: bool, bytes: u64) -> Self {
         let received = Arc::new(AtomicU64::new(0));
-        let address = SocketAddr::new(to.address(ipv6), TCP_PORT);
+        let address = SocketAddr::new(address(to.number, ipv6), port(TCP_PORT, from));
         let deadline = Instant::now() + PATIENCE;
         let accepting = {
             let received = Arc::clone(&received);
@@ -51,8 +58,7 @@ impl Transfer {
             let received = Arc::clone(&received);
             spawn_in(&from.namespace, move || {
                 let timeout = Duration::from_secs(5);
-                let stream =
-                    until(deadline, || TcpStream::connect_timeout(&address, timeout).ok());
+                let stream = until(deadline, || TcpStream::connect_timeout(&address, timeout).ok());
                 talk(&stream, [1, 2], bytes, &received);
             })
         };
@@ -138,6 +144,17 @@ impl Contents {
     }
 }
 
+/// A port for each sender, as many of them may have the same receiver.
+fn port(first: u16, from: &impl End) -> u16 {
+    first + u16::try_from(from.number()).expect("few peers")
+}
+
+/// The address of the peer with this number in its tunnel.
+fn address(number: usize, ipv6: bool) -> IpAddr {
+    let text = if ipv6 { format!("fd99::{number}") } else { format!("10.99.0.{number}") };
+    text.parse().expect("an address")
+}
+
 fn until<T>(deadline: Instant, mut attempt: impl FnMut() -> Option<T>) -> T {
     loop {
         if let Some(value) = attempt() {
@@ -149,9 +166,7 @@ fn until<T>(deadline: Instant, mut attempt: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Sends datagrams that make packets of exactly `mtu` bytes in the tunnel, and checks that one comes back as it was.
-/// Returns how long it took until then.
-pub(crate) fn echo(from: &Peer, to: &Peer, ipv6: bool, mtu: u16) -> Duration {
-    let begin = Instant::now();
+pub(crate) fn echo(from: &impl End, to: &impl End, ipv6: bool, mtu: u16) {
     let headers = if ipv6 { 48 } else { 28 };
     let size = usize::from(mtu) - headers;
     let bind = |ip: IpAddr, port| {
@@ -159,14 +174,13 @@ pub(crate) fn echo(from: &Peer, to: &Peer, ipv6: bool, mtu: u16) -> Duration {
         socket.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
         socket
     };
-    let (here, there) = (from.address(ipv6), to.address(ipv6));
-    let deadline = begin + PATIENCE;
-    // A port for each sender, as many of them may ask at once.
-    let port = UDP_PORT + u16::try_from(from.number).expect("few peers");
+    let (here, there) = (address(from.number(), ipv6), address(to.number(), ipv6));
+    let deadline = Instant::now() + PATIENCE;
+    let port = port(UDP_PORT, from);
     let done = Arc::new(AtomicBool::new(false));
     let echoing = {
         let done = Arc::clone(&done);
-        spawn_in(&to.namespace, move || {
+        spawn_in(to.namespace(), move || {
             let socket = bind(there, port);
             let mut buffer = [0; 2048];
             while !done.load(Relaxed) && Instant::now() < deadline {
@@ -177,8 +191,8 @@ pub(crate) fn echo(from: &Peer, to: &Peer, ipv6: bool, mtu: u16) -> Duration {
             }
         })
     };
-    let names = format!("from {from} to {to}, IPv6 {ipv6}, {mtu} bytes");
-    let asking = spawn_in(&from.namespace, move || {
+    let names = format!("from peer {} to {}, IPv6 {ipv6}, {mtu} bytes", from.number(), to.number());
+    let asking = spawn_in(from.namespace(), move || {
         let socket = bind(here, 0);
         let packet: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
         let mut buffer = [0; 2048];
@@ -199,5 +213,4 @@ pub(crate) fn echo(from: &Peer, to: &Peer, ipv6: bool, mtu: u16) -> Duration {
     if let Err(panic) = asked {
         std::panic::resume_unwind(panic);
     }
-    begin.elapsed()
 }
