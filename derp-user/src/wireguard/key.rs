@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use blake2::{
     Blake2s256, Blake2sMac,
-    digest::{Digest as _, KeyInit as _, Mac as _, consts::U16},
+    digest::{Digest as _, KeyInit, Mac as _, consts::U16},
 };
 
 use super::message::Mac1;

@@ -3,7 +3,7 @@
 use derp_common::flow::class::{COOKIE_REPLY, INITIATION, RESPONSE};
 
 /// Bytes of a MAC.
-pub const MAC_LENGTH: usize = 16;
+pub(super) const MAC_LENGTH: usize = 16;
 /// Where MAC1 of an initiation begins; it covers everything before.
 const INITIATION_MAC1: usize = 116;
 /// The same in a response.

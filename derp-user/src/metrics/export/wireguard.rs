@@ -54,9 +54,11 @@ fn relay(view: &WireGuardView, families: &mut Families) {
     );
 }
 
+fn labels(peer: &PeerView) -> [(&'static str, &str); 2] {
+    [("network", peer.network.as_str()), ("peer", peer.label.as_str())]
+}
+
 fn peers(peers: &[PeerView], families: &mut Families) {
-    let labels =
-        |peer: &'_ PeerView| [("network", peer.network.as_str()), ("peer", peer.label.as_str())];
     families.gauges(
         "derpd_wireguard_peer_located",
         "Whether it is known where a WireGuard peer is.",

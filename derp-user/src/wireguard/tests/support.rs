@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use blake2::{
     Blake2sMac,
-    digest::{KeyInit as _, Mac as _, consts::U16},
+    digest::{KeyInit, Mac as _, consts::U16},
 };
 use derp_common::{
     Port, Reason, Services, Settings,
