@@ -61,7 +61,7 @@ impl Bed {
                     Place::Spoke => 2,
                     Place::Stranger => 3,
                 };
-                UdpSocket::bind(([127, 0, 0, last], 0)).expect("a socket")
+                UdpSocket::bind(SocketAddr::from(([127, 0, 0, last], 0))).expect("a socket")
             }
             (Self::Namespaces { lab, .. }, Place::Hub) => lab.socket(&lab.b, "10.78.2.2:0"),
             (Self::Namespaces { lab, .. }, Place::Spoke) => lab.socket(&lab.a, "10.78.1.2:0"),

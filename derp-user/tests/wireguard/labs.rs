@@ -56,7 +56,7 @@ fn ends_of_ipv6_and_of_different_families_and_a_link_of_1280_bytes() {
     let (over_ipv6, mixed) = peers.split_at_mut(2);
     mesh(over_ipv6, |_| relay(true));
     mesh(mixed, |peer| relay(peer.number == 3));
-    for [a, b] in [over_ipv6, mixed].map(|pair| [&pair[0], &pair[1]]) {
+    for [a, b] in [[&peers[0], &peers[1]], [&peers[2], &peers[3]]] {
         echo(a, b, false, 1420);
         Transfer::start(a, b, false, SOME).finish();
         for mtu in MTUS {
@@ -67,7 +67,7 @@ fn ends_of_ipv6_and_of_different_families_and_a_link_of_1280_bytes() {
     }
     // On a link of IPv6's least MTU, everything that is longer leaves in fragments.
     internet.set_link_mtu(0, 1280);
-    let [a, b] = [&over_ipv6[0], &over_ipv6[1]];
+    let [a, b] = [&peers[0], &peers[1]];
     for mtu in [1280, 1420] {
         a.set_mtu(mtu);
         b.set_mtu(mtu);
