@@ -177,6 +177,7 @@ impl WireGuardRelay {
             let (made, heard) = (before(age), before(idle));
             for (side, end) in Side::ALL.into_iter().zip(&mut ends) {
                 table.set_local(flow, side, end.local);
+                end.counted = table.counted(flow, side);
                 if end.heard != 0 {
                     // Not 0, which is never, whatever the clock.
                     end.heard = heard.max(1);
