@@ -115,7 +115,7 @@ impl Stored {
             let ends = [initiator, responder];
             let [a, b] = ends.map(|end| directory.name(end.peer));
             Some(Resumable {
-                spec: flow_of(super::relay::session_name(a, b), &ends, port),
+                spec: flow_of(super::response::session_name(a, b), &ends, port),
                 ends,
                 age,
                 idle,
