@@ -213,6 +213,16 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         1,
         "-config: {}/typo.toml: line 2: [relay] prot: unknown key; did you mean port?",
     ),
+    (
+        "-config {}/key.toml",
+        1,
+        "-config: {}/key.toml: line 5: [[wireguard.network.peer]] public_key: must be a WireGuard public key: 44 letters of base64, as `wg pubkey` prints them",
+    ),
+    (
+        "-config {}/hub.toml",
+        1,
+        "-config: {}/hub.toml: line 2: [[wireguard.network]] \"x\": pairs = \"star\" needs a hub, the label of a peer",
+    ),
     ("-config {}/latin.toml", 1, "-config: {}/latin.toml: not UTF-8"),
     (
         "-config {}/flow.toml",
@@ -407,6 +417,16 @@ fn damaged_files(place: &Place) {
         ("public.key", format!("{{\"PrivateKey\":\"{PUBLIC}\"}}").into_bytes()),
         ("fieldless.key", "{}".into()),
         ("typo.toml", "[relay]\nprot = 1".into()),
+        (
+            "key.toml",
+            "[wireguard]\n[[wireguard.network]]\nname = \"x\"\n[[wireguard.network.peer]]\npublic_key = \"secret\"".into(),
+        ),
+        (
+            "hub.toml",
+            "[wireguard]\n[[wireguard.network]]\nname = \"x\"\npairs = \"star\"\n\
+             [[wireguard.network.peer]]\npublic_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
+             [[wireguard.network.peer]]\npublic_key = \"TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=\"".into(),
+        ),
         ("latin.toml", b"# \xff".to_vec()),
         ("flow.toml", "[[flow]]\nname = \"x\"\na = \"192.0.2.1\"\nport = 1".into()),
     ] {

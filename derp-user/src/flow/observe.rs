@@ -57,12 +57,6 @@ impl FlowTable {
         self.flow(id).map(|flow| flow.end(side).last_seen)
     }
 
-    /// Returns when an end was last heard of, as [`FlowTable::last_seen`], but `None` also if that was never.
-    #[must_use]
-    pub fn last_heard(&self, id: FlowId, side: Side) -> Option<u64> {
-        self.flow(id).map(|flow| flow.end(side)).filter(|end| end.was_seen).map(|end| end.last_seen)
-    }
-
     /// Returns what has come from an end through both data planes: packets, and bytes of their UDP payloads, as far as
     /// [`FlowTable::observe`] has told.
     #[must_use]

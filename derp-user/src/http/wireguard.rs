@@ -124,3 +124,62 @@ fn session(session: &SessionView) -> String {
 fn stranger(stranger: &StrangerView) -> Vec<String> {
     vec![stranger.address.to_string(), stranger.wants.join(", "), stranger.may_be.join(", ")]
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn view() -> WireGuardView {
+        let amount = json!({"packets": 3, "bytes": 4000});
+        let value = json!({
+            "port": 51820, "sessions": 1, "pending": 2,
+            "messages": {
+                "initiations": 1, "held": 0, "copies": 0, "responses": 1, "cookie_replies": 0, "roamed": 0,
+                "dropped": [
+                    {"reason": "unknown_key", "messages": 7}, {"reason": "replayed", "messages": 0},
+                ],
+            },
+            "peers": [{
+                "network": "home", "label": "<nas>", "public_key": "KEY=", "address": "192.0.2.1:1",
+                "is_pinned": true, "candidates": ["192.0.2.2:2"], "partners": 1, "sessions": 1,
+                "initiations": 1, "handshakes": 1, "handshake_seconds": 61, "heard_seconds": null,
+                "sent": amount, "received": amount,
+            }],
+            "pairs": [{
+                "peers": ["<nas>", "tv"],
+                "sessions": [{
+                    "initiator": "tv", "addresses": ["192.0.2.3:3", "192.0.2.1:1"], "age_seconds": 5,
+                    "idle_seconds": 0, "is_confirmed": false, "slot": 0,
+                }],
+            }],
+            "strangers": [{"address": "192.0.2.9:9", "wants": ["tv"], "may_be": ["a", "b"]}],
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn everything_is_shown_and_nothing_is_markup() {
+        let page = page(&view());
+        for text in [
+            "1 of 1 peers located, 1 sessions, 2 initiations wait",
+            "&lt;nas&gt;",
+            "192.0.2.1:1 (pinned), perhaps 192.0.2.2:2",
+            "1 min 1 s ago",
+            "never",
+            "by tv, 192.0.2.3:3 to 192.0.2.1:1, 5 s old, idle for 0 s, no data both ways yet",
+            "<td>192.0.2.9:9</td><td>tv</td><td>a, b</td>",
+            "<td>unknown_key</td><td>7</td>",
+        ] {
+            assert!(page.contains(text), "{text}: {page}");
+        }
+        assert!(!page.contains("<nas>") && !page.contains("replayed"), "{page}");
+    }
+
+    #[test]
+    fn what_was_never_there_has_no_table() {
+        let page = page(&WireGuardView::default());
+        assert!(page.contains("0 of 0 peers") && !page.contains("<h2>"), "{page}");
+    }
+}

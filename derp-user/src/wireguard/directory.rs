@@ -198,7 +198,7 @@ mod tests {
     fn network(count: usize, pairs: Pairs) -> Network {
         let peer = |number: usize| PeerSettings {
             label: number.to_string(),
-            key: PublicKey::from_bytes([number as u8 + 1; 32]),
+            key: PublicKey::from_bytes([(number % 255) as u8 + 1; 32]),
             address: None,
         };
         Network { name: "test".to_owned(), peers: (0..count).map(peer).collect(), pairs }

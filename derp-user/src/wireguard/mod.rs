@@ -17,6 +17,7 @@
 //! [`whereabouts`]; [`Limits`] says how much of it.
 
 mod directory;
+mod initiation;
 mod key;
 mod limits;
 mod message;
@@ -24,6 +25,7 @@ mod pending;
 mod refusal;
 mod relay;
 mod reload;
+mod response;
 mod review;
 mod sessions;
 mod snippet;

@@ -62,13 +62,12 @@ impl WireGuardRelay {
                 let counted = table.counted(session.flow, side);
                 let end = &mut session.ends[side as usize];
                 // Counts begin anew with a new process of either data plane.
-                let (packets, bytes) = (
-                    counted.0.saturating_sub(end.counted.0),
-                    counted.1.saturating_sub(end.counted.1),
-                );
+                let packets = counted.0.saturating_sub(end.counted.0);
+                *sent = (packets, counted.1.saturating_sub(end.counted.1));
                 end.counted = counted;
-                *sent = (packets, bytes);
-                if let Some(heard) = table.last_heard(session.flow, side) {
+                // The clock of the kernel's program may lag behind the beginning of the session.
+                if packets != 0 {
+                    let heard = table.last_seen(session.flow, side).unwrap_or(session.made);
                     end.heard = end.heard.max(heard);
                     session.heard = session.heard.max(heard);
                     self.atlas.heard(end.peer, end.remote, heard);

@@ -115,7 +115,7 @@ impl Stored {
             let ends = [initiator, responder];
             let [a, b] = ends.map(|end| directory.name(end.peer));
             Some(Resumable {
-                spec: flow_of(super::relay::session_name(a, b), &ends, port),
+                spec: flow_of(super::response::session_name(a, b), &ends, port),
                 ends,
                 age,
                 idle,
@@ -177,6 +177,7 @@ impl WireGuardRelay {
             let (made, heard) = (before(age), before(idle));
             for (side, end) in Side::ALL.into_iter().zip(&mut ends) {
                 table.set_local(flow, side, end.local);
+                end.counted = table.counted(flow, side);
                 if end.heard != 0 {
                     // Not 0, which is never, whatever the clock.
                     end.heard = heard.max(1);

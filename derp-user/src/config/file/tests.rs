@@ -132,7 +132,10 @@ fn faults_name_line_key_and_what_would_be_right() {
     for (text, expected) in [
         ("[relay]\nprot = 1", "2|[relay] prot|unknown key; did you mean port?"),
         ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
-        ("zzz = 1", "1|zzz|unknown key (there are relay, stun, dataplane, peer_relay, flow)"),
+        (
+            "zzz = 1",
+            "1|zzz|unknown key (there are relay, stun, dataplane, peer_relay, wireguard, flow)",
+        ),
         ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nslots = 1000", "2|[relay] slots|must be a power of two, like 1024"),

@@ -152,7 +152,7 @@ fn one_source_and_one_target_have_their_allowances() {
     let count = |world: &mut World, from: &str, first: u32| {
         let results: Vec<_> = (first..first + 40).map(|it| world.initiate(from, 1, it)).collect();
         let of = |wanted: Result<(), Refusal>| {
-            results.iter().filter(|it| it.clone().clone().map(|_| ()) == wanted).count()
+            results.iter().filter(|it| (*it).clone().map(|_| ()) == wanted).count()
         };
         (of(Ok(())), of(Err(Refusal::TargetOverRate)), of(Err(Refusal::SourceOverRate)))
     };
