@@ -65,15 +65,16 @@ fn ends_of_ipv6_and_of_different_families_and_a_link_of_1280_bytes() {
             echo(a, b, true, mtu);
         }
     }
-    // On a link of IPv6's least MTU, everything that is longer leaves in fragments.
+    // On a link of IPv6's least MTU, everything that is longer leaves in fragments. (wireguard-go's batches, which leave in
+    // none, then do not leave at all: what is copied has to fit.)
     internet.set_link_mtu(0, 1280);
     let [a, b] = [&peers[0], &peers[1]];
-    for mtu in [1280, 1420] {
+    for mtu in [1420, 1280, 1200] {
         a.set_mtu(mtu);
         b.set_mtu(mtu);
-        echo(a, b, true, mtu);
+        echo(a, b, false, mtu);
     }
-    Transfer::start(a, b, true, SOME).finish();
+    Transfer::start(a, b, false, SOME).finish();
 }
 
 /// A hub, the first peer, with five spokes of both implementations. Spokes reach each other through the hub.
@@ -125,26 +126,27 @@ fn a_star_of_five_spokes_whose_hub_restarts_and_whose_spokes_move() {
     echo_all(&pairs[..5]);
     echo_all(&pairs[5..]);
 
-    // A spoke's router maps it to another port, another one gets another address, a third one's spoke sends from another
-    // port of its own: each in the middle of a copy to the hub.
-    let before = [2, 3, 4].map(|number| relay_process.address(number));
-    let transfers = [1, 2, 3].map(|spoke| Transfer::start(&peers[spoke], &peers[0], false, MUCH));
+    // A spoke's router maps it to another port, another one's gets another address, a third spoke sends from another port of
+    // its own: each in the middle of a copy to the hub. (boringtun goes on to listen on the port before, and answers from it.)
+    let movers = [1, 2, 4];
+    let before = movers.map(|spoke| relay_process.address(spoke + 1));
+    let transfers = movers.map(|spoke| Transfer::start(&peers[spoke], &peers[0], false, MUCH));
     for transfer in &transfers {
         transfer.wait_for(10);
     }
     internet.change_ports(1);
     internet.change_address(2);
-    peers[3].set_port(RELAY_PORT + 1);
+    peers[4].set_port(RELAY_PORT + 1);
     for transfer in transfers {
         transfer.finish();
     }
-    let after = [2, 3, 4].map(|number| relay_process.address(number));
+    let after = movers.map(|spoke| relay_process.address(spoke + 1));
     for (before, after) in before.iter().zip(&after) {
         assert_ne!(before, after, "the relay knows where each has gone");
     }
 
     // The hub restarts in the middle of a copy between two spokes.
-    let transfer = Transfer::start(&peers[4], &peers[5], false, MUCH);
+    let transfer = Transfer::start(&peers[3], &peers[4], false, MUCH);
     transfer.wait_for(10);
     let handshakes = relay_process.handshakes(1);
     peers[0].restart(&internet);
