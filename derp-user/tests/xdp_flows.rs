@@ -29,7 +29,10 @@ use std::{
 
 use derp_common::{
     Address, Rate, Reason, Switches,
-    flow::{Leg, LegStatistics, Side, table::GRACE},
+    flow::{
+        Leg, LegStatistics, Side,
+        table::{GRACE, source_value},
+    },
     maps::Event,
 };
 

@@ -444,7 +444,8 @@ fn what_is_wrong_with_wireguard_is_said() {
         ),
         (
             wireguard("", "").replace(b, a),
-            format!("9|[[wireguard.network.peer]] public_key|the peer \"nas\" of network \"home\" has this key"),
+            "9|[[wireguard.network.peer]] public_key|the peer \"nas\" of network \"home\" has this key"
+                .to_owned(),
         ),
         (
             wireguard("", "label = \"nas\""),

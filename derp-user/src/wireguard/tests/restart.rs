@@ -15,7 +15,7 @@ const C: &str = "192.0.2.30:3003";
 /// Three peers, the first of whom has a session with each of the others.
 fn three(pairs: Pairs) -> (World, Network) {
     let network = network(3, pairs);
-    let mut world = World::new(&[network.clone()]);
+    let mut world = World::new(std::slice::from_ref(&network));
     world.initiate(A, 2, 1).unwrap();
     world.session((2, B, 2), (1, A, 10));
     world.session((3, C, 3), (1, A, 11));
@@ -152,7 +152,7 @@ fn what_the_kernel_holds_goes_on_in_its_place() {
 #[test]
 fn sessions_that_are_over_or_not_allowed_any_more_are_not_resumed() {
     let (world, network) = three(Pairs::All);
-    let late = restart(&world, &[network.clone()], 300, &Found::default());
+    let late = restart(&world, std::slice::from_ref(&network), 300, &Found::default());
     assert_eq!((late.view().sessions, late.table.len()), (0, 0));
     assert_eq!(late.whereabouts(1).as_deref(), Some(A), "where it was is worth knowing");
     let fewer = Network { pairs: Pairs::List(vec![[0, 2]]), ..network };
