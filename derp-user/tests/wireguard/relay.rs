@@ -1,6 +1,6 @@
 //! The relay of a lab, and what it says of its peers.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -94,9 +94,12 @@ impl<'a> Relay<'a> {
         self.view()["peers"][number - 1]["handshakes"].as_u64().expect("a number")
     }
 
-    /// Where it has this peer.
-    pub(crate) fn address(&self, number: usize) -> String {
-        self.view()["peers"][number - 1]["address"].as_str().unwrap_or_default().to_owned()
+    /// Where it has this peer, and where it may be.
+    pub(crate) fn places(&self, number: usize) -> BTreeSet<String> {
+        let peer = &self.view()["peers"][number - 1];
+        let candidates = peer["candidates"].as_array().expect("a list");
+        let places = candidates.iter().chain([&peer["address"]]);
+        places.filter_map(|place| place.as_str().map(str::to_owned)).collect()
     }
 
     /// Packets that a data plane has forwarded.
