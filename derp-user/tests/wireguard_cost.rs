@@ -238,15 +238,18 @@ fn derpd(
     Box::new(Derpd { daemon, programs, _client_end: client_end, _directory: directory })
 }
 
-/// One network of so many pairs.
+/// One network of so many pairs, whose addresses are configured: so many strangers at one address would be slowed down.
 fn configuration(pairs: &[Pair], directory: &std::path::Path) -> String {
     let labels = |number: usize| [format!("a{number}"), format!("b{number}")];
     let allowed: Vec<_> = (0..pairs.len()).map(|number| format!("{:?}", labels(number))).collect();
     let peers = pairs.iter().enumerate().flat_map(|(number, pair)| {
-        let peers = labels(number).into_iter().zip(&pair.keys);
-        peers.map(|(label, keys)| {
+        let peers = labels(number).into_iter().zip(&pair.keys).zip(&pair.hosts);
+        peers.map(|((label, keys), host)| {
             let key = BASE64_STANDARD.encode(keys.public.as_bytes());
-            format!("[[wireguard.network.peer]]\nlabel = \"{label}\"\npublic_key = \"{key}\"\n")
+            let address = address(&host.socket);
+            format!(
+                "[[wireguard.network.peer]]\nlabel = \"{label}\"\npublic_key = \"{key}\"\naddress = \"{address}\"\n"
+            )
         })
     });
     format!(
