@@ -10,7 +10,10 @@ use super::{
     netmap::{Netmap, TooMany},
     status::seconds,
 };
-use crate::{peer_relay::Permission, proto::keys::{NodePrivate, NodePublic}};
+use crate::{
+    peer_relay::Permission,
+    proto::keys::{NodePrivate, NodePublic},
+};
 
 /// The state of the control connection.
 pub(super) struct Shared {

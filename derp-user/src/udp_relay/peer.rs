@@ -16,7 +16,8 @@ use super::{
 use crate::{
     forward::{ControlPacket, Outlet, StunAnswer},
     peer_relay::{
-        Allowed, Arrival, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction, Response, advertised,
+        Allowed, Arrival, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction, Response,
+        advertised,
     },
     proto::keys::{NodePrivate, NodePublic},
     server::{LocalClient, LocalPacket},

@@ -43,7 +43,7 @@ impl RelayNode {
             assert!(Instant::now() < deadline, "{} is not made", path.display());
             thread::sleep(Duration::from_millis(5));
         }
-        let keys = derp_user::config::load_relay_keys(path).expect("the relay's keys");
+        let keys = derp_user::config::load_relay_keys(path, false).expect("the relay's keys");
         Self { node: keys.node.public(), disco: keys.disco.public() }
     }
 }
