@@ -93,7 +93,7 @@ impl Reloader {
             // The kernel can refuse, so this is taken into use first.
             Some(udp) => {
                 let file = udp.prepare()?;
-                (file.log.clone(), udp.apply(file)?)
+                (file.log(), udp.apply(file)?)
             }
             None => (None, Vec::new()),
         };

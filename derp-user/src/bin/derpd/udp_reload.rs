@@ -34,6 +34,13 @@ pub(crate) struct PreparedUdp {
     rules: Option<PeerRelayRules>,
 }
 
+impl PreparedUdp {
+    /// Returns what to log, if the file says so.
+    pub(crate) fn log(&self) -> Option<String> {
+        self.file.log.clone()
+    }
+}
+
 impl UdpReloader {
     /// Reads the file.
     pub(crate) fn prepare(&self) -> anyhow::Result<PreparedUdp> {
