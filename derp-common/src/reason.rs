@@ -146,6 +146,10 @@ reasons! {
     OtherLocal = "other_local" => Pass,
     /// No flow has this source
     UnknownSource = "unknown_source" => Pass,
+    /// A message of a WireGuard handshake
+    WireGuardHandshake = "wireguard_handshake" => Pass,
+    /// On a WireGuard port, of one of its types, but not of that type's length
+    InvalidWireGuard = "invalid_wireguard" => Drop,
     /// The TTL or hop limit is used up
     HopLimit = "hop_limit" => Pass,
     /// The way to the other end is not known

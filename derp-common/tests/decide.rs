@@ -67,6 +67,10 @@ fn to_relay(from: SocketAddr, ip: Ip, payload: &[u8]) -> Vec<u8> {
     udp_frame(from, server(ip, RELAY_PORT), payload)
 }
 
+fn to_wireguard(payload: &[u8]) -> Vec<u8> {
+    udp_frame(client(Ip::V4), server(Ip::V4, flows::WIREGUARD_PORT), payload)
+}
+
 fn from_client(ip: Ip, vni: u32) -> Vec<u8> {
     to_relay(client(ip), ip, &data(vni))
 }
@@ -177,6 +181,8 @@ fn every_reason() -> Vec<(Reason, ChangeHost, Vec<u8>)> {
             none,
             udp_frame(client(v4), server(v4, flows::WIREGUARD_PORT), &[9; 40]),
         ),
+        (Reason::WireGuardHandshake, none, to_wireguard(&[&[3, 0, 0, 0][..], &[9; 60]].concat())),
+        (Reason::InvalidWireGuard, none, to_wireguard(&[&[1, 0, 0, 0][..], &[9; 60]].concat())),
         (Reason::UnusualGeneve, none, to_relay(client(v4), v4, &[0x40; 40])),
         (Reason::RelayControl, none, control_from(SENDERS[0])),
         (Reason::InvalidRelayControl, none, to_relay(client(v4), v4, &control(1, 1)[..100])),

@@ -26,3 +26,4 @@ pub mod tls;
 pub mod tools;
 pub mod udp;
 pub mod udp_relay;
+pub mod wireguard;

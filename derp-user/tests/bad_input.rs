@@ -223,7 +223,17 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
     (
         "-config {}/both.toml",
         1,
-        "-config: {}/both.toml: line 1: [companion]: cannot be given together with [[flow]] or [peer_relay]: the kernel either drops what is no flow's, or leaves it to tailscaled",
+        "-config: {}/both.toml: line 1: [companion]: cannot be given together with [[flow]], [peer_relay] or [wireguard]: the kernel either drops what is no flow's, or leaves it to tailscaled",
+    ),
+    (
+        "-config {}/key.toml",
+        1,
+        "-config: {}/key.toml: line 5: [[wireguard.network.peer]] public_key: must be a WireGuard public key: 44 letters of base64, as `wg pubkey` prints them",
+    ),
+    (
+        "-config {}/hub.toml",
+        1,
+        "-config: {}/hub.toml: line 2: [[wireguard.network]] \"x\": pairs = \"star\" needs a hub, the label of a peer",
     ),
     ("-config {}/latin.toml", 1, "-config: {}/latin.toml: not UTF-8"),
     (
@@ -447,6 +457,16 @@ fn damaged_files(place: &Place) {
         (
             "both.toml",
             "[companion]\n[peer_relay]\nport = 1\nkey_file = \"/k\"\nallow = \"any\"".into(),
+        ),
+        (
+            "key.toml",
+            "[wireguard]\n[[wireguard.network]]\nname = \"x\"\n[[wireguard.network.peer]]\npublic_key = \"secret\"".into(),
+        ),
+        (
+            "hub.toml",
+            "[wireguard]\n[[wireguard.network]]\nname = \"x\"\npairs = \"star\"\n\
+             [[wireguard.network.peer]]\npublic_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
+             [[wireguard.network.peer]]\npublic_key = \"TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=\"".into(),
         ),
         ("latin.toml", b"# \xff".to_vec()),
         (

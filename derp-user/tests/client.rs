@@ -82,6 +82,7 @@ impl Relay {
             version: "test",
             has_mesh_key: Box::new(|| false),
             mesh: Box::new(MeshView::default),
+            status: Box::new(|_| derp_user::status::Status::default()),
             admission: Box::new(String::new),
             access: DebugAccess::new(None, None, None, false).expect("nothing to refuse"),
             acme_challenge: None,
@@ -93,7 +94,7 @@ impl Relay {
             bootstrap: Arc::default(),
             flows: Box::new(FlowsView::default),
             peer_relay: Box::new(|| None),
-            status: Box::new(|_| derp_user::status::Status::default()),
+            wireguard: Box::new(|| None),
             check: Box::new(|| Ok(())),
         });
         let workers = NonZeroUsize::new(2).expect("not zero");

@@ -154,7 +154,15 @@ fn random_payload(random: &mut Random, ip: Ip) -> Vec<u8> {
             geneve(flags, random.pick(&[0x7a11, 0x7a12, 0x6558]), random.pick(&vnis), &body)
         }
         4 => control(random.pick(&vnis), random.pick(&[SENDERS[0], SENDERS[1], 0, 7])),
-        5 => wireguard(random.pick(&[INDEX, 0x0100_0000, 7])),
+        5 => {
+            let mut message = wireguard(random.pick(&[INDEX, 0x0100_0000, 7, 0x2112_a442]));
+            if random.one_in(3) {
+                message[0] = random.pick(&[1, 2, 3, 4, 5]);
+                let length = random.pick(&[32, 63, 64, 92, 93, 148]) - random.below(2);
+                message.resize(length, 0x66);
+            }
+            message
+        }
         6 => random.bytes_below(60),
         _ => random_message(random),
     }

@@ -19,6 +19,7 @@ mod run;
 mod scale;
 mod test;
 mod vendored;
+mod wireguard;
 mod workspace;
 
 use std::process::ExitCode;

@@ -3,7 +3,10 @@
 use super::{
     class::Class,
     statistics::LegCells,
-    table::{Control, Leg, Senders, Side, Source, leg_index, slot_and_side, statistics_index},
+    table::{
+        Control, Leg, Senders, Side, Source, leg_index, slot_and_side, statistics_index,
+        wireguard_sender,
+    },
 };
 use crate::{
     address::Address,
@@ -116,8 +119,8 @@ pub fn find<'a, T: Tables>(
         Class::Stun => Err(Reason::NotRelayed),
         Class::Geneve { vni } => by_vni(datagram, vni, settings, tables, now),
         Class::Control { vni, sender } => Err(control(vni, sender, settings, tables, now())),
-        Class::WireGuard { index } => by_source(datagram, index, tables),
-        Class::Any => by_source(datagram, 0, tables),
+        Class::WireGuard { index } => by_index(datagram, index, tables),
+        Class::Any => by_source(datagram, tables),
         Class::Known { value } => by_value(datagram, value, tables),
     }
 }
@@ -174,12 +177,28 @@ fn unless_binding<T: Tables>(
 }
 
 #[inline(always)]
-fn by_source<'a, T: Tables>(
+fn by_source<'a, T: Tables>(datagram: &Datagram, tables: &'a T) -> Result<Hop<'a>, Reason> {
+    let value = tables.source(&datagram.source_key(0)).ok_or(Reason::UnknownSource)?;
+    by_value(datagram, value, tables)
+}
+
+/// One source may send in many flows, so unlike elsewhere the leg does not tell whether `SOURCES` has led astray.
+#[inline(always)]
+fn by_index<'a, T: Tables>(
     datagram: &Datagram,
     index: u32,
     tables: &'a T,
 ) -> Result<Hop<'a>, Reason> {
     let value = tables.source(&datagram.source_key(index)).ok_or(Reason::UnknownSource)?;
+    let (slot, side) = slot_and_side(value);
+    let [a, b] = tables.senders(slot).ok_or(Reason::UnknownSource)?;
+    let sender = match side {
+        Side::A => a,
+        Side::B => b,
+    };
+    if sender != wireguard_sender(index) {
+        return Err(Reason::UnknownSource);
+    }
     by_value(datagram, value, tables)
 }
 

@@ -14,6 +14,15 @@ pub const CONTROL_LENGTH: usize = 160;
 /// How a disco message begins, as a big-endian number.
 pub const DISCO_MAGIC: [u8; 6] = [0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac];
 
+/// Bytes of a WireGuard handshake initiation (type 1).
+pub const INITIATION: usize = 148;
+/// Bytes of a WireGuard handshake response (type 2).
+pub const RESPONSE: usize = 92;
+/// Bytes of a WireGuard cookie reply (type 3).
+pub const COOKIE_REPLY: usize = 64;
+/// Fewest bytes of a WireGuard transport message (type 4), which are those of a keepalive.
+pub const MIN_TRANSPORT: usize = 32;
+
 /// The flag O, "control packet", in the second byte of a Geneve header.
 const CONTROL: u8 = 0x80;
 
@@ -65,17 +74,12 @@ pub fn classify<P: Packet>(
     }
     let [b0, b1, b2, b3] = packet.read(at).ok_or(Reason::Malformed)?;
     let second: [u8; 4] = packet.read(at + 4).ok_or(Reason::Malformed)?;
+    // Before STUN: an index may be STUN's magic cookie, and no STUN message begins like this.
+    if services & Services::WIREGUARD != 0 && matches!(b0, 1..=4) && [b1, b2, b3] == [0; 3] {
+        return wireguard(b0, length, second);
+    }
     if services & Services::STUN != 0 && b0 & 0xc0 == 0 && second == stun::MAGIC_COOKIE {
         return Ok(Class::Stun);
-    }
-    if services & Services::WIREGUARD != 0 && b1 == 0 && b2 == 0 && b3 == 0 {
-        return match b0 {
-            4 if length >= 32 && length.is_multiple_of(16) => {
-                Ok(Class::WireGuard { index: u32::from_ne_bytes(second) })
-            }
-            // Handshakes and cookies are for userspace, and so is what only looks like WireGuard.
-            _ => Err(Reason::NotRelayed),
-        };
     }
     if services & Services::GENEVE != 0 {
         return geneve(packet, at, length, [b0, b1, b2, b3], second);
@@ -107,6 +111,19 @@ pub fn identify<P: Packet, T: Tables>(
         return Ok(Class::Known { value });
     }
     classify(packet, at, length, services)
+}
+
+/// What a WireGuard message of this type and length is.
+///
+/// Data need not be padded: the last piece of a packet of the MTU's length is not, and some implementations never
+/// pad.
+#[inline(always)]
+fn wireguard(kind: u8, length: usize, second: [u8; 4]) -> Result<Class, Reason> {
+    match (kind, length) {
+        (4, MIN_TRANSPORT..) => Ok(Class::WireGuard { index: u32::from_ne_bytes(second) }),
+        (1, INITIATION) | (2, RESPONSE) | (3, COOKIE_REPLY) => Err(Reason::WireGuardHandshake),
+        _ => Err(Reason::InvalidWireGuard),
+    }
 }
 
 /// Returns the VNI of the Geneve packet at `at`.

@@ -14,7 +14,8 @@
 //! before [`GRACE`] has passed. No reader ever sees half of an old and half of a new leg.
 //!
 //! `SOURCES` is a hash, whose elements the kernel recycles under readers. That is harmless: the slot's
-//! own legs decide, and what a stale element leads to does not match the packet.
+//! own legs decide, and what a stale element leads to does not match the packet. Where one source may have
+//! many flows, which is so in WireGuard, the receiver index in `SENDERS` decides as well.
 
 use crate::address::Address;
 
@@ -156,9 +157,18 @@ impl Leg {
     };
 }
 
-/// Whose control packets may reach userspace: the first eight bytes of the disco public key of each end,
-/// as they lie in the packet; 0 where there is none.
+/// What is known of the senders of each end. Of a Geneve flow: the first eight bytes of the disco public key whose
+/// control packets may reach userspace, as they lie in the packet; 0 where there is none. Of a WireGuard flow:
+/// [`wireguard_sender`] of the receiver index in packets *from* this end.
 pub type Senders = [u64; 2];
+
+/// Returns what `SENDERS` has of an end whose packets have this receiver index, as it lies in the packet. It is never
+/// 0, which stands for no sender.
+#[inline(always)]
+#[must_use]
+pub const fn wireguard_sender(index: u32) -> u64 {
+    1 << 32 | index as u64
+}
 
 /// Whose packets are forwarded without a VNI in them: key of the hash `SOURCES`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]

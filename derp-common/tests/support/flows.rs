@@ -7,7 +7,7 @@ use derp_common::{
     Address, Port, Services, Settings, Switches,
     flow::{
         Control, Leg, Side, Source,
-        table::{Senders, leg_index, source_value},
+        table::{Senders, leg_index, source_value, wireguard_sender},
     },
 };
 
@@ -152,6 +152,9 @@ impl Plan {
         self.slot(slot, Control::forward(0, 1), legs);
         for ((side, leg), index) in Side::ALL.into_iter().zip(legs).zip(indexes) {
             self.sources.push((source(&leg, index), source_value(slot, side)));
+        }
+        if indexes != [0; 2] {
+            self.senders.push((slot, indexes.map(wireguard_sender)));
         }
     }
 

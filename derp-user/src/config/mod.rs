@@ -23,7 +23,7 @@ pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{
     CompanionSettings, ControlSettings, FileSettings, PeerRelaySettings, Pin, RelaySettings,
-    StunSettings, load_file,
+    StunSettings, WireGuardSettings, load_file,
 };
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
 pub use options::{CertificateMode, LogFormat, Options};

@@ -272,13 +272,15 @@ impl Config {
         let key = key_source(&options, environment)?;
         if let Some(interface) = options.xdp_interface.first()
             && !options.stun
-            && options.config.is_none()
+            && options.config.as_ref().is_none_or(String::is_empty)
             && options.xdp_mode != Mode::Off
         {
             return Err(ConfigError::Flag {
                 flag: "xdp-interface",
                 value: interface.clone(),
-                reason: "-stun=false leaves nothing for the kernel without -config".to_owned(),
+                reason:
+                    "without -config the kernel answers only STUN, which -stun=false switches off"
+                        .to_owned(),
             });
         }
         let mesh_key = mesh_key_source(&options, environment);

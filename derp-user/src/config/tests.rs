@@ -498,11 +498,17 @@ fn workers_are_as_many_as_processors_unless_said_otherwise() {
 }
 
 #[test]
-fn the_kernel_answers_nothing_but_stun_without_a_file() {
+fn without_a_file_the_kernel_answers_nothing_but_stun() {
     let without_stun = ["-a=:1", "-stun=false", "-xdp-interface=eth0"];
     assert!(matches!(resolve(&without_stun), Err(ConfigError::Flag { flag: "xdp-interface", .. })));
     assert!(resolve(&["-a=:1", "-stun=false", "-xdp-interface=eth0", "-xdp-mode=off"]).is_ok());
     assert!(resolve(&[&without_stun[..], &["-config=/c"]].concat()).is_ok());
+}
+
+#[test]
+fn regression_a_relay_for_wireguard_alone_may_use_the_kernel() {
+    let flags = ["-a=:1", "-stun=false", "-xdp-interface=eth0", "-config=derpd.toml"];
+    assert!(resolve(&flags).is_ok());
 }
 
 #[test]

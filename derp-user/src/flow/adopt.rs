@@ -9,7 +9,7 @@ use derp_common::{
     Address,
     flow::{
         Control, Leg, Side, Source,
-        table::{MAX_SLOTS, Senders, leg_index, source_value},
+        table::{MAX_SLOTS, Senders, leg_index, source_value, wireguard_sender},
     },
 };
 
@@ -72,6 +72,10 @@ impl Found {
         let is_kind = match spec.kind {
             Kind::Geneve { .. } => control.vni() != 0,
             Kind::Any => control.vni() == 0,
+            // Flows between the same two ends differ in their indexes only.
+            Kind::WireGuard { indexes } => {
+                control.vni() == 0 && self.senders(slot) == indexes.map(wireguard_sender)
+            }
         };
         let is_in_use = control.forwards() || control.learns();
         is_in_use

@@ -57,6 +57,9 @@ pub enum AdmitError {
     /// An end may be learnt from more networks than are looked through.
     #[error("an end may be learnt from at most {MAX_NETWORKS} networks")]
     Networks,
+    /// The ends of such a flow are not learnt from data.
+    #[error("the ends of a WireGuard flow are not learnt from its data")]
+    Learn,
     /// Both ends are the same, so that nobody could tell which of them has sent a packet.
     #[error("both ends are {0}")]
     SameEnds(SocketAddr),
@@ -103,6 +106,11 @@ pub(super) fn check(spec: &FlowSpec) -> Result<(), AdmitError> {
             Remote::Learn(_) => {}
         }
     }
+    if let Kind::WireGuard { .. } = spec.kind
+        && spec.ends.iter().any(|end| matches!(end.remote, Remote::Learn(_)))
+    {
+        return Err(AdmitError::Learn);
+    }
     let [a, b] = &spec.ends;
     if let (Remote::Fixed(a), Remote::Fixed(b)) = (&a.remote, &b.remote) {
         check_ends(spec, *a, *b)?;
@@ -133,7 +141,7 @@ pub(super) fn check_ends(spec: &FlowSpec, a: SocketAddr, b: SocketAddr) -> Resul
 }
 
 /// Says why packets can neither come from nor go to `address`, if so.
-pub(super) fn check_address(address: SocketAddr) -> Result<(), &'static str> {
+pub(crate) fn check_address(address: SocketAddr) -> Result<(), &'static str> {
     let ip = address.ip().to_canonical();
     if address.port() == 0 {
         return Err("has port 0");

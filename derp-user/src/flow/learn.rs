@@ -134,9 +134,8 @@ impl FlowTable {
         let outcome = match class {
             Class::Geneve { vni } => self.unknown_by_vni(arrival, vni, now),
             Class::Any | Class::Known { .. } => self.unknown_by_source(arrival, now),
-            Class::Stun | Class::Control { .. } | Class::WireGuard { .. } => {
-                Err(Refusal::OtherKind)
-            }
+            Class::WireGuard { index } => self.unknown_by_index(arrival, index, now),
+            Class::Stun | Class::Control { .. } => Err(Refusal::OtherKind),
         };
         outcome.unwrap_or_else(Outcome::Refused)
     }
@@ -153,8 +152,20 @@ impl FlowTable {
         self.learn(slot, side, arrival, now)
     }
 
+    /// Data proves nothing about where its sender is, but of a known source the local address is learnt.
+    fn unknown_by_index(
+        &mut self,
+        arrival: Arrival,
+        index: u32,
+        now: u64,
+    ) -> Result<Outcome, Refusal> {
+        let source = source_of(arrival.source, arrival.local.port(), index);
+        let &(slot, side) = self.owners.get(&source).ok_or(Refusal::NotAllowed)?;
+        self.known_end(slot, side, arrival, now)
+    }
+
     fn unknown_by_source(&mut self, arrival: Arrival, now: u64) -> Result<Outcome, Refusal> {
-        let source = source_of(arrival.source, arrival.local.port());
+        let source = source_of(arrival.source, arrival.local.port(), 0);
         if let Some(&(slot, side)) = self.owners.get(&source) {
             return self.known_end(slot, side, arrival, now);
         }

@@ -36,5 +36,9 @@ pub use self::{
     way::{Resolved, WayRequest},
 };
 
+pub(crate) use self::check::check_address;
+#[cfg(test)]
+pub(crate) use self::state::source_of;
+
 #[cfg(test)]
 mod tests;

@@ -64,6 +64,15 @@ impl FlowTable {
         self.flow(id).map(|flow| flow.end(side).observed)
     }
 
+    /// Returns what has come from an end through both data planes: packets, and bytes of their UDP payloads, as far as
+    /// [`FlowTable::observe`] has told.
+    #[must_use]
+    pub fn counted(&self, id: FlowId, side: Side) -> (u64, u64) {
+        let observed = self.flow(id).map(|flow| flow.end(side).observed).unwrap_or_default();
+        let sum = |count: fn(&LegStatistics) -> u64| observed.iter().map(count).sum();
+        (sum(|it| it.packets), sum(|it| it.bytes))
+    }
+
     /// Forgets ends that were learnt and removes flows, if they have been silent for the idle timeout.
     ///
     /// To be called when [`FlowTable::observe`] has told what both data planes know *now*, which is how a flow that

@@ -62,6 +62,11 @@ pub enum Kind {
     },
     /// By their source alone, whatever they carry.
     Any,
+    /// By their source and the receiver index of WireGuard data. Both ends are [`Remote::Fixed`].
+    WireGuard {
+        /// The receiver index in packets *from* each end, as it lies in the packet.
+        indexes: [u32; 2],
+    },
 }
 
 /// Who asks for a flow.
@@ -74,6 +79,9 @@ pub enum FlowSource {
     PeerRelay,
     /// The companion, on behalf of the process that owns the relay's socket and forwards what the kernel does not.
     Companion,
+    /// The relay for WireGuard, for a session of two of its peers.
+    #[serde(rename = "wireguard")]
+    WireGuard,
 }
 
 impl FlowSource {
@@ -84,6 +92,7 @@ impl FlowSource {
             Self::Configuration => "configuration",
             Self::PeerRelay => "peer relay",
             Self::Companion => "companion",
+            Self::WireGuard => "WireGuard",
         }
     }
 }

@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use derp_common::{
     Address,
-    flow::{Control, Leg, LegStatistics, Side, Source, table::Senders},
+    flow::{
+        Control, Leg, LegStatistics, Side, Source,
+        table::{Senders, wireguard_sender},
+    },
 };
 
 use super::{EndSpec, FlowId, FlowSpec, Kind, Remote, Resolved};
@@ -156,6 +159,19 @@ impl End {
     }
 }
 
+impl Kind {
+    /// Returns what packets from this end have as index in the key of their source; `None` if they are not recognised
+    /// by that.
+    pub(super) const fn source_index(self, side: Side) -> Option<u32> {
+        match (self, side) {
+            (Self::Geneve { .. }, _) => None,
+            (Self::Any, _) => Some(0),
+            (Self::WireGuard { indexes: [a, _] }, Side::A) => Some(a),
+            (Self::WireGuard { indexes: [_, b] }, Side::B) => Some(b),
+        }
+    }
+}
+
 impl Flow {
     pub(super) const fn end(&self, side: Side) -> &End {
         let [a, b] = &self.ends;
@@ -213,7 +229,10 @@ impl Flow {
 
     /// Returns the senders as the tables should have them.
     pub(super) fn senders(&self) -> Senders {
-        Side::ALL.map(|side| self.spec.end(side).sender)
+        match self.spec.kind {
+            Kind::Geneve { .. } | Kind::Any => Side::ALL.map(|side| self.spec.end(side).sender),
+            Kind::WireGuard { indexes } => indexes.map(wireguard_sender),
+        }
     }
 
     /// Returns the sources that lead to this flow once it forwards.
@@ -226,20 +245,18 @@ impl Flow {
 
     /// Returns the source that stands for this end, if the flow is recognised by sources.
     pub(super) fn source(&self, side: Side) -> Option<Source> {
-        match self.spec.kind {
-            Kind::Geneve { .. } => None,
-            Kind::Any => Some(source_of(self.end(side).remote?, self.spec.end(side).local.port)),
-        }
+        let index = self.spec.kind.source_index(side)?;
+        Some(source_of(self.end(side).remote?, self.spec.end(side).local.port, index))
     }
 }
 
-/// Returns the key of packets from `remote` to our port `local_port`.
-pub(super) fn source_of(remote: SocketAddr, local_port: u16) -> Source {
+/// Returns the key of packets from `remote` to our port `local_port`, with this receiver index or 0.
+pub(crate) fn source_of(remote: SocketAddr, local_port: u16, index: u32) -> Source {
     Source {
         address: remote.ip().into(),
         port: remote.port().to_be(),
         local_port: local_port.to_be(),
-        index: 0,
+        index,
     }
 }
 

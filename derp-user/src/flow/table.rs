@@ -99,9 +99,12 @@ impl FlowTable {
     /// Checks a flow, by itself and beside the others.
     pub(super) fn check(&self, spec: &FlowSpec) -> Result<(), AdmitError> {
         check(spec)?;
-        for end in &spec.ends {
-            if let (Kind::Any, Remote::Fixed(remote)) = (spec.kind, &end.remote) {
-                self.check_source(canonical(*remote), end.local.port)?;
+        for side in Side::ALL {
+            let end = spec.end(side);
+            if let (Some(index), Remote::Fixed(remote)) =
+                (spec.kind.source_index(side), &end.remote)
+            {
+                self.check_source(canonical(*remote), end.local.port, index)?;
             }
         }
         Ok(())
@@ -125,7 +128,7 @@ impl FlowTable {
                 let slot = self.slots.take().ok_or(full)?;
                 Ok((slot, self.slots.next_vni(slot)))
             }
-            Kind::Any => Ok((self.slots.take().ok_or(full)?, 0)),
+            Kind::Any | Kind::WireGuard { .. } => Ok((self.slots.take().ok_or(full)?, 0)),
         }
     }
 
@@ -207,8 +210,8 @@ impl FlowTable {
         if let Some(other) = flow.end(side.other()).remote {
             check_ends(&flow.spec, remote, other)?;
         }
-        if flow.spec.kind == Kind::Any {
-            self.check_source(remote, local.port)?;
+        if let Some(index) = flow.spec.kind.source_index(side) {
+            self.check_source(remote, local.port, index)?;
         }
         self.place_end(id.slot, side, Some(remote), now);
         Ok(())
@@ -335,7 +338,8 @@ impl FlowTable {
     }
 
     /// Tells whether an address is one of this host.
-    pub(crate) fn is_this_host(&self, ip: IpAddr) -> bool {
+    #[must_use]
+    pub fn is_this_host(&self, ip: IpAddr) -> bool {
         ip.is_loopback() || self.local_addresses.contains(&ip)
     }
 
@@ -393,8 +397,13 @@ impl FlowTable {
     }
 
     /// Refuses a source that a flow has.
-    pub(super) fn check_source(&self, remote: SocketAddr, port: u16) -> Result<(), AdmitError> {
-        let owner = self.owners.get(&source_of(remote, port));
+    pub(super) fn check_source(
+        &self,
+        remote: SocketAddr,
+        port: u16,
+        index: u32,
+    ) -> Result<(), AdmitError> {
+        let owner = self.owners.get(&source_of(remote, port, index));
         match owner.and_then(|(slot, _)| self.flows.get(slot)) {
             Some(flow) => Err(AdmitError::SourceTaken {
                 source_address: remote,

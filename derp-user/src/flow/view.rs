@@ -40,12 +40,14 @@ pub struct FlowView {
 
 /// How a flow's packets are recognised.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "lowercase")]
 pub enum KindView {
     /// By VNI and source.
     Geneve,
     /// By source.
     Any,
+    /// By source and WireGuard's receiver index.
+    WireGuard,
 }
 
 /// Whether a flow forwards.
@@ -204,6 +206,7 @@ impl Viewer<'_> {
             kind: match flow.spec.kind {
                 Kind::Geneve { .. } => KindView::Geneve,
                 Kind::Any => KindView::Any,
+                Kind::WireGuard { .. } => KindView::WireGuard,
             },
             vni: (flow.vni != 0).then_some(flow.vni),
             slot: flow.id.slot(),

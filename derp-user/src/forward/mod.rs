@@ -31,7 +31,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use self::shard::Shard;
 pub use self::{
     decide::{Action, Delivery, Forward, Refusal, decide},
-    notice::{ControlPacket, NOTICES, Notices, Stranger, StunAnswer},
+    notice::{ControlPacket, HandshakePacket, NOTICES, Notices, Stranger, StunAnswer},
 };
 use crate::{
     flow::SharedMirror,
@@ -169,7 +169,7 @@ pub struct Outlet {
 }
 
 impl Outlet {
-    /// Sends a datagram from an address and port of the relay.
+    /// Sends a datagram from an address and port of the relay; of the unspecified address, routing chooses.
     ///
     /// # Errors
     ///
@@ -177,7 +177,7 @@ impl Outlet {
     pub fn send(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
         let index = socket_for(&self.sockets, from).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let socket = self.sockets.get(index).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let source = Some(from.ip());
+        let source = Some(from.ip()).filter(|ip| !ip.is_unspecified());
         let route = Route { destination: to, source, hop_limit: None, traffic_class: 0 };
         Ok(socket.send(&route, &[IoSlice::new(payload)], None)?)
     }

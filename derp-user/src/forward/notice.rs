@@ -21,6 +21,9 @@ const PER_SOURCE: Rate = Rate::per_second(2, 4);
 /// How often strangers are reported, by one thread.
 const IN_ALL: Rate = Rate::per_second(1000, NOTICES as u32);
 
+/// How often handshakes of one source are passed on, so that no single one can fill the channel.
+const HANDSHAKES_PER_SOURCE: Rate = Rate::per_second(200, 400);
+
 /// A packet of a flow that is not, or not yet, its sender's.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Stranger {
@@ -67,6 +70,15 @@ pub struct StunAnswer {
     pub seen: SocketAddr,
 }
 
+/// A message of a WireGuard handshake.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HandshakePacket {
+    /// From where, and to which address and port of this host.
+    pub datagram: Datagram,
+    /// All of it.
+    pub payload: Box<[u8]>,
+}
+
 /// Who is told. Nobody is waited for: what finds a channel full is counted as lost.
 #[derive(Clone, Debug, Default)]
 pub struct Notices {
@@ -77,6 +89,8 @@ pub struct Notices {
     pub control: Option<Sender<ControlPacket>>,
     /// Those who ask STUN servers. At most 1000 answers a second.
     pub stun: Option<Sender<StunAnswer>>,
+    /// Those who send WireGuard's handshakes on. At most 200 a second of one source.
+    pub handshakes: Option<Sender<HandshakePacket>>,
 }
 
 /// Reports the packets of one thread.
@@ -85,11 +99,18 @@ pub(super) struct Reporter {
     sources: SourceBuckets,
     bucket: u64,
     stun_bucket: u64,
+    handshake_sources: SourceBuckets,
 }
 
 impl Reporter {
     pub(super) fn new(notices: Notices) -> Self {
-        Self { notices, sources: SourceBuckets::new(), bucket: 0, stun_bucket: 0 }
+        Self {
+            notices,
+            sources: SourceBuckets::new(),
+            bucket: 0,
+            stun_bucket: 0,
+            handshake_sources: SourceBuckets::new(),
+        }
     }
 
     /// Reports a stranger, if anybody wants to know and the limits allow.
@@ -143,6 +164,24 @@ impl Reporter {
     ) {
         if self.sources.take(source, PER_SOURCE, now) {
             self.control(packet, tally);
+        }
+    }
+
+    /// Passes a message of a WireGuard handshake on, if its source has not sent too many.
+    pub(super) fn handshake(
+        &mut self,
+        datagram: Datagram,
+        payload: &[u8],
+        tally: &Tally,
+        now: u64,
+    ) {
+        let Some(handshakes) = &self.notices.handshakes else { return };
+        let source = datagram.source.into();
+        if !self.handshake_sources.take(source, HANDSHAKES_PER_SOURCE, now) {
+            return tally.notice_lost();
+        }
+        if handshakes.try_send(HandshakePacket { datagram, payload: payload.into() }).is_err() {
+            tally.notice_lost();
         }
     }
 

@@ -178,6 +178,10 @@ impl Shard {
                     }
                     Err(Refusal { reason, class }) => {
                         self.tally.refused(family, reason, payload.len());
+                        if reason == Reason::WireGuardHandshake {
+                            let datagram = delivery.datagram;
+                            self.reporter.handshake(datagram, payload, &self.tally, now);
+                        }
                         if let Some(class) = class {
                             let refused = Noteworthy { delivery, arrival, class, reason };
                             refused.report(payload, &mut self.reporter, &self.tally, now);
@@ -231,6 +235,8 @@ impl Noteworthy {
                 let packet = || ControlPacket { datagram, interface, vni, payload: payload.into() };
                 reporter.early(datagram.source.into(), packet, tally, now);
             }
+            // WireGuard's flows are learnt from its handshakes.
+            Class::WireGuard { .. } if self.reason != Reason::OtherLocal => {}
             class @ (Class::Stun
             | Class::Geneve { .. }
             | Class::WireGuard { .. }

@@ -7,7 +7,7 @@ use hyper::{
     http::{HeaderValue, header, request::Parts},
 };
 
-use super::{Origin, Reply, Site, flows, mesh, peer_relay, reply, status};
+use super::{Origin, Reply, Site, flows, mesh, peer_relay, reply, status, wireguard};
 use crate::status::words;
 
 impl Site {
@@ -43,6 +43,10 @@ impl Site {
             },
             "/debug/flows" => flows::respond(request, (self.settings.flows)()),
             "/debug/peer-relay" => peer_relay::respond(request, (self.settings.peer_relay)()),
+            "/debug/wireguard" => match (self.settings.wireguard)() {
+                Some(view) => wireguard::respond(request, &view),
+                None => reply::text(StatusCode::NOT_FOUND, "no [wireguard] is configured"),
+            },
             "/debug/mesh" => mesh::respond(request, &(self.settings.mesh)()),
             _ => return reply::text(StatusCode::NOT_FOUND, "404 page not found"),
         };

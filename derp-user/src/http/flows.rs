@@ -72,6 +72,7 @@ fn page(view: &FlowsView) -> String {
 fn rows(page: &mut String, flow: &FlowView) {
     let vni = match (flow.kind, flow.vni) {
         (KindView::Geneve, Some(vni)) => vni.to_string(),
+        (KindView::WireGuard, _) => "WireGuard".to_owned(),
         (KindView::Geneve | KindView::Any, _) => "none".to_owned(),
     };
     let state = match flow.state {

@@ -13,7 +13,7 @@ struct Page {
 }
 
 /// Every page that the index leads to, in its order.
-const PAGES: [Page; 7] = [
+const PAGES: [Page; 8] = [
     Page {
         path: "/debug/status.json",
         name: "This page",
@@ -49,6 +49,12 @@ const PAGES: [Page; 7] = [
         name: "Peer relay",
         what: ", also",
         json: Some("/debug/peer-relay?format=json"),
+    },
+    Page {
+        path: "/debug/wireguard",
+        name: "WireGuard",
+        what: ", also",
+        json: Some("/debug/wireguard?format=json"),
     },
     Page {
         path: "/debug/mesh",

@@ -19,6 +19,7 @@ mod status;
 mod tls_requests;
 mod upgrade;
 mod websocket;
+mod wireguard;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
@@ -44,6 +45,7 @@ use crate::{
     metrics::MeshView,
     peer_relay::PeerRelayView,
     status::{Since, Status},
+    wireguard::WireGuardView,
 };
 
 /// A whole response; every page here but the traffic stream fits in memory.
@@ -109,6 +111,8 @@ pub struct Settings {
     pub flows: Box<dyn Fn() -> FlowsView + Send + Sync>,
     /// Returns the peer relay, if there is one.
     pub peer_relay: Box<dyn Fn() -> Option<PeerRelayView> + Send + Sync>,
+    /// Returns the WireGuard relay, if there is one.
+    pub wireguard: Box<dyn Fn() -> Option<WireGuardView> + Send + Sync>,
     /// Returns what the links to the other servers of the region are doing.
     pub mesh: Box<dyn Fn() -> MeshView + Send + Sync>,
     /// Returns how the relay is doing, with the samples that are asked for.

@@ -37,6 +37,7 @@ fn settings() -> Settings {
         traffic: Box::new(|| None),
         flows: Box::new(FlowsView::default),
         peer_relay: Box::new(|| None),
+        wireguard: Box::new(|| None),
         check: Box::new(|| Ok(())),
     }
 }

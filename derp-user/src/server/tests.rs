@@ -70,6 +70,7 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         traffic: Box::new(|| None),
         flows: Box::new(FlowsView::default),
         peer_relay: Box::new(|| None),
+        wireguard: Box::new(|| None),
         check: Box::new(|| Ok(())),
     });
     Settings {

@@ -8,6 +8,7 @@ use clap_mangen::Man;
 
 use super::{
     Invocation, ToolError, bench, check, derpmap, detach, netcheck, parse_arguments, probe, top,
+    wireguard,
 };
 use crate::config::{Options, variable_names};
 
@@ -122,7 +123,7 @@ fn relay() -> Command {
 }
 
 /// The command lines of the tools: name, name of the page, and the command line.
-fn tools() -> [(&'static str, &'static str, Command); 10] {
+fn tools() -> [(&'static str, &'static str, Command); 11] {
     let healthcheck = Command::new("derpd healthcheck")
         .about("Asks the relay with these flags, on this machine, whether it serves")
         .disable_help_flag(true)
@@ -138,6 +139,7 @@ fn tools() -> [(&'static str, &'static str, Command); 10] {
         ("netcheck", "derpd-netcheck", netcheck::Arguments::command()),
         ("probe", "derpd-probe", probe::Arguments::command()),
         ("top", "derpd-top", top::Arguments::command()),
+        ("wireguard", "derpd-wireguard", wireguard::Arguments::command()),
     ]
 }
 

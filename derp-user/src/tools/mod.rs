@@ -13,6 +13,7 @@ pub mod probe;
 mod relays;
 mod stun;
 pub mod top;
+pub mod wireguard;
 
 use std::{ffi::OsString, io, path::PathBuf};
 

@@ -46,6 +46,8 @@ pub(super) struct State {
     interfaces: HashMap<u32, Option<String>>,
     /// When counts were last read, in nanoseconds.
     counted: Option<u64>,
+    /// What became of the flows that another process has left.
+    resumed: Vec<Option<FlowId>>,
 }
 
 impl State {
@@ -61,7 +63,9 @@ impl State {
         });
         table.set_local_addresses(dataplane::local_addresses()?);
         let found = kernel.as_ref().map(found).transpose()?.unwrap_or_default();
-        let results = table.adopt(&options.flows, &found, now());
+        let specs: Vec<_> = options.flows.iter().chain(&options.resumed).cloned().collect();
+        let mut results = table.adopt(&specs, &found, now());
+        let resumed = results.split_off(options.flows.len().min(results.len()));
         for (spec, result) in options.flows.iter().zip(results) {
             if let Err(source) = result {
                 return Err(KeeperError::Flow { name: spec.name.clone(), source });
@@ -76,12 +80,17 @@ impl State {
             asked: HashMap::new(),
             interfaces: HashMap::new(),
             counted: None,
+            resumed: resumed.into_iter().map(Result::ok).collect(),
         };
         // The kernel's copy may hold all this already; the forwarder's is empty.
         state.fill_mirror();
         state.settle();
         state.observe();
         Ok(state)
+    }
+
+    pub(super) fn take_resumed(&mut self) -> Vec<Option<FlowId>> {
+        std::mem::take(&mut self.resumed)
     }
 
     pub(super) fn follow(&mut self, ways: Ways) {

@@ -12,6 +12,7 @@ mod keeper;
 mod mappings;
 mod monitor;
 mod peer;
+mod wireguard;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -24,10 +25,11 @@ pub use self::{
     elsewhere::DerpServers,
     monitor::PeerRelayMonitor,
     peer::{PeerRelayRules, PeerRelayService},
+    wireguard::{Remembered, StateError, WireGuardHandle, WireGuardService},
 };
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},
+    flow::{FlowId, FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},
     forward::Stranger,
 };
 
@@ -40,6 +42,8 @@ pub struct KeeperOptions {
     pub idle_timeout: u64,
     /// The flows of the configuration.
     pub flows: Vec<FlowSpec>,
+    /// Flows that another process has left; what cannot be admitted of them is let go.
+    pub resumed: Vec<FlowSpec>,
 }
 
 /// Why the relay cannot start.
@@ -87,6 +91,12 @@ impl Keeper {
     ) -> Result<Self, KeeperError> {
         let state = State::start(options, mirror, kernel)?;
         Ok(Self { state: Arc::new(Mutex::new(state)), changed: Arc::default() })
+    }
+
+    /// Returns what became of the flows that another process has left, in order, once.
+    #[must_use]
+    pub fn take_resumed(&self) -> Vec<Option<FlowId>> {
+        self.state.lock().take_resumed()
     }
 
     /// Has the ways of the kernel's flows found.

@@ -138,30 +138,7 @@ impl Lab {
 
     /// Starts the daemon in the relay's namespace with this configuration file and further flags.
     pub(crate) fn start(&self, configuration: &str, flags: &[&str]) -> Daemon {
-        let path = self.directory().join("derpd.toml");
-        fs::write(&path, configuration).expect("the configuration file");
-        let log = self.directory().join("log");
-        let output = File::options().create(true).append(true).open(&log).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
-        command
-            .arg(format!("-a=:{HTTP_PORT}"))
-            .arg(format!("-c={}", self.directory().join("key").display()))
-            .arg(format!("-config={}", path.display()))
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(output);
-        let relay = self.relay.clone();
-        let process = run_in(&relay, move || command.spawn().expect("the daemon can be run"));
-        let mut daemon = Daemon { process, relay, log };
-        let deadline = Instant::now() + PATIENCE;
-        while daemon.get("/debug/check").is_none() {
-            let ended = daemon.process.try_wait().expect("wait");
-            assert!(ended.is_none(), "the daemon ended, {ended:?}:\n{}", daemon.log());
-            assert!(Instant::now() < deadline, "the daemon does not serve:\n{}", daemon.log());
-            thread::sleep(Duration::from_millis(10));
-        }
-        daemon
+        Daemon::start(&self.relay, self.directory(), configuration, flags)
     }
 }
 
@@ -183,9 +160,46 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
+    /// Starts the daemon in a namespace, with its files in a directory.
+    pub(crate) fn start(
+        namespace: &str,
+        directory: &Path,
+        configuration: &str,
+        flags: &[&str],
+    ) -> Self {
+        let path = directory.join("derpd.toml");
+        fs::write(&path, configuration).expect("the configuration file");
+        let log = directory.join("log");
+        let output = File::options().create(true).append(true).open(&log).expect("a log file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
+        command
+            .arg(format!("-a=:{HTTP_PORT}"))
+            .arg(format!("-c={}", directory.join("key").display()))
+            .arg(format!("-config={}", path.display()))
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(output);
+        let process = run_in(namespace, move || command.spawn().expect("the daemon can be run"));
+        let mut daemon = Self { process, relay: namespace.to_owned(), log };
+        let deadline = Instant::now() + PATIENCE;
+        while daemon.get("/debug/check").is_none() {
+            let ended = daemon.process.try_wait().expect("wait");
+            assert!(ended.is_none(), "the daemon ended, {ended:?}:\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "the daemon does not serve:\n{}", daemon.log());
+            thread::sleep(Duration::from_millis(10));
+        }
+        daemon
+    }
+
     /// Everything logged so far, by earlier daemons of this lab too.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Id of the daemon's process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Sends the daemon a signal.

@@ -23,7 +23,7 @@ use clap::Args;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
-use crate::{e2e, ebpf, go, process::CommandExt as _, workspace};
+use crate::{e2e, ebpf, go, process::CommandExt as _, wireguard, workspace};
 use case::{Case, Reading, Row, Run, Subject};
 use figures::{Measured, Round};
 use progress::Progress;
@@ -61,6 +61,9 @@ pub(crate) struct Options {
     /// Measure this binary instead of building derpd; the report file is then left alone
     #[arg(long, value_name = "PATH")]
     derpd: Option<PathBuf>,
+    /// Measure what relaying WireGuard costs instead, as root; the report file is then left alone
+    #[arg(long, conflicts_with_all = ["load_generator", "only", "derpd"])]
+    wireguard: bool,
 }
 
 /// Runs the comparison, prints it, and writes `docs/BENCHMARKS.md`.
@@ -68,6 +71,9 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0 && options.seconds > 0, "--rounds and --seconds must be at least 1");
     if options.peer_relay {
         return peer_relay(options);
+    }
+    if options.wireguard {
+        return wireguard::measure(options.rounds, options.seconds);
     }
     let mut cases = cases::cases();
     cases.retain(|case| options.only.as_ref().is_none_or(|text| case.name.contains(text.as_str())));

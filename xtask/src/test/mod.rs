@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     browser, ebpf, go, monitoring, namespaces,
     process::{self, CommandExt as _},
-    proxies, workspace,
+    proxies, wireguard, workspace,
 };
 use tally::Tally;
 
@@ -33,8 +33,12 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
             tally.skip(&format!("all or some tests on the loaded kernel program: {reason}"))
         }
     }
-    for ensure in [proxies::ensure_programs, browser::ensure_programs, monitoring::ensure_programs]
-    {
+    for ensure in [
+        proxies::ensure_programs,
+        browser::ensure_programs,
+        monitoring::ensure_programs,
+        wireguard::ensure_programs,
+    ] {
         if let Err(reason) = ensure() {
             // Each of the tests that need one says so itself, but not what to type.
             eprintln!("{reason:#}");

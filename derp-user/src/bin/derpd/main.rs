@@ -42,7 +42,7 @@ use derp_user::{
     },
     tailnet::Tailnet,
     tls::{self, Certificates},
-    udp_relay::{Keeper, PeerRelayMonitor, PeerRelayService},
+    udp_relay::{Keeper, PeerRelayMonitor, PeerRelayService, WireGuardHandle},
 };
 use sd_notify::NotifyState;
 use tokio::{
@@ -151,6 +151,7 @@ fn run(options: Options) -> anyhow::Result<()> {
     // Everything is bound and attached, and no other thread runs yet that would keep more.
     reduce_privilege(&udp);
     let (xdp, keeper, companion) = (udp.xdp.clone(), udp.keeper(), udp.companion());
+    let wireguard = udp.wireguard();
     let udp_reloader = udp.reloader(&config, file);
     let stun_counters = udp.responder().map(|responder| responder.counters());
     let (stun_addresses, relay_addresses) =
@@ -200,6 +201,7 @@ fn run(options: Options) -> anyhow::Result<()> {
         peer_relay: peer_relay.as_ref().map(|peer_relay| peer_relay.monitor.clone()),
         companion,
         tailnet: handle,
+        wireguard: wireguard.clone(),
         udp: totals,
         certificates: certificates.as_ref().map(|source| Arc::clone(source.certificates())),
         started: (SystemTime::now(), started),
@@ -247,6 +249,9 @@ fn run(options: Options) -> anyhow::Result<()> {
     notify(NotifyState::Stopping);
     drop(forwarder);
     drop(tailnet);
+    if let Some(wireguard) = wireguard {
+        wireguard.save(true);
+    }
     if stays_attached {
         tracing::info!("the kernel goes on by itself; `derpd detach` stops it");
     }
@@ -379,6 +384,7 @@ fn site(
 ) -> Site {
     // Not the worker's that serves the page: it has packets to relay.
     let runtime = tokio::runtime::Handle::current();
+    let wireguard = sources.wireguard.clone();
     let board = Arc::clone(board);
     let statistics = Arc::clone(&sources.statistics);
     let mesh_statistics = Arc::clone(&statistics);
@@ -406,6 +412,7 @@ fn site(
         traffic: Box::new(move || observed.traffic(&runtime)),
         varz: Box::new(move || texts.report().to_text()),
         vars: Box::new(move || sources.report().to_vars()),
+        wireguard: Box::new(move || wireguard.as_ref().map(WireGuardHandle::view)),
         flows: Box::new(move || keeper.as_ref().map(Keeper::views).unwrap_or_default()),
         status: Box::new(move |since| board.status(since)),
         peer_relay: Box::new(move || peer_relay.as_ref().map(PeerRelayMonitor::view)),

@@ -16,7 +16,7 @@ use derp_user::{
     tailnet::TailnetHandle,
     tls::Certificates,
     udp::Totals,
-    udp_relay::{CompanionReader, Keeper, PeerRelayMonitor},
+    udp_relay::{CompanionReader, Keeper, PeerRelayMonitor, WireGuardHandle},
 };
 
 use crate::{reload::Counts, udp::SharedXdp};
@@ -38,6 +38,7 @@ pub(crate) struct Sources {
     /// Where there is a companion.
     pub(crate) companion: Option<CompanionReader>,
     pub(crate) tailnet: Option<TailnetHandle>,
+    pub(crate) wireguard: Option<WireGuardHandle>,
     /// What the UDP sockets have counted.
     pub(crate) udp: Box<dyn Fn() -> Totals + Send + Sync>,
     /// Those of the TLS listener, if it is one.
@@ -75,6 +76,7 @@ impl Sources {
             },
             peer_relay: self.peer_relay.as_ref().map(PeerRelayMonitor::figures),
             companion: self.companion.as_ref().map(CompanionReader::view),
+            wireguard: self.wireguard.as_ref().map(WireGuardHandle::view),
             kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
             interfaces: self.interfaces(),
         }

@@ -1,6 +1,6 @@
 //! Subcommands: the kernel data plane from outside (`check`, `detach`), the DERP map of a relay (`derpmap`), and
-//! relays as their clients see them (`netcheck`, `probe`), or as they see themselves (`top`); what packages are made
-//! with (`healthcheck`, `completions`, `man`).
+//! relays as their clients see them (`netcheck`, `probe`), or as they see themselves (`top`), and the relay for WireGuard
+//! (`wireguard`); what packages are made with (`healthcheck`, `completions`, `man`).
 
 use std::{
     ffi::OsString,
@@ -16,6 +16,7 @@ use derp_user::tools::{
     healthcheck::{self, HealthError},
     manual, netcheck, probe,
     top::{self, TopError},
+    wireguard::{self, WireGuardError},
 };
 
 use crate::{resolve, variable};
@@ -32,6 +33,7 @@ pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
         Some("healthcheck") => Some(run_healthcheck),
         Some("completions") => Some(run_completions),
         Some("man") => Some(run_man),
+        Some("wireguard") => Some(run_wireguard),
         Some(_) | None => None,
     }
 }
@@ -70,6 +72,10 @@ fn run_completions(arguments: Vec<OsString>) -> ExitCode {
 
 fn run_man(arguments: Vec<OsString>) -> ExitCode {
     finish("man", man(arguments), ToolError::exit_status)
+}
+
+fn run_wireguard(arguments: Vec<OsString>) -> ExitCode {
+    finish("wireguard", wireguard(arguments), WireGuardError::exit_status)
 }
 
 fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
@@ -181,6 +187,25 @@ fn man(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
         }
         (None, Some(page)) => write_out(&page.text)?,
         (None, None) => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn wireguard(arguments: Vec<OsString>) -> Result<ExitCode, WireGuardError> {
+    let arguments = match wireguard::parse(arguments)? {
+        Invocation::Run(arguments) => arguments,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    match arguments.command {
+        wireguard::Command::Check(arguments) => print!("{}", wireguard::check(&arguments)?),
+        wireguard::Command::Status(arguments) => {
+            let status = wireguard::status(&arguments)?;
+            if arguments.json {
+                println!("{}", status.to_json());
+            } else {
+                print!("{status}");
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,15 +11,16 @@ use derp_user::{
     companion::Serving,
     config::{
         self, CompanionSettings, Config, ConfigError, FileSettings, PeerRelaySettings, RelayKeys,
+        WireGuardSettings,
     },
     dataplane::{
         AttachedMode, DataplaneError, FlowEvent, FlowEvents, FlowMaps, KernelTables, MapSizes,
         Mode, Pin, Prepared, Watcher, Xdp, XdpOptions, route::Resolver, self_test,
     },
-    flow::{Mirror, SharedMirror},
+    flow::{FlowSpec, Mirror, SharedMirror},
     forward::{
-        ControlPacket, Forwarder, ForwarderOptions, NOTICES, Notices, Outlet, Running, Stranger,
-        StunAnswer,
+        ControlPacket, Forwarder, ForwarderOptions, HandshakePacket, NOTICES, Notices, Outlet,
+        Running, Stranger, StunAnswer,
     },
     peer_relay::{PeerRelay, PeerRelayOptions, Ports, SEED_LENGTH},
     proto::keys::NodePublic,
@@ -29,8 +30,10 @@ use derp_user::{
     udp::{Merging, SettingsCell, Totals},
     udp_relay::{
         CompanionReader, CompanionService, CompanionServiceOptions, Keeper, KeeperOptions,
-        PeerRelayMonitor, PeerRelayRules, PeerRelayService,
+        PeerRelayMonitor, PeerRelayRules, PeerRelayService, Remembered, WireGuardHandle,
+        WireGuardService,
     },
+    wireguard::Directory,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -69,6 +72,7 @@ pub(crate) struct Udp {
     /// The rules of the peer relay, where there is one.
     rules: Option<watch::Sender<Arc<PeerRelayRules>>>,
     companion: Option<CompanionService>,
+    wireguard: Option<WireGuardHandle>,
     /// The kernel data plane, where there is one.
     pub(crate) xdp: Option<SharedXdp>,
     /// Where STUN is answered.
@@ -125,8 +129,22 @@ impl Udp {
             pin: pin(config, file),
             sizes,
         };
-        let planes = Planes::prepare(&options, file, settings)?;
+        let directory = file.wireguard.as_ref().map(|it| Directory::new(&it.networks));
+        let remembered = file.wireguard.as_ref().zip(directory.as_ref());
+        let remembered = remembered.and_then(|(settings, directory)| remember(settings, directory));
+        let resumed = remembered.as_ref().map(Remembered::flows).unwrap_or_default();
+        let planes = Planes::prepare(&options, file, settings, resumed)?;
         let Planes { xdp, keeper, mirror, watcher, events } = planes;
+        let wireguard = match (&file.wireguard, directory, &keeper) {
+            (Some(settings), Some(directory), Some(keeper)) => Some(WireGuardHandle::new(
+                directory,
+                settings.port,
+                keeper.clone(),
+                settings.state_file.clone(),
+                remembered,
+            )),
+            _ => None,
+        };
         let settings = Arc::new(SettingsCell::new(settings));
         let stun = stun.map(|stun| stun.with_settings(Arc::clone(&settings)));
         let xdp = xdp.map(|xdp| Arc::new(Mutex::new(xdp)));
@@ -156,6 +174,7 @@ impl Udp {
             peer_relay,
             rules,
             companion,
+            wireguard,
             xdp,
             stun_addresses,
             relay_addresses,
@@ -172,7 +191,21 @@ impl Udp {
         let path = config.file.clone()?;
         let (settings, xdp) = (Arc::clone(&self.settings), self.xdp.clone());
         let (stun_port, rules) = (config.stun_port, self.rules.clone());
-        Some(UdpReloader { path, stun_port, file: Mutex::new(file), settings, xdp, rules })
+        let wireguard = self.wireguard.clone();
+        Some(UdpReloader {
+            path,
+            stun_port,
+            file: Mutex::new(file),
+            settings,
+            xdp,
+            rules,
+            wireguard,
+        })
+    }
+
+    /// Returns the WireGuard relay, if there is one.
+    pub(crate) fn wireguard(&self) -> Option<WireGuardHandle> {
+        self.wireguard.clone()
     }
 
     /// Returns who keeps the flows, if there are any.
@@ -190,11 +223,13 @@ impl Udp {
         let (strangers, reported) = channel(NOTICES);
         let (control, handshakes) = channel(NOTICES);
         let (stun, stun_answers) = channel(NOTICES);
+        let (wireguard, of_wireguard) = channel::<HandshakePacket>(NOTICES);
         let is_peer_relay = self.peer_relay.is_some();
         let notices = Notices {
             strangers: Some(strangers),
             control: is_peer_relay.then_some(control),
             stun: is_peer_relay.then_some(stun),
+            handshakes: self.wireguard.is_some().then_some(wireguard),
         };
         let outlet = self.forwarder.as_ref().map(Forwarder::outlet);
         let forwarder = match self.forwarder {
@@ -210,6 +245,9 @@ impl Udp {
             totals.add(&stun_totals.as_ref().map(|read| read()).unwrap_or_default());
             totals
         });
+        let wireguard = self.wireguard.zip(outlet.clone());
+        let wireguard =
+            wireguard.map(|(handle, outlet)| WireGuardService::new(handle, of_wireguard, outlet));
         let peer_relay = match (self.peer_relay, self.rules, &self.keeper, outlet) {
             (Some((settings, keys)), Some(rules), Some(keeper), Some(outlet)) => {
                 Some(PeerRelayParts {
@@ -227,7 +265,7 @@ impl Udp {
         };
         let keeper = self.keeper.map(|keeper| (keeper, reported));
         let Self { stun, watcher, events, companion, xdp, .. } = self;
-        let tasks = Tasks { stun, keeper, watcher, events, companion, xdp };
+        let tasks = Tasks { stun, keeper, wireguard, watcher, events, companion, xdp };
         Ok(Started { forwarder, totals, tasks, peer_relay })
     }
 }
@@ -315,6 +353,7 @@ impl PeerRelayParts {
 pub(crate) struct Tasks {
     stun: Option<StunServer>,
     keeper: Option<(Keeper, Receiver<Stranger>)>,
+    wireguard: Option<WireGuardService>,
     watcher: Option<Watcher>,
     events: Option<FlowEvents>,
     companion: Option<CompanionService>,
@@ -332,6 +371,11 @@ impl Tasks {
         let keeper = async {
             if let Some((keeper, strangers)) = self.keeper {
                 keeper.run(strangers).await;
+            }
+        };
+        let wireguard = async {
+            if let Some(wireguard) = self.wireguard {
+                wireguard.run().await;
             }
         };
         let watcher = async {
@@ -358,7 +402,7 @@ impl Tasks {
                 suspect(&xdp).await;
             }
         };
-        tokio::join!(stun, keeper, watcher, events, companion, suspicion);
+        tokio::join!(stun, keeper, wireguard, watcher, events, companion, suspicion);
     }
 }
 
@@ -399,16 +443,19 @@ impl Planes {
         options: &XdpOptions,
         file: &FileSettings,
         settings: Settings,
+        resumed: Vec<FlowSpec>,
     ) -> anyhow::Result<Self> {
+        let keeper_options = KeeperOptions { resumed, ..keeper_options(file) };
         let prepared = options.degrade(Xdp::prepare(options))?;
         if let Some(prepared) = prepared
-            && let Some(planes) = Self::with_kernel(options, prepared, file, settings)?
+            && let Some(planes) =
+                Self::with_kernel(options, prepared, file, settings, &keeper_options)?
         {
             return Ok(planes);
         }
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
         let keeper = if file.relays() {
-            Some(Keeper::start(&keeper_options(file), mirror.clone(), None)?)
+            Some(Keeper::start(&keeper_options, mirror.clone(), None)?)
         } else {
             None
         };
@@ -421,11 +468,12 @@ impl Planes {
         mut prepared: Prepared,
         file: &FileSettings,
         settings: Settings,
+        keeper_options: &KeeperOptions,
     ) -> anyhow::Result<Option<Self>> {
         // Also without flows: an earlier daemon may have left some.
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
         let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
-        let keeper = Keeper::start(&keeper_options(file), mirror.clone(), Some(tables))?;
+        let keeper = Keeper::start(keeper_options, mirror.clone(), Some(tables))?;
         prepared.configure(settings)?;
         let Some(mut xdp) = options.degrade(prepared.commit().map(Some))? else {
             return Ok(None);
@@ -448,7 +496,17 @@ fn keeper_options(file: &FileSettings) -> KeeperOptions {
         slots: slots(file),
         idle_timeout: nanoseconds(file.relay.idle_timeout),
         flows: file.flows.clone(),
+        resumed: Vec::new(),
     }
+}
+
+/// Reads what another process has left of WireGuard's sessions. Without that, peers need a handshake each.
+fn remember(settings: &WireGuardSettings, directory: &Directory) -> Option<Remembered> {
+    let path = settings.state_file.as_ref()?;
+    Remembered::load(path, directory, settings.port).unwrap_or_else(|error| {
+        tracing::warn!("{error}: WireGuard peers have to shake hands again");
+        None
+    })
 }
 
 fn slots(file: &FileSettings) -> u32 {

@@ -4,17 +4,18 @@ use std::{path::PathBuf, sync::Arc};
 
 use derp_user::{
     client::ClientError,
-    config::{self, FileSettings, PeerRelaySettings},
+    config::{self, FileSettings, PeerRelaySettings, WireGuardSettings},
     dataplane::DataplaneError,
     udp::SettingsCell,
-    udp_relay::{DerpServers, PeerRelayRules},
+    udp_relay::{DerpServers, PeerRelayRules, WireGuardHandle},
+    wireguard::Directory,
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::udp::{SharedXdp, switches};
 
-/// Takes what the configuration file says of STUN and the peer relay into use, while everything runs.
+/// Takes what the configuration file says of STUN, the peer relay and the peers of WireGuard into use, while everything runs.
 pub(crate) struct UdpReloader {
     pub(crate) path: PathBuf,
     pub(crate) stun_port: Option<u16>,
@@ -24,6 +25,7 @@ pub(crate) struct UdpReloader {
     pub(crate) xdp: Option<SharedXdp>,
     /// Who is told the rules of the peer relay, if it is at work.
     pub(crate) rules: Option<watch::Sender<Arc<PeerRelayRules>>>,
+    pub(crate) wireguard: Option<WireGuardHandle>,
 }
 
 /// What a configuration file says, ready for use.
@@ -33,7 +35,7 @@ pub(crate) struct PreparedUdp {
 }
 
 impl PreparedUdp {
-    /// Returns what it says of the log.
+    /// Returns what to log, if the file says so.
     pub(crate) fn log(&self) -> Option<String> {
         self.file.log.clone()
     }
@@ -76,6 +78,17 @@ impl UdpReloader {
             let before = sender.send_replace(Arc::new(rules));
             changes.extend(changed_rules(&before, &sender.borrow()));
         }
+        let networks = |file: &FileSettings| file.wireguard.as_ref().map(|it| it.networks.clone());
+        if let (Some(wireguard), Some(wanted)) = (&self.wireguard, networks(&new))
+            && networks(&file).as_ref() != Some(&wanted)
+        {
+            let directory = Directory::new(&wanted);
+            changes.push(format!("WireGuard: {} peers", directory.len()));
+            wireguard.reload(directory);
+            if let Some(section) = &mut file.wireguard {
+                section.networks = wanted;
+            }
+        }
         Ok(changes)
     }
 }
@@ -85,6 +98,12 @@ fn late_changes(old: &FileSettings, new: &FileSettings) -> Vec<&'static str> {
     let (was, is) = (old.peer_relay.as_ref(), new.peer_relay.as_ref());
     let port = |it: Option<&PeerRelaySettings>| it.map(|it| it.port);
     let key_file = |it: Option<&PeerRelaySettings>| it.map(|it| it.key_file.clone());
+    let wireguard = |file: &FileSettings| {
+        let only_started = |it: &WireGuardSettings| (it.port, it.state_file.clone());
+        file.wireguard.as_ref().map(only_started)
+    };
+    let (wireguard_was, wireguard_is) = (wireguard(old), wireguard(new));
+    let is_wireguard_kept = wireguard_was.is_some() == wireguard_is.is_some();
     let is_kept = was.is_some() == is.is_some();
     [
         (old.relay != new.relay, "[relay]"),
@@ -93,6 +112,8 @@ fn late_changes(old: &FileSettings, new: &FileSettings) -> Vec<&'static str> {
         (is_kept && port(was) != port(is), "port of [peer_relay]"),
         (is_kept && key_file(was) != key_file(is), "key_file of [peer_relay]"),
         (old.companion != new.companion, "[companion]"),
+        (!is_wireguard_kept, "whether there is a [wireguard]"),
+        (is_wireguard_kept && wireguard_was != wireguard_is, "port and state_file of [wireguard]"),
         (old.flows != new.flows, "flows"),
     ]
     .into_iter()

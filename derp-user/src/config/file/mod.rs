@@ -4,6 +4,7 @@ mod companion;
 mod control;
 mod peer_relay;
 mod reader;
+mod wireguard;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,6 +24,7 @@ use derp_common::{
 pub use peer_relay::PeerRelaySettings;
 use reader::{Fault, Section, Value};
 use tracing_subscriber::EnvFilter;
+pub use wireguard::WireGuardSettings;
 
 use super::ConfigError;
 use crate::{
@@ -48,6 +50,8 @@ pub struct FileSettings {
     pub peer_relay: Option<PeerRelaySettings>,
     /// The companion of a tailscaled that is a peer relay, if there is to be one.
     pub companion: Option<CompanionSettings>,
+    /// The relay for WireGuard, if there is to be one.
+    pub wireguard: Option<WireGuardSettings>,
     /// The flows to be admitted, in the order of the file.
     pub flows: Vec<FlowSpec>,
 }
@@ -117,6 +121,7 @@ impl Default for FileSettings {
             pin: Pin::Unset,
             peer_relay: None,
             companion: None,
+            wireguard: None,
             flows: Vec::new(),
         }
     }
@@ -160,6 +165,7 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
         "dataplane",
         "peer_relay",
         "companion",
+        "wireguard",
         "flow",
     ])?;
     let mut settings = FileSettings::default();
@@ -186,6 +192,8 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     if let Some(section) = &companion {
         settings.companion = companion::read(section)?;
     }
+    let wireguard = document.section("wireguard")?;
+    settings.wireguard = wireguard.as_ref().map(wireguard::read).transpose()?;
     let sections = document.sections("flow")?;
     let mut names = BTreeSet::new();
     let mut flows = Vec::new();
@@ -198,13 +206,15 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     }
     let of_peer_relay = peer_relay.as_ref().zip(settings.peer_relay.as_ref());
     let of_peer_relay = of_peer_relay.map(|(section, it)| (section, (it.port, Services::GENEVE)));
-    check_ports(of_peer_relay, &flows, stun_port)?;
+    let of_wireguard = wireguard.as_ref().zip(settings.wireguard.as_ref());
+    let of_wireguard = of_wireguard.map(|(section, it)| (section, (it.port, Services::WIREGUARD)));
+    check_ports(of_peer_relay.into_iter().chain(of_wireguard), &flows, stun_port)?;
     check_together(&flows, settings.relay.slots)?;
     settings.flows = flows.into_iter().map(|(_, spec)| spec).collect();
     if let Some(section) = companion.filter(|_| settings.companion.is_some() && settings.relays()) {
         return Err(section.fault(
-            "cannot be given together with [[flow]] or [peer_relay]: the kernel either drops what is no flow's, or \
-             leaves it to tailscaled",
+            "cannot be given together with [[flow]], [peer_relay] or [wireguard]: the kernel either drops what is no \
+             flow's, or leaves it to tailscaled",
         ));
     }
     Ok(settings)
@@ -351,9 +361,9 @@ fn rate(value: &Value<'_>) -> Result<FlowRate, Fault> {
 }
 
 /// Checks that ports are enough and that packets on each can be told apart.
-fn check_ports(
-    peer_relay: Option<(&Section<'_>, (u16, u16))>,
-    flows: &[(Section<'_>, FlowSpec)],
+fn check_ports<'a>(
+    of_sections: impl Iterator<Item = (&'a Section<'a>, (u16, u16))>,
+    flows: &'a [(Section<'a>, FlowSpec)],
     stun_port: Option<u16>,
 ) -> Result<(), Fault> {
     let mut services: BTreeMap<u16, u16> = BTreeMap::new();
@@ -362,13 +372,17 @@ fn check_ports(
     }
     let of_flow = |(section, spec)| spec_services(spec).map(move |service| (section, service));
     let of_flows = flows.iter().map(|(section, spec)| (section, spec)).flat_map(of_flow);
-    for (section, (port, service)) in peer_relay.into_iter().chain(of_flows) {
+    for (section, (port, service)) in of_sections.chain(of_flows) {
         let had = services.entry(port).or_default();
         *had |= service;
         if *had & Services::ANY != 0 && *had & !Services::ANY != 0 {
             return Err(section.fault(format!(
                 "flows without vni need a port of their own, and port {port} also has {}",
-                if *had & Services::STUN != 0 { "STUN" } else { "flows with a vni" }
+                match *had & !Services::ANY {
+                    had if had & Services::STUN != 0 => "STUN",
+                    had if had & Services::WIREGUARD != 0 => "[wireguard]",
+                    _ => "flows with a vni",
+                }
             )));
         }
         if services.len() > Settings::PORTS {
@@ -386,6 +400,7 @@ fn spec_services(spec: &FlowSpec) -> impl Iterator<Item = (u16, u16)> {
     let service = match spec.kind {
         Kind::Geneve { .. } => Services::GENEVE,
         Kind::Any => Services::ANY,
+        Kind::WireGuard { .. } => Services::WIREGUARD,
     };
     spec.ends.each_ref().map(|end| (end.local.port, service)).into_iter()
 }
@@ -407,7 +422,7 @@ impl FileSettings {
     /// Tells whether anything is relayed by UDP, on sockets of this daemon.
     #[must_use]
     pub const fn relays(&self) -> bool {
-        !self.flows.is_empty() || self.peer_relay.is_some()
+        !self.flows.is_empty() || self.peer_relay.is_some() || self.wireguard.is_some()
     }
 
     /// Tells whether there is anything for the flow tables.
@@ -423,7 +438,9 @@ impl FileSettings {
         let mut services: BTreeMap<u16, u16> = BTreeMap::new();
         services.extend(stun_port.map(|port| (port, Services::STUN)));
         let peer_relay = self.peer_relay.iter().map(|it| (it.port, Services::GENEVE));
-        for (port, service) in self.flows.iter().flat_map(spec_services).chain(peer_relay) {
+        let wireguard = self.wireguard.iter().map(|it| (it.port, Services::WIREGUARD));
+        let of_flows = self.flows.iter().flat_map(spec_services);
+        for (port, service) in of_flows.chain(peer_relay).chain(wireguard) {
             *services.entry(port).or_default() |= service;
         }
         let mut ports = [Port::default(); Settings::PORTS];

@@ -95,8 +95,13 @@ impl<'a> Section<'a> {
 
     /// Returns the tables of a key.
     pub(super) fn sections(&self, key: &str) -> Result<Vec<Self>, Fault> {
+        self.tables(key, key)
+    }
+
+    /// Returns the tables of a key that is called `full` in the text.
+    pub(super) fn tables(&self, key: &str, full: &str) -> Result<Vec<Self>, Fault> {
         let Some(value) = self.value(key) else { return Ok(Vec::new()) };
-        let name = format!("[[{key}]]");
+        let name = format!("[[{full}]]");
         let wrong = value.fault(format!("must be tables that begin with {name}"));
         let Some(array) = value.value.get_ref().as_array() else { return Err(wrong) };
         array

@@ -5,6 +5,7 @@ use crate::{
     client::Trust,
     peer_relay::{Allowed, Limits, Permission, Refusal},
     proto::keys::NodePublic,
+    wireguard::Pairs,
 };
 
 const WHOLE: &str = include_str!("../../../../docs/derpd.toml");
@@ -41,10 +42,14 @@ fn the_example_of_the_manual_is_understood() {
     assert_eq!(office.ends[0].remote, Remote::Fixed("198.51.100.10:41641".parse().unwrap()));
     assert_eq!(office.rate, Some(FlowRate::bits_per_second(100_000_000).unwrap()));
     assert_eq!(site.kind, Kind::Any);
-    assert_eq!(site.ends[1].local.port, 51820);
+    assert_eq!(site.ends[1].local.port, 40001);
     let ports = settings.ports(Some(3478)).map(|port| (u16::from_be(port.number), port.services));
-    let expected =
-        [(3478, Services::STUN), (40000, Services::GENEVE), (51820, Services::ANY), (0, 0)];
+    let expected = [
+        (3478, Services::STUN),
+        (40000, Services::GENEVE),
+        (40001, Services::ANY),
+        (51820, Services::WIREGUARD),
+    ];
     assert_eq!(ports, expected);
 }
 
@@ -266,8 +271,8 @@ fn a_companion_has_defaults_and_can_be_switched_off() {
 #[test]
 fn faults_of_the_companion_are_named() {
     let with = |lines: &str| fault(&format!("[companion]\n{lines}"));
-    let together = "1|[companion]|cannot be given together with [[flow]] or [peer_relay]: the kernel either drops \
-        what is no flow's, or leaves it to tailscaled";
+    let together = "1|[companion]|cannot be given together with [[flow]], [peer_relay] or [wireguard]: the kernel either \
+        drops what is no flow's, or leaves it to tailscaled";
     for (lines, expected) in [
         ("socket = \"s\"", "2|[companion] socket|must be an absolute path"),
         ("poll = \"10ms\"", "2|[companion] poll|must be from 50ms to 5s"),
@@ -281,6 +286,12 @@ fn faults_of_the_companion_are_named() {
         ("port = 1", "2|[companion] port|unknown key (there are enabled, socket, poll, sample)"),
         ("enabled = 1", "2|[companion] enabled|must be true or false"),
         ("[peer_relay]\nport = 5\nkey_file = \"/k\"\nallow = \"any\"", together),
+        (
+            "[wireguard]\n[[wireguard.network]]\nname = \"x\"\n\
+             [[wireguard.network.peer]]\npublic_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
+             [[wireguard.network.peer]]\npublic_key = \"TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=\"",
+            together,
+        ),
         ("[[flow]]\nname = \"x\"\nport = 5\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"", together),
     ] {
         assert_eq!(with(lines), expected, "{lines}");
@@ -305,7 +316,7 @@ fn faults_name_line_key_and_what_would_be_right() {
         ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
         (
             "zzz = 1",
-            "1|zzz|unknown key (there are relay, log, stun, dataplane, peer_relay, companion, flow)",
+            "1|zzz|unknown key (there are relay, log, stun, dataplane, peer_relay, companion, wireguard, flow)",
         ),
         ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
@@ -489,6 +500,182 @@ fn the_file_is_named() {
     std::fs::write(&path, "[stun]\nrate = 5").unwrap();
     let rate = load_file(&path, None).unwrap().stun.rate;
     assert_eq!(rate, Rate::per_second(5, 20));
+}
+
+const KEYS: [&str; 3] = [
+    "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=",
+    "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=",
+    "gN65BkIKy1eCE9pP1wdc8ROUtkHLF2PfAqYdyYBz6EA=",
+];
+
+/// A network with these lines and two peers, `nas` and one without a label; the second has `last` as its last line.
+fn wireguard(lines: &str, last: &str) -> String {
+    let [a, b, _] = KEYS;
+    format!(
+        "[wireguard]\n[[wireguard.network]]\nname = \"home\"\n{lines}\n\
+         [[wireguard.network.peer]]\nlabel = \"nas\"\npublic_key = \"{a}\"\n\
+         [[wireguard.network.peer]]\npublic_key = \"{b}\"\n{last}\n"
+    )
+}
+
+fn pairs(lines: &str) -> Pairs {
+    let settings = read(&wireguard(lines, ""), None).expect(lines).wireguard.expect("wireguard");
+    settings.networks[0].pairs.clone()
+}
+
+#[test]
+fn wireguard_has_defaults_and_three_ways_to_name_pairs() {
+    let settings = read(&wireguard("", ""), Some(3478)).unwrap();
+    assert!(settings.relays());
+    let ports = settings.ports(Some(3478)).map(|it| (u16::from_be(it.number), it.services));
+    assert_eq!(ports[1], (51820, Services::WIREGUARD));
+    let section = settings.wireguard.unwrap();
+    assert_eq!((section.endpoint, section.state_file), (None, None));
+    let labels: Vec<_> = section.networks[0].peers.iter().map(|it| it.label.clone()).collect();
+    assert_eq!(labels, ["nas", "TrMvSoP4"]);
+    assert_eq!(pairs(""), Pairs::All);
+    assert_eq!(pairs("pairs = \"all\""), Pairs::All);
+    assert_eq!(pairs("pairs = \"star\"\nhub = \"TrMvSoP4\""), Pairs::Star(1));
+    let list = "pairs = [[\"TrMvSoP4\", \"nas\"]]";
+    assert_eq!(pairs(list), Pairs::List(vec![[1, 0]]));
+}
+
+#[test]
+fn wireguard_shares_a_port_with_what_can_be_told_apart() {
+    let shared = |port: u16| {
+        wireguard("", "").replace("[wireguard]", &format!("[wireguard]\nport = {port}"))
+    };
+    let ports = read(&shared(3478), Some(3478)).unwrap().ports(Some(3478));
+    assert_eq!(ports[0].services, Services::STUN | Services::WIREGUARD);
+    let geneve = flow("vni = 7\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"");
+    let ports = read(&format!("{geneve}{}", shared(40000)), Some(3478)).unwrap().ports(None);
+    assert_eq!(ports[0].services, Services::GENEVE | Services::WIREGUARD);
+    let any = flow("a = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"");
+    assert_eq!(
+        fault(&format!("{any}{}", shared(40000))),
+        "3|[[flow]] \"x\"|flows without vni need a port of their own, and port 40000 also has [wireguard]"
+    );
+}
+
+#[test]
+fn what_is_wrong_with_wireguard_is_said() {
+    let [a, b, c] = KEYS;
+    let home = "[[wireguard.network]] \"home\"";
+    let cases = [
+        (
+            "[wireguard]\nprot = 1".to_owned(),
+            "2|[wireguard] prot|unknown key; did you mean port?".to_owned(),
+        ),
+        ("[wireguard]".to_owned(), "1|[wireguard]|needs a [[wireguard.network]]".to_owned()),
+        (
+            "[wireguard]\nport = 0".to_owned(),
+            "2|[wireguard] port|must be a number from 1 to 65535".to_owned(),
+        ),
+        (
+            "[wireguard]\nendpoint = \"relay\"".to_owned(),
+            "2|[wireguard] endpoint|\"relay\" is not a host with a port, like relay.example.com:51820"
+                .to_owned(),
+        ),
+        (
+            "[wireguard]\nstate_file = \"x.json\"".to_owned(),
+            "2|[wireguard] state_file|must be an absolute path".to_owned(),
+        ),
+        (
+            "[wireguard]\n[[wireguard.network]]".to_owned(),
+            "2|[[wireguard.network]]|name is missing".to_owned(),
+        ),
+        (
+            "[wireguard]\n[[wireguard.network]]\nname = \"home\"".to_owned(),
+            format!("2|{home}|needs at least two [[wireguard.network.peer]]"),
+        ),
+        (
+            wireguard("pairs = \"some\"", ""),
+            format!(
+                "4|{home} pairs|must be \"all\", \"star\" or a list of pairs like [[\"laptop\", \"nas\"]]"
+            ),
+        ),
+        (
+            wireguard("pairs = \"star\"", ""),
+            format!("2|{home}|pairs = \"star\" needs a hub, the label of a peer"),
+        ),
+        (
+            wireguard("pairs = \"star\"\nhub = \"nsa\"", ""),
+            format!("5|{home} hub|no peer of this network has the label \"nsa\""),
+        ),
+        (
+            wireguard("hub = \"nas\"", ""),
+            format!("4|{home} hub|has no meaning without pairs = \"star\""),
+        ),
+        (
+            wireguard("pairs = [[\"nas\", \"tv\"]]", ""),
+            format!("4|{home} pairs|no peer of this network has the label \"tv\""),
+        ),
+        (
+            wireguard("pairs = [[\"nas\"]]", ""),
+            format!("4|{home} pairs|must be two labels, like [\"laptop\", \"nas\"]"),
+        ),
+        (
+            wireguard("pairs = [[\"nas\", \"nas\"]]", ""),
+            format!("4|{home} pairs|must be two different peers"),
+        ),
+        (
+            wireguard("", "").replace(b, "no key"),
+            "9|[[wireguard.network.peer]] public_key|must be a WireGuard public key: 44 letters of base64, as \
+             `wg pubkey` prints them"
+                .to_owned(),
+        ),
+        (
+            wireguard("", "").replace(b, a),
+            "9|[[wireguard.network.peer]] public_key|the peer \"nas\" of network \"home\" has this key"
+                .to_owned(),
+        ),
+        (
+            wireguard("", "label = \"nas\""),
+            "10|[[wireguard.network.peer]] label|another peer of this network has this label".to_owned(),
+        ),
+        (
+            wireguard("", "address = \"192.0.2.1\""),
+            "10|[[wireguard.network.peer]] address|\"192.0.2.1\" is not an address with a port, like \
+             203.0.113.5:51820"
+                .to_owned(),
+        ),
+        (
+            wireguard("", "address = \"224.0.0.1:51820\""),
+            "10|[[wireguard.network.peer]] address|224.0.0.1:51820 is not the address of one host".to_owned(),
+        ),
+        (
+            wireguard("", "address = \"192.0.2.1:1\"\n[[wireguard.network.peer]]\npublic_key = \"C\"\naddress = \"192.0.2.1:1\"")
+                .replace("\"C\"", &format!("\"{c}\"")),
+            "13|[[wireguard.network.peer]] address|the peer \"TrMvSoP4\" of network \"home\" has this address"
+                .to_owned(),
+        ),
+        (
+            format!("{}{}", wireguard("", ""), "[[wireguard.network]]\nname = \"home\""),
+            "12|[[wireguard.network]] name|another network has this name".to_owned(),
+        ),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(fault(&text), expected, "{text}");
+    }
+}
+
+#[test]
+fn no_more_wireguard_peers_are_taken_than_are_tried() {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    let peer = |number: u32| {
+        let mut key = [7; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        format!("[[wireguard.network.peer]]\npublic_key = \"{}\"\n", BASE64_STANDARD.encode(key))
+    };
+    let text = |count| {
+        let peers: String = (0..count).map(peer).collect();
+        format!("[wireguard]\n[[wireguard.network]]\nname = \"large\"\n{peers}")
+    };
+    assert!(read(&text(1000), None).is_ok());
+    assert_eq!(
+        fault(&text(1001)),
+        "2|[[wireguard.network]] \"large\"|at most 1000 peers are possible in all networks"
+    );
 }
 
 proptest! {

@@ -7,3 +7,4 @@ mod observe;
 mod support;
 mod table;
 mod update;
+mod wireguard;

@@ -137,7 +137,7 @@ impl Model {
         let places = [a, b].map(|number| PLACES.get(number).copied());
         let wanted = match spec.kind {
             Kind::Geneve { vni } => vni,
-            Kind::Any => None,
+            Kind::Any | Kind::WireGuard { .. } => None,
         };
         let is_in_the_way = |flow: &Simple| match wanted {
             Some(vni) => flow.id.slot() == vni % SLOTS,

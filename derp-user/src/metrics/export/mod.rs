@@ -13,6 +13,7 @@ mod stun;
 mod tailnet;
 mod traffic;
 mod vars;
+mod wireguard;
 
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use crate::{
     relay::limit::RateLimit,
     tailnet::Status,
     tls::CertificateFigures,
+    wireguard::WireGuardView,
 };
 
 /// What the userspace STUN server has counted.
@@ -116,6 +118,8 @@ pub struct Report {
     pub peer_relay: Option<PeerRelayFigures>,
     /// The companion of a tailscaled, if there is one.
     pub companion: Option<CompanionView>,
+    /// The WireGuard relay, where there is one.
+    pub wireguard: Option<WireGuardView>,
     /// Counters of the XDP program; empty where it is not attached.
     pub kernel: Vec<KernelCount>,
     /// Where the XDP program is attached.
@@ -148,6 +152,7 @@ impl Report {
         }
         self.companion(&mut families);
         self.tailnet(&mut families);
+        self.wireguard(&mut families);
         self.kernel(&mut families);
         self.program(&mut families);
         families

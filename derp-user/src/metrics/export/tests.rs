@@ -18,6 +18,22 @@ fn udp_totals() -> crate::udp::Totals {
     totals
 }
 
+fn wireguard() -> WireGuardView {
+    let peers = ["nas", "laptop"].map(|label| crate::wireguard::PeerSettings {
+        label: label.to_owned(),
+        key: crate::wireguard::PublicKey::from_bytes([label.len() as u8; 32]),
+        address: (label == "nas").then(|| SocketAddr::from(([192, 0, 2, 1], 51_820))),
+    });
+    let network = crate::wireguard::Network {
+        name: "home".to_owned(),
+        peers: peers.to_vec(),
+        pairs: crate::wireguard::Pairs::All,
+    };
+    let directory = crate::wireguard::Directory::new(&[network]);
+    let limits = crate::wireguard::Limits::default();
+    crate::wireguard::WireGuardRelay::new(directory, 51_820, limits).view(0)
+}
+
 fn full_report() -> Report {
     let worker = WorkerCounters::default();
     worker.packet_dropped(DropReason::QueueHead, PacketKind::Other, 1500);
@@ -97,6 +113,7 @@ fn full_report() -> Report {
             ..PeerRelayFigures::default()
         }),
         companion: Some(CompanionView { answers: 3, ..CompanionView::default() }),
+        wireguard: Some(wireguard()),
         kernel: vec![KernelCount {
             address_family: "ipv4",
             outcome: "tx",
@@ -227,6 +244,16 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_udp_notices_lost_total",
         "derpd_udp_refused_packets_total",
         "derpd_udp_send_failures_total",
+        "derpd_wireguard_handshakes_dropped_total",
+        "derpd_wireguard_handshakes_total",
+        "derpd_wireguard_peer_bytes_total",
+        "derpd_wireguard_peer_handshakes_total",
+        "derpd_wireguard_peer_located",
+        "derpd_wireguard_peer_packets_total",
+        "derpd_wireguard_peer_sessions",
+        "derpd_wireguard_pending",
+        "derpd_wireguard_roamed_total",
+        "derpd_wireguard_sessions",
         "derpd_xdp_interface",
         "derper_tls_active_version",
         "derper_tls_request_version",
