@@ -198,6 +198,11 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         1,
         "network interface \"nosuch0\" does not exist; `ip -br link` lists those that do",
     ),
+    (
+        "-stun=false -xdp-interface lo",
+        2,
+        "-xdp-interface \"lo\": without -config the kernel answers only STUN, which -stun=false switches off",
+    ),
     ("-xdp-mode fast", 2, "-xdp-mode \"fast\": must be native, generic, auto or off"),
     ("-xdp-mode native", 1, "-xdp-mode native needs an interface; name one with -xdp-interface"),
     (

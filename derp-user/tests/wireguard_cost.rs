@@ -61,6 +61,9 @@ const OVERHEAD: usize = 32;
 /// Lengths of UDP payloads: a small packet, and one that fills a tunnel with an MTU of 1420.
 const SIZES: [usize; 2] = [128, 1420 + OVERHEAD];
 
+/// Longer delays, in nanoseconds, count as this.
+const LONGEST_DELAY: u64 = 10_000_000_000;
+
 /// One direction of a tunnel: who sends, who receives, and the index in what is sent.
 struct Flow {
     sender: UdpSocket,
@@ -323,6 +326,12 @@ fn run(
     let delivered = Arc::new(AtomicU64::new(0));
     let receivers: Vec<_> =
         flows.iter().map(|flow| flow.receiver.try_clone().expect("a socket")).collect();
+    // What an earlier run has left on the way.
+    while receivers.iter().any(|socket| receive_one(socket).is_some()) {
+        thread::sleep(Duration::from_millis(200));
+        receivers.iter().for_each(|socket| while receive_one(socket).is_some() {});
+        thread::sleep(Duration::from_millis(100));
+    }
     let receiving = {
         let (stop, delivered) = (Arc::clone(&stop), Arc::clone(&delivered));
         spawn_in(&namespaces.client, move || receive(&receivers, &stop, &delivered))
@@ -389,7 +398,7 @@ fn send(flows: &[Flow], size: usize, rate: u64, duration: Duration) -> u64 {
 /// Looks every millisecond rather than be woken: waking receivers is their host's business, and would be
 /// charged to the relay here.
 fn receive(sockets: &[UdpSocket], stop: &AtomicBool, delivered: &AtomicU64) -> Histogram<u64> {
-    let mut delays = Histogram::new(3).expect("three digits");
+    let mut delays = Histogram::new_with_max(LONGEST_DELAY, 3).expect("three digits");
     while !stop.load(Relaxed) {
         for socket in sockets {
             while let Some(delay) = receive_one(socket) {
@@ -411,9 +420,8 @@ fn receive_one(socket: &UdpSocket) -> Option<u64> {
         let flags = MsgFlags::MSG_DONTWAIT;
         let message =
             recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags).ok()?;
-        let arrival = message.cmsgs().ok()?.find_map(|control| match control {
-            ControlMessageOwned::ScmTimestampns(time) => Some(time),
-            _ => None,
+        let arrival = message.cmsgs().ok()?.find_map(|control| {
+            if let ControlMessageOwned::ScmTimestampns(time) = control { Some(time) } else { None }
         });
         (message.bytes, arrival)
     };

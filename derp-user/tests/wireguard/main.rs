@@ -36,6 +36,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// How much a transfer moves each way.
 pub(crate) fn transfer_bytes() -> u64 {
     let megabytes =
-        env::var("DERPD_WIREGUARD_MEGABYTES").map_or(10, |text| text.parse().expect("a number"));
+        env::var("DERPD_WIREGUARD_MEGABYTES").map_or(50, |text| text.parse().expect("a number"));
     megabytes * 1_000_000
 }
