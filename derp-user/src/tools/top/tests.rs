@@ -102,7 +102,7 @@ fn the_overview_has_every_chart_and_what_needs_a_look() {
         assert!(text.contains(chart.title), "{} is missing from\n{text}", chart.title);
     }
     // 125000 * (2 * 4 - 1) bytes in the last second.
-    assert!(text.contains("from clients             7.00 Mbit/s"), "{text}");
+    assert!(text.contains("from clients          7.00 Mbit/s"), "{text}");
     assert!(text.contains("▂▄▆█") || text.contains("▂▄▆▇") || text.contains("▂▄▆█"), "{text}");
     assert!(text.contains("queue full: oldest"), "{text}");
     assert!(!text.contains("write failed"), "what is always 0 is left out\n{text}");
