@@ -14,9 +14,9 @@ use std::{
 };
 
 use derp_common::{
-    Address, AddressKind, Decision, Family, Interface, Rate, Reason, Settings, SlicePacket,
-    Switches, Verdict, decide,
-    flow::{Control, Leg, Side, table::statistics_index},
+    Address, AddressKind, Decision, Family, Host as _, Interface, Rate, Reason, Settings,
+    SlicePacket, Switches, Verdict, decide,
+    flow::{Control, Leg, Side, Tables as _, table::statistics_index},
     maps::Event,
 };
 use proptest::prelude::*;
@@ -199,6 +199,16 @@ fn every_reason() -> Vec<(Reason, ChangeHost, Vec<u8>)> {
         (Reason::UnknownLeg, none, to_relay(stranger, v4, &data(1))),
         (Reason::Unbound, none, from_client(v4, OFF_VNI)),
         (
+            Reason::Binding,
+            |host| {
+                host.settings.control_rate = Rate::per_second(1, 1);
+                let index = statistics_index(OFF_VNI, Side::A);
+                let cells = host.statistics(index).expect("statistics");
+                assert!(cells.admits_control(&host.settings, host.now()));
+            },
+            from_client(v4, OFF_VNI),
+        ),
+        (
             Reason::Learning,
             |host| {
                 let learning = Control::learning(OFF_VNI, 0);
@@ -259,6 +269,9 @@ fn every_reason_can_be_reached_and_only_what_is_sent_is_changed() {
                 host.settings.switches |= Switches::COMPANION;
                 host.settings.lease = if reason == Reason::Lapsed { 1 } else { u64::MAX };
             }
+            // Another process sees what comes too early anyway.
+            let is_early = reason == Reason::Binding;
+            let reason = if is_early && companion { Reason::Unbound } else { reason };
             let (decision, output) = run(&host, &frame);
             assert_eq!(decision.reason, reason, "{frame:02x?}");
             let is_dropped = reason.verdict() == Verdict::Drop;

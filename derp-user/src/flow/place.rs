@@ -84,6 +84,11 @@ impl Place {
             match self.settled {
                 Settled::Always => {}
                 Settled::HandedOut => return Progress::Waits(None),
+                // To stop needs no other copy of the legs.
+                Settled::At(_) if !is_new && self.control.forwards() && !control.forwards() => {
+                    self.set_control(slot, control, changes);
+                    return Progress::Waits(None);
+                }
                 Settled::At(then) if now.saturating_sub(then) < GRACE => {
                     return Progress::Waits(Some(then.saturating_add(GRACE)));
                 }

@@ -45,6 +45,23 @@ fn the_grace_begins_when_changes_have_been_applied() {
 }
 
 #[test]
+fn regression_a_flow_that_is_held_stops_at_once_even_right_after_a_change() {
+    let mut rig = Rig::new(16);
+    let id = rig.add(flow(vni(1), fixed(A), fixed(B))).unwrap();
+    rig.poll();
+    rig.table.applied(rig.now);
+    move_a(&mut rig, id, 1);
+    rig.table.hold(id, true);
+    let changes = rig.poll();
+    assert!(matches!(changes[..], [Change::Control { control, .. }] if !control.forwards()));
+    rig.settle();
+    rig.table.hold(id, false);
+    rig.settle();
+    let routed = rig.route(Class::Geneve { vni: 1 }, B, "203.0.113.1:40000").unwrap();
+    assert_eq!(routed.0, "198.51.100.10:1");
+}
+
+#[test]
 fn removal_waits_for_nobody() {
     let mut rig = Rig::new(16);
     let id = rig.add(flow(vni(1), fixed(A), fixed(B))).unwrap();
