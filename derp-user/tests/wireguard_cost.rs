@@ -411,9 +411,9 @@ fn receive_one(socket: &UdpSocket) -> Option<u64> {
         let flags = MsgFlags::MSG_DONTWAIT;
         let message =
             recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags).ok()?;
-        let arrival = message.cmsgs().ok()?.find_map(|control| match control {
-            ControlMessageOwned::ScmTimestampns(time) => Some(time),
-            _ => None,
+        let arrival = message.cmsgs().ok()?.find_map(|control| {
+            let ControlMessageOwned::ScmTimestampns(time) = control else { return None };
+            Some(time)
         });
         (message.bytes, arrival)
     };

@@ -95,22 +95,20 @@ impl Host {
     /// A handshake initiation for a peer, not sent.
     pub(crate) fn initiation(&mut self, peer: usize) -> Vec<u8> {
         let mut buffer = [0; BUFFER];
-        match self.tunnels[peer].format_handshake_initiation(&mut buffer, true) {
-            TunnResult::WriteToNetwork(message) => message.to_vec(),
-            other => panic!("no initiation: {other:?}"),
-        }
+        let result = self.tunnels[peer].format_handshake_initiation(&mut buffer, true);
+        let TunnResult::WriteToNetwork(message) = result else {
+            panic!("no initiation: {result:?}")
+        };
+        message.to_vec()
     }
 
     /// A packet for a peer, encrypted, not sent. There must be a session.
     pub(crate) fn sealed(&mut self, peer: usize, packet: &[u8]) -> Vec<u8> {
         let mut buffer = [0; BUFFER];
-        match self.tunnels[peer].encapsulate(packet, &mut buffer) {
-            TunnResult::WriteToNetwork(message) => {
-                assert_eq!(message[0], 4, "there is no session");
-                message.to_vec()
-            }
-            other => panic!("not sealed: {other:?}"),
-        }
+        let result = self.tunnels[peer].encapsulate(packet, &mut buffer);
+        let TunnResult::WriteToNetwork(message) = result else { panic!("not sealed: {result:?}") };
+        assert_eq!(message[0], 4, "there is no session");
+        message.to_vec()
     }
 
     /// Sends a datagram to the relay.
