@@ -94,7 +94,7 @@ fn shown() -> View {
 
 #[test]
 fn the_overview_has_every_chart_and_what_needs_a_look() {
-    let lines = screen(&shown(), 100, 40);
+    let lines = screen(&shown(), 112, 40);
     let text = lines.join("\n");
     assert!(lines[0].starts_with("derpd relay.example  1.2.3, up 4 s"), "{text}");
     assert!(lines[1].contains("1 Overview") && lines[1].contains("5 Certificates"));
@@ -102,7 +102,7 @@ fn the_overview_has_every_chart_and_what_needs_a_look() {
         assert!(text.contains(chart.title), "{} is missing from\n{text}", chart.title);
     }
     // 125000 * (2 * 4 - 1) bytes in the last second.
-    assert!(text.contains("from clients          7.00 Mbit/s"), "{text}");
+    assert!(text.contains("from clients             7.00 Mbit/s"), "{text}");
     assert!(text.contains("▂▄▆█") || text.contains("▂▄▆▇") || text.contains("▂▄▆█"), "{text}");
     assert!(text.contains("queue full: oldest"), "{text}");
     assert!(!text.contains("write failed"), "what is always 0 is left out\n{text}");
