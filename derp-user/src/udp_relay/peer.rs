@@ -133,6 +133,7 @@ impl Work {
     ) {
         let mut reviews = interval(REVIEW);
         reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tracing::info!("peer relay: {} may ask for endpoints", self.who_may_ask());
         self.elsewhere.connect(&self.rules.derp, &self.node, self.own_server);
         self.review();
         loop {
@@ -160,9 +161,12 @@ impl Work {
         let LocalPacket { from, packet } = packet;
         let is_admitted = matches!(way, Way::Here) && self.client.is_neighbour(from);
         let permission = self.permission(from, is_admitted);
-        let answered = self
-            .monitor
-            .update(|relay, table| relay.request(table, *from, permission, packet, now()));
+        let region = self.tailnet.as_ref().and_then(TailnetHandle::home_region);
+        let region = region.and_then(|it| u16::try_from(it).ok()).unwrap_or(0);
+        let answered = self.monitor.update(|relay, table| {
+            relay.set_home_region(region);
+            relay.request(table, *from, permission, packet, now())
+        });
         match answered {
             Ok(Response { to, packet }) => {
                 let is_sent = match way {
@@ -183,6 +187,16 @@ impl Work {
             (denied @ Permission::Denied(_), _) => denied,
             (_, Some(tailnet)) => tailnet.permission(node),
             (allowed, None) => allowed,
+        }
+    }
+
+    fn who_may_ask(&self) -> String {
+        match (&self.rules.allow, &self.tailnet) {
+            (Allowed::Any, Some(_)) => {
+                "every node that the tailnet's policy grants it to".to_owned()
+            }
+            (allow, Some(_)) => format!("{allow}, if the tailnet's policy grants it"),
+            (allow, None) => allow.to_string(),
         }
     }
 
@@ -257,20 +271,14 @@ impl Work {
             Err(error) => tracing::warn!("peer relay: cannot read interfaces: {error}"),
         }
         self.advertise();
-        let region = self.tailnet.as_ref().and_then(TailnetHandle::home_region);
-        let region = region.and_then(|it| u16::try_from(it).ok()).unwrap_or(0);
-        let ended = self.monitor.update_observed(|relay, table| {
-            relay.set_home_region(region);
-            relay.review(table, now())
-        });
-        log_ended(&ended);
+        log_ended(&self.monitor.update_observed(|relay, table| relay.review(table, now())));
     }
 
     /// Has clients told where the relay can be reached now.
     fn advertise(&mut self) {
         self.reachable.configured.clone_from(&self.rules.addresses);
         let addresses = advertised(&self.reachable, MOST_ADDRESSES);
-        let (allow, mappings) = (self.rules.allow.to_string(), &self.reachable.mappings);
+        let (allow, mappings) = (self.who_may_ask(), &self.reachable.mappings);
         if !self.monitor.advertise(&addresses, mappings, allow) {
             return;
         }

@@ -322,7 +322,6 @@ impl PeerRelayParts {
         getrandom::fill(&mut seed).map_err(ConfigError::Random)?;
         let node = keys.node.public();
         tracing::info!("peer relay on UDP port {}: {node}, {}", settings.port, keys.disco.public());
-        tracing::info!("peer relay: {} may ask for endpoints", rules.borrow().allow);
         let address = ours.first().copied().unwrap_or(([0, 0, 0, 0], settings.port).into());
         let relay = PeerRelay::new(PeerRelayOptions {
             identity: keys.disco,
