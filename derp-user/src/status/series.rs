@@ -37,7 +37,7 @@ macro_rules! series {
             $($(#[$level_doc])* pub $level: u64,)*
         }
 
-        /// Every series, in the order of [`Reading::since`].
+        /// Every series, in the order in which a sample holds them.
         pub const SERIES: [Series; Reading::WIDTH] = [
             $(Series { name: stringify!($rate), unit: $rate_unit, is_rate: true },)*
             $(Series { name: stringify!($level), unit: $level_unit, is_rate: false },)*

@@ -14,7 +14,7 @@
 //! is found at its next handshake.
 //!
 //! What an attacker can bring about, who knows every public key and may forge source addresses, is in
-//! [`whereabouts`]; [`Limits`] says how much of it.
+//! `whereabouts`; [`Limits`] says how much of it.
 
 mod directory;
 mod initiation;
