@@ -109,6 +109,11 @@ fn check_layout(browser: &mut Browser, width: u32) {
     let wide = "Array.from(document.querySelectorAll('body *')) \
                 .filter((it) => it.getBoundingClientRect().right > innerWidth + 1) \
                 .map((it) => it.outerHTML.slice(0, 80))";
+    // Charts follow a moment later.
+    browser.wait_for(
+        "Array.from(document.querySelectorAll('.u-wrap')) \
+         .every((it) => it.getBoundingClientRect().right <= innerWidth + 1)",
+    );
     assert_eq!(browser.evaluate(wide), json!([]), "at {width} pixels");
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), json!(width));
     browser.wait_for(

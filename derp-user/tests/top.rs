@@ -115,6 +115,8 @@ fn samples_come_by_themselves_and_later_ones_alone_if_wished() {
 struct Terminal {
     child: Child,
     shown: Arc<Mutex<String>>,
+    /// Everything since the start.
+    written: Arc<Mutex<String>>,
 }
 
 impl Terminal {
@@ -132,14 +134,17 @@ impl Terminal {
         let mut output = child.stdout.take().expect("piped");
         let shown = Arc::new(Mutex::new(String::new()));
         let copy = Arc::clone(&shown);
+        let written = Arc::new(Mutex::new(String::new()));
+        let all = Arc::clone(&written);
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = output.read(&mut bytes) {
                 let text = String::from_utf8_lossy(&bytes[..count]).into_owned();
+                all.lock().expect("not poisoned").push_str(&text);
                 copy.lock().expect("not poisoned").push_str(&text);
             }
         });
-        Self { child, shown }
+        Self { child, shown, written }
     }
 
     /// Waits until something is drawn, and forgets everything up to it.
@@ -157,10 +162,62 @@ impl Terminal {
         }
     }
 
+    /// Waits until something is on the screen. Only cells that change are written, so it may never be written in one.
+    fn wait_until_seen(&self, part: &str) {
+        let started = Instant::now();
+        loop {
+            let screen = screen(&self.written.lock().expect("not poisoned"));
+            if screen.contains(part) {
+                return;
+            }
+            assert!(started.elapsed() < HANG, "{part:?} is not there:\n{screen}");
+            sleep(Duration::from_millis(50));
+        }
+    }
+
     fn type_in(&mut self, text: &str) {
         let input = self.child.stdin.as_mut().expect("piped");
         input.write_all(text.as_bytes()).and_then(|()| input.flush()).expect("it reads");
     }
+}
+
+/// What is to be seen after all of this was written.
+fn screen(written: &str) -> String {
+    let blank = vec![vec![' '; 100]; 30];
+    let mut rows = blank.clone();
+    let (mut row, mut column) = (0, 0);
+    let mut letters = written.chars();
+    while let Some(letter) = letters.next() {
+        if letter == '\x1b' {
+            if letters.next() != Some('[') {
+                continue;
+            }
+            let mut numbers = String::new();
+            let command = letters.by_ref().find(|it| {
+                let is_end = ('@'..='~').contains(it);
+                if !is_end {
+                    numbers.push(*it);
+                }
+                is_end
+            });
+            match command {
+                Some('H') => {
+                    let mut numbers = numbers.split(';').map(|it| it.parse().unwrap_or(1_usize));
+                    row = numbers.next().unwrap_or(1).saturating_sub(1);
+                    column = numbers.next().unwrap_or(1).saturating_sub(1);
+                }
+                Some('J') => rows.clone_from(&blank),
+                Some(_) | None => {}
+            }
+        } else {
+            if let Some(cell) = rows.get_mut(row).and_then(|row| row.get_mut(column)) {
+                *cell = letter;
+            }
+            column += 1;
+        }
+    }
+    let rows: Vec<String> = rows.into_iter().map(|row| row.into_iter().collect()).collect();
+    rows.join("\n")
 }
 
 impl Drop for Terminal {
@@ -188,12 +245,12 @@ fn a_terminal_is_drawn_on_and_given_back() {
     terminal.wait_for("Overview");
     terminal.wait_for("Throughput");
     terminal.type_in("5");
-    terminal.wait_for("served without TLS");
+    terminal.wait_until_seen("served without TLS");
     // The relay is restarted meanwhile.
     relay.stop(Signal::SIGTERM);
-    terminal.wait_for("no answer: ");
+    terminal.wait_until_seen("no answer: ");
     let _relay = subject.start();
-    terminal.wait_for("restarted 1");
+    terminal.wait_until_seen("restarted 1");
     terminal.type_in("q");
     terminal.wait_for(LEAVE_SCREEN);
     terminal.wait_for(SHOW_CURSOR);
