@@ -85,12 +85,6 @@ impl Options {
         Self { mesh: true, allow_list: true, ..Self::plain() }
     }
 
-    /// And last: a peer relay, forwarding in the kernel if that can be.
-    pub(crate) fn peer_relay(with_kernel: bool) -> Self {
-        let xdp_mode = with_kernel.then(|| "native".to_owned());
-        Self { peer_relay: true, xdp_mode, ..Self::plain() }
-    }
-
     fn admission(&self) -> Admission {
         match (self.verify_clients, self.allow_list) {
             (true, _) => Admission::Tailscaled,
