@@ -1,6 +1,10 @@
 //! The peer relay at work: what comes by DERP and by UDP goes to the state machine, what it decides goes out.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::{mpsc::Receiver, watch},
@@ -70,6 +74,8 @@ pub struct PeerRelayService {
     pub rules: watch::Receiver<Arc<PeerRelayRules>>,
     /// The UDP ports.
     pub ports: Ports,
+    /// The only addresses that packets are taken at; empty if that is every one of this host.
+    pub bound: Vec<IpAddr>,
 }
 
 impl PeerRelayService {
@@ -96,6 +102,7 @@ impl PeerRelayService {
             elsewhere,
             rules,
             reachable: Reachable { ports: self.ports, ..Reachable::default() },
+            bound: self.bound,
         };
         tokio::join!(surveyor.run(), work.run(self.rules, self.control, mappings));
     }
@@ -122,6 +129,7 @@ struct Work {
     elsewhere: Elsewhere,
     rules: Arc<PeerRelayRules>,
     reachable: Reachable,
+    bound: Vec<IpAddr>,
 }
 
 impl Work {
@@ -267,6 +275,8 @@ impl Work {
 
     fn review(&mut self) {
         match interface_addresses() {
+            // Clients would send to the others in vain.
+            Ok(_) if !self.bound.is_empty() => self.reachable.interfaces.clone_from(&self.bound),
             Ok(interfaces) => self.reachable.interfaces = interfaces,
             Err(error) => tracing::warn!("peer relay: cannot read interfaces: {error}"),
         }

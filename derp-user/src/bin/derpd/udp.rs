@@ -315,6 +315,8 @@ impl PeerRelayParts {
             self;
         let is_ours = |address: &&SocketAddr| address.port() == settings.port;
         let ours: Vec<_> = relay_addresses.iter().filter(is_ours).copied().collect();
+        let specified = ours.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified());
+        let bound = specified.collect();
         let has = |is_ipv4| ours.iter().any(|address| address.is_ipv4() == is_ipv4);
         let port = |is_ipv4| if has(is_ipv4) { settings.port } else { 0 };
         let ports = Ports { ipv4: port(true), ipv6: port(false) };
@@ -344,6 +346,7 @@ impl PeerRelayParts {
             rules,
             tailnet,
             ports,
+            bound,
         })
     }
 }
