@@ -36,9 +36,9 @@ pub use self::{
     way::{Resolved, WayRequest},
 };
 
-pub(crate) use self::check::check_address;
 #[cfg(test)]
 pub(crate) use self::state::source_of;
+pub(crate) use self::{check::check_address, state::socket_address};
 
 #[cfg(test)]
 mod tests;

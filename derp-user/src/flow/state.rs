@@ -266,7 +266,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Returns an address and port (big-endian) as they lie in the tables.
-pub(super) fn socket_address(address: Address, port: u16) -> SocketAddr {
+pub(crate) fn socket_address(address: Address, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), u16::from_be(port))
 }
 

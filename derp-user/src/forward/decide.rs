@@ -7,7 +7,10 @@ use derp_common::{
     flow::{Class, Datagram, Hop, Leg, Tables, find, identify, table::statistics_index},
 };
 
-use crate::stun::{client::is_answer, is_one_host};
+use crate::{
+    flow::socket_address,
+    stun::{client::is_answer, is_one_host},
+};
 
 /// How a datagram came.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -108,8 +111,8 @@ fn onward(hop: &Hop<'_>, hop_limit: Option<u8>) -> Result<Forward, Reason> {
     };
     let Leg { remote, remote_port, local, local_port, .. } = *hop.to;
     Ok(Forward {
-        destination: SocketAddr::new(remote.into(), u16::from_be(remote_port)),
-        source: SocketAddr::new(local.into(), u16::from_be(local_port)),
+        destination: socket_address(remote, remote_port),
+        source: socket_address(local, local_port),
         hop_limit,
         learn: None,
     })

@@ -18,6 +18,7 @@ use super::{
     monitor::PeerRelayMonitor,
 };
 use crate::{
+    flow::socket_address,
     forward::{ControlPacket, Outlet, StunAnswer},
     peer_relay::{
         Allowed, Arrival, Datagram, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction,
@@ -91,6 +92,7 @@ impl PeerRelayService {
         };
         let rules = Arc::clone(&self.rules.borrow());
         let elsewhere = Elsewhere::nowhere(self.monitor.connections());
+        let scans_interfaces = self.bound.is_empty();
         let work = Work {
             monitor: self.monitor,
             client: self.client,
@@ -101,8 +103,12 @@ impl PeerRelayService {
             outlet: self.outlet,
             elsewhere,
             rules,
-            reachable: Reachable { ports: self.ports, ..Reachable::default() },
-            bound: self.bound,
+            reachable: Reachable {
+                ports: self.ports,
+                interfaces: self.bound,
+                ..Reachable::default()
+            },
+            scans_interfaces,
         };
         tokio::join!(surveyor.run(), work.run(self.rules, self.control, mappings));
     }
@@ -129,7 +135,8 @@ struct Work {
     elsewhere: Elsewhere,
     rules: Arc<PeerRelayRules>,
     reachable: Reachable,
-    bound: Vec<IpAddr>,
+    /// Whether packets are taken at every address of this host, whatever these are.
+    scans_interfaces: bool,
 }
 
 impl Work {
@@ -218,11 +225,9 @@ impl Work {
 
     fn handshake(&mut self, packet: &ControlPacket) {
         let datagram = &packet.datagram;
-        let address =
-            |ip: derp_common::Address, port: u16| SocketAddr::new(ip.into(), u16::from_be(port));
         let arrival = Arrival {
-            from: address(datagram.source, datagram.source_port),
-            local: address(datagram.destination, datagram.destination_port),
+            from: socket_address(datagram.source, datagram.source_port),
+            local: socket_address(datagram.destination, datagram.destination_port),
             payload: &packet.payload,
         };
         if packet.is_data() {
@@ -274,11 +279,11 @@ impl Work {
     }
 
     fn review(&mut self) {
-        match interface_addresses() {
-            // Clients would send to the others in vain.
-            Ok(_) if !self.bound.is_empty() => self.reachable.interfaces.clone_from(&self.bound),
-            Ok(interfaces) => self.reachable.interfaces = interfaces,
-            Err(error) => tracing::warn!("peer relay: cannot read interfaces: {error}"),
+        if self.scans_interfaces {
+            match interface_addresses() {
+                Ok(interfaces) => self.reachable.interfaces = interfaces,
+                Err(error) => tracing::warn!("peer relay: cannot read interfaces: {error}"),
+            }
         }
         self.advertise();
         log_ended(&self.monitor.update_observed(|relay, table| relay.review(table, now())));

@@ -2,7 +2,6 @@
 //! kept.
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,7 +16,7 @@ use tokio::{
 use super::Keeper;
 use crate::{
     files,
-    flow::FlowSpec,
+    flow::{FlowSpec, socket_address},
     forward::{HandshakePacket, Outlet},
     udp::now,
     wireguard::{
@@ -192,11 +191,9 @@ impl WireGuardService {
 
     fn receive(&mut self, packet: &HandshakePacket) {
         let datagram = &packet.datagram;
-        let address =
-            |ip: derp_common::Address, port: u16| SocketAddr::new(ip.into(), u16::from_be(port));
         let arrival = Arrival {
-            from: address(datagram.source, datagram.source_port),
-            local: address(datagram.destination, datagram.destination_port),
+            from: socket_address(datagram.source, datagram.source_port),
+            local: socket_address(datagram.destination, datagram.destination_port),
             payload: &packet.payload,
         };
         // Always in this order, here and below: the relay, then the flow table.
