@@ -3,7 +3,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -81,7 +84,15 @@ impl Remembered {
 pub struct WireGuardHandle {
     relay: Arc<Mutex<WireGuardRelay>>,
     keeper: Keeper,
-    state_file: Option<PathBuf>,
+    state_file: Option<Arc<StateFile>>,
+}
+
+/// Where the state is kept.
+#[derive(Default)]
+struct StateFile {
+    path: PathBuf,
+    /// Whether it could last not be written, which is said once.
+    has_failed: AtomicBool,
 }
 
 impl WireGuardHandle {
@@ -102,6 +113,8 @@ impl WireGuardHandle {
             tracing::info!(sessions = sessions.len(), "WireGuard sessions go on");
             keeper.update(|table| relay.resume(table, &stored, sessions, unix_time(), now()));
         }
+        let state_file =
+            state_file.map(|path| Arc::new(StateFile { path, ..StateFile::default() }));
         Self { relay: Arc::new(Mutex::new(relay)), keeper, state_file }
     }
 
@@ -119,16 +132,26 @@ impl WireGuardHandle {
 
     /// Saves what is to outlive the process, if anything has changed or `always`. May block for a disk's time.
     pub fn save(&self, always: bool) {
-        let Some(path) = &self.state_file else { return };
+        let Some(file) = &self.state_file else { return };
+        let path = file.path.display();
         let stored = {
             let mut relay = self.relay.lock();
             let has_changed = relay.take_changed();
             (has_changed || always).then(|| relay.store(unix_time(), now()))
         };
-        if let Some(stored) = stored
-            && let Err(error) = files::replace(path, stored.to_json().as_bytes(), 0o600)
-        {
-            tracing::warn!("cannot save {}: {error}", path.display());
+        let Some(stored) = stored else { return };
+        match files::replace(&file.path, stored.to_json().as_bytes(), 0o600) {
+            Ok(()) => {
+                if file.has_failed.swap(false, Ordering::Relaxed) {
+                    tracing::info!("{path} is saved again");
+                }
+            }
+            Err(error) => {
+                self.relay.lock().note_changed();
+                if !file.has_failed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("cannot save {path}: {error}: it is tried again every second");
+                }
+            }
         }
     }
 }
@@ -251,4 +274,41 @@ impl WireGuardService {
 /// Returns the time in seconds since 1970.
 fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        flow::{Mirror, SharedMirror},
+        udp_relay::KeeperOptions,
+    };
+
+    #[test]
+    fn regression_a_state_that_could_not_be_saved_is_saved_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("later").join("wireguard.json");
+        let options = KeeperOptions {
+            slots: 16,
+            idle_timeout: 1_000_000_000,
+            flows: Vec::new(),
+            resumed: Vec::new(),
+        };
+        let keeper = Keeper::start(&options, SharedMirror::new(Mirror::new(16)), None).unwrap();
+        let nobody = Directory::new(&[]);
+        let handle = WireGuardHandle::new(nobody.clone(), 51_820, keeper, Some(path.clone()), None);
+        handle.save(false);
+        handle.reload(nobody.clone());
+        handle.save(false);
+        fs::create_dir(directory.path().join("later")).unwrap();
+        assert!(!path.exists());
+        handle.save(false);
+        assert!(path.exists(), "although nothing has changed since");
+        fs::remove_file(&path).unwrap();
+        handle.save(false);
+        assert!(!path.exists(), "nor again without need");
+        assert!(Remembered::load(&path, &nobody, 51_820).unwrap().is_none());
+    }
 }

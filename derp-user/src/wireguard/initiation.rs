@@ -1,6 +1,9 @@
 //! Initiations: for whom they are, and where that peer may be.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{
     Destination, Index, MOST_PLACES, Mac1, PeerId, Refusal, Relayed, WireGuardRelay,
@@ -21,6 +24,9 @@ impl WireGuardRelay {
             self.directory.pinned_to(from).is_some()
                 || self.atlas.of(*owner).is_some_and(|it| it.is_alive(now))
         });
+        if known.is_none() && !self.allowances.take_stranger(from.ip(), &self.limits, now) {
+            return Err(Refusal::SourceOverRate);
+        }
         let target = self.addressee(owner, mac1, now)?;
         if let Some(known) = known
             && !self.directory.are_partners(known, target)
@@ -42,7 +48,7 @@ impl WireGuardRelay {
         } else {
             self.pending.len() - self.pending.strangers() >= self.limits.pending
         };
-        if is_full {
+        if is_full || self.pending.between(from, target) >= self.limits.pending_per_pair {
             return Err(Refusal::TooManyPending);
         }
         if !self.allowances.take_target(target, is_stranger, &self.limits, now) {
@@ -57,7 +63,7 @@ impl WireGuardRelay {
             mac1: mac1.mac,
             sent_to: to.iter().map(|place| place.to).collect(),
             is_stranger,
-            is_answered: false,
+            answered_from: Vec::new(),
             at: now,
         });
         if let Some(tallies) = self.tallies.get_mut(target.index()) {
@@ -131,8 +137,10 @@ impl WireGuardRelay {
             return found;
         }
         let mut guesses: Vec<_> =
-            whereabouts.others.iter().rev().map(|other| (other.remote, other.local)).collect();
-        if !whereabouts.is_alive(now) {
+            whereabouts.besides().map(|place| (place.remote, place.local)).collect();
+        // Two impostors may have taken the places of two peers while both were silent. These come back as strangers who
+        // ask for each other, and must be able to meet.
+        if sender.is_none() || !whereabouts.is_alive(now) {
             guesses.extend(self.guesses(target, from, sender, now));
         }
         for (to, local) in guesses {
@@ -152,7 +160,8 @@ impl WireGuardRelay {
     }
 
     /// Returns who, of the strangers that wait for an answer, may be a peer: those who ask for its partners only.
-    /// Those that ask for the one who is looking for it come first, then those who can be fewest others.
+    /// Those that ask for the one who is looking for it come first, then those who can be fewest others. Of each host one
+    /// comes first, lest somebody crowd the others out.
     ///
     /// A wrong guess costs one message, which its receiver cannot read.
     fn guesses(
@@ -189,7 +198,17 @@ impl WireGuardRelay {
             guesses.push((!is_mutual, others, std::cmp::Reverse(last), stranger, local));
         }
         guesses.sort_unstable();
-        guesses.into_iter().map(|(.., stranger, local)| (stranger, local)).collect()
+        let mut of_host = HashMap::new();
+        let mut places: Vec<_> = guesses
+            .into_iter()
+            .map(|(is_other, .., stranger, local)| {
+                let place = of_host.entry((is_other, stranger.ip())).or_insert(0_usize);
+                *place += 1;
+                (is_other, *place, (stranger, local))
+            })
+            .collect();
+        places.sort_by_key(|(is_other, place, _)| (*is_other, *place));
+        places.into_iter().map(|(.., found)| found).collect()
     }
 
     /// Tells whether a stranger may be this peer: it is not known to be elsewhere.

@@ -12,7 +12,9 @@ use crate::udp::SourceBuckets;
 pub struct Limits {
     /// Messages from one address (an IPv4 address, or the /64 of an IPv6 address).
     pub messages_per_source: Rate,
-    /// MACs that are computed to find out for whom strangers' initiations are.
+    /// Initiations of strangers from one address, likewise: less than all strangers together are allowed.
+    pub strangers_per_source: Rate,
+    /// MACs that are computed to find out for whom strangers' initiations are, and whose they were.
     pub trials: Rate,
     /// Initiations of peers whose address is known, for one peer.
     pub initiations_per_target: Rate,
@@ -28,6 +30,8 @@ pub struct Limits {
     pub pending_strangers: usize,
     /// Those of one stranger.
     pub pending_per_stranger: usize,
+    /// Those of one source, a peer's or not, for one peer. WireGuard sends one every 5 s, and they wait for 10 s.
+    pub pending_per_pair: usize,
 }
 
 impl Default for Limits {
@@ -35,6 +39,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             messages_per_source: Rate::per_second(200, 1000),
+            strangers_per_source: Rate::per_second(20, 200),
             trials: Rate::per_second(200_000, 200_000),
             initiations_per_target: Rate::per_second(200, 1000),
             strangers_per_target: Rate::per_second(50, 300),
@@ -43,6 +48,7 @@ impl Default for Limits {
             pending: 16_384,
             pending_strangers: 2048,
             pending_per_stranger: 128,
+            pending_per_pair: 8,
         }
     }
 }
@@ -51,6 +57,7 @@ impl Default for Limits {
 #[derive(Default)]
 pub(super) struct Allowances {
     sources: SourceBuckets,
+    strangers: SourceBuckets,
     guesses: SourceBuckets,
     trials: u64,
     copies: u64,
@@ -66,6 +73,10 @@ impl Allowances {
 
     pub(super) fn take_message(&mut self, source: IpAddr, limits: &Limits, now: u64) -> bool {
         self.sources.take(source, limits.messages_per_source, now)
+    }
+
+    pub(super) fn take_stranger(&mut self, source: IpAddr, limits: &Limits, now: u64) -> bool {
+        self.strangers.take(source, limits.strangers_per_source, now)
     }
 
     /// Takes so many trials at once.

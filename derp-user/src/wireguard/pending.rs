@@ -28,7 +28,8 @@ pub(super) struct Pending {
     pub(super) sent_to: Vec<SocketAddr>,
     /// Whether its source was not known to be a peer's.
     pub(super) is_stranger: bool,
-    pub(super) is_answered: bool,
+    /// Where it was answered from. A wrong guess may answer, too, and sooner than the right one.
+    pub(super) answered_from: Vec<SocketAddr>,
     pub(super) at: u64,
 }
 
@@ -39,6 +40,8 @@ pub(super) struct PendingTable {
     entries: BTreeMap<u64, Pending>,
     by_index: HashMap<Index, Vec<u64>>,
     by_stranger: HashMap<SocketAddr, Vec<u64>>,
+    /// How many a source has for one target.
+    by_sender: HashMap<(SocketAddr, PeerId), usize>,
     strangers: usize,
 }
 
@@ -57,10 +60,20 @@ impl PendingTable {
         self.by_stranger.get(&from).map_or(0, Vec::len)
     }
 
+    /// Returns how many a source has for one target.
+    pub(super) fn between(&self, from: SocketAddr, target: PeerId) -> usize {
+        self.by_sender.get(&(from, target)).copied().unwrap_or(0)
+    }
+
     pub(super) fn insert(&mut self, pending: Pending) {
         let number = self.next;
         self.next += 1;
+        self.link(number, pending);
+    }
+
+    fn link(&mut self, number: u64, pending: Pending) {
         self.by_index.entry(pending.index).or_default().push(number);
+        *self.by_sender.entry((pending.from, pending.target)).or_default() += 1;
         if pending.is_stranger {
             self.by_stranger.entry(pending.from).or_default().push(number);
             self.strangers += 1;
@@ -99,19 +112,25 @@ impl PendingTable {
 
     /// Gives every target its new name, and forgets those that have none.
     pub(super) fn rename(&mut self, name: impl Fn(PeerId) -> Option<PeerId>) {
-        for (number, mut pending) in std::mem::take(&mut self.entries) {
-            match name(pending.target) {
-                Some(target) => {
-                    pending.target = target;
-                    self.entries.insert(number, pending);
-                }
-                None => self.unlink(number, &pending),
+        let entries = std::mem::take(&mut self.entries);
+        *self = Self { next: self.next, ..Self::default() };
+        for (number, mut pending) in entries {
+            if let Some(target) = name(pending.target) {
+                pending.target = target;
+                self.link(number, pending);
             }
         }
     }
 
     fn unlink(&mut self, number: u64, pending: &Pending) {
         unlink(&mut self.by_index, &pending.index, number);
+        let sender = (pending.from, pending.target);
+        if let Some(count) = self.by_sender.get_mut(&sender) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_sender.remove(&sender);
+            }
+        }
         if pending.is_stranger {
             unlink(&mut self.by_stranger, &pending.from, number);
             self.strangers -= 1;

@@ -124,6 +124,11 @@ impl WireGuardRelay {
         std::mem::replace(&mut self.has_changed, false)
     }
 
+    /// Notes that there still is, as it could not be kept.
+    pub const fn note_changed(&mut self) {
+        self.has_changed = true;
+    }
+
     /// Takes a message of a handshake. What it changes in the flow table is applied before the message is sent on.
     ///
     /// Data is not for here: it is forwarded by the flow table alone, and moves nothing.

@@ -21,7 +21,7 @@ impl WireGuardRelay {
         mac1: &Mac1<'_>,
         now: u64,
     ) -> Result<Relayed, Refusal> {
-        let (number, initiator) = self.answered(from, receiver, mac1)?;
+        let (number, initiator) = self.answered(from, receiver, mac1, now)?;
         let pending = self.pending.get_mut(number).ok_or(Refusal::Unasked)?;
         if !self.directory.may_be_at(initiator, pending.from) {
             return Err(Refusal::Pinned);
@@ -41,12 +41,15 @@ impl WireGuardRelay {
             end(target, (from, local), receiver),
         ];
         let mac1 = pending.mac1;
-        self.begin_session(table, ends, mac1, now)?;
+        // Whoever was only guessed to be the responder gives his word for nothing, his own place included.
+        let is_attested =
+            self.atlas.of(target).is_some_and(|it| it.places().any(|place| place.remote == from));
+        self.begin_session(table, ends, mac1, is_attested, now)?;
         if let Some(pending) = self.pending.get_mut(number) {
-            pending.is_answered = true;
+            pending.answered_from.push(from);
         }
         for SessionEnd { peer, remote, local, .. } in ends {
-            if self.directory.peer(peer).is_some_and(|it| it.pinned.is_none()) {
+            if is_attested && self.directory.peer(peer).is_some_and(|it| it.pinned.is_none()) {
                 self.atlas.name(peer, remote, local, now);
             }
             if let Some(tallies) = self.tallies.get_mut(peer.index()) {
@@ -61,25 +64,32 @@ impl WireGuardRelay {
 
     /// Finds the initiation that a response answers, and whose it was, which only the responder can know.
     fn answered(
-        &self,
+        &mut self,
         from: SocketAddr,
         receiver: Index,
         mac1: &Mac1<'_>,
+        now: u64,
     ) -> Result<(u64, PeerId), Refusal> {
         let mut refusal = Refusal::Unasked;
         for (number, pending) in self.pending.with_index(receiver) {
             if !pending.sent_to.contains(&from) {
                 continue;
             }
-            if pending.is_answered {
+            if pending.answered_from.contains(&from) {
                 refusal = Refusal::Answered;
                 continue;
             }
             // Whoever is known to be there, then everybody else who may talk to the responder.
             let is_partner = |it: &PeerId| self.directory.are_partners(*it, pending.target);
             let likely = self.atlas.owner(pending.from).filter(is_partner);
-            let partners = self.directory.partners(pending.target).iter().copied();
-            match self.directory.addressee(mac1, likely.into_iter().chain(partners)) {
+            if let Some(initiator) = self.directory.addressee(mac1, likely) {
+                return Ok((number, initiator));
+            }
+            let partners = self.directory.partners(pending.target);
+            if !self.allowances.take_trials(partners.len(), &self.limits, now) {
+                return Err(Refusal::StrangersOverRate);
+            }
+            match self.directory.addressee(mac1, partners.iter().copied()) {
                 Some(initiator) => return Ok((number, initiator)),
                 None => refusal = Refusal::NotAllowed,
             }
@@ -93,6 +103,7 @@ impl WireGuardRelay {
         table: &mut FlowTable,
         ends: [SessionEnd; 2],
         mac1: [u8; 16],
+        is_attested: bool,
         now: u64,
     ) -> Result<(), Refusal> {
         let is_taken = |end: &SessionEnd| self.sessions.by_source(end.remote, end.index).is_some();
@@ -118,7 +129,7 @@ impl WireGuardRelay {
             // Packets to an end leave from the address that it sends to; anything else its NAT would drop.
             table.set_local(flow, side, end.local);
         }
-        let session = Session { flow, ends, mac1, made: now, heard: now };
+        let session = Session { flow, ends, mac1, is_attested, made: now, heard: now };
         self.sessions.insert(session);
         self.has_changed = true;
         Ok(())

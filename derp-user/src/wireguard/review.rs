@@ -47,7 +47,8 @@ impl WireGuardRelay {
         let mut peers: Vec<_> = over.into_iter().flat_map(|(_, peers)| peers).collect();
         peers.sort_unstable();
         peers.dedup();
-        peers.retain(|peer| self.sessions.of_peer(*peer) == 0);
+        let remaining = self.sessions.peers();
+        peers.retain(|peer| !remaining.contains(peer));
         events.extend(peers.into_iter().map(|peer| Event::Silent { peer }));
         let sessions = &self.sessions;
         self.atlas.expire(|peer, remote| sessions.uses(peer, remote), now);
@@ -68,6 +69,7 @@ impl WireGuardRelay {
                 // The clock of the kernel's program may lag behind the beginning of the session.
                 if packets != 0 {
                     let heard = table.last_seen(session.flow, side).unwrap_or(session.made);
+                    self.has_changed |= end.heard == 0;
                     end.heard = end.heard.max(heard);
                     session.heard = session.heard.max(heard);
                     self.atlas.heard(end.peer, end.remote, heard);

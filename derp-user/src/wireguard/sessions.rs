@@ -1,19 +1,20 @@
 //! The sessions between peers, each of which has a flow in the flow table.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
 };
 
 use derp_common::flow::Side;
 
-use super::{Index, PeerId, message::MAC_LENGTH};
+use super::{Index, MOST_PLACES, PeerId, message::MAC_LENGTH};
 use crate::flow::{EndSpec, FlowId, FlowSource, FlowSpec, Kind, Lifetime, Local, Remote};
 
 /// How long a session is kept without data, in nanoseconds. Its ends themselves give it up after 180 s.
 pub const SESSION_LIFETIME: u64 = 240_000_000_000;
-/// Sessions of one pair at a time. Its ends use up to three: the last one, this one, the next one.
-pub const SESSIONS_PER_PAIR: usize = 4;
+/// Sessions of one pair at a time. Its ends use up to three: the last one, this one, the next one. That may have been
+/// answered from as many places as an initiation is sent to.
+pub const SESSIONS_PER_PAIR: usize = 3 + MOST_PLACES;
 /// After how long a session without data both ways was in vain, in nanoseconds.
 const IN_VAIN: u64 = 15_000_000_000;
 
@@ -40,6 +41,8 @@ pub(super) struct Session {
     pub(super) ends: [SessionEnd; 2],
     /// The initiation's, to recognise it when it is replayed; zeros if that is not known.
     pub(super) mac1: [u8; MAC_LENGTH],
+    /// Whether the responder answered from where it was known to be.
+    pub(super) is_attested: bool,
     pub(super) made: u64,
     /// When data was last seen, or when it was made.
     pub(super) heard: u64,
@@ -125,10 +128,9 @@ impl Sessions {
         self.entries.values_mut()
     }
 
-    /// Returns how many sessions a peer has.
-    pub(super) fn of_peer(&self, peer: PeerId) -> usize {
-        let has = |session: &&Session| session.ends.iter().any(|end| end.peer == peer);
-        self.entries.values().filter(has).count()
+    /// Returns the peers that have a session.
+    pub(super) fn peers(&self) -> HashSet<PeerId> {
+        self.entries.values().flat_map(|session| session.ends).map(|end| end.peer).collect()
     }
 
     /// Tells whether a peer has a session at an address.
@@ -143,8 +145,8 @@ impl Sessions {
         Some((session, if is_a { Side::A } else { Side::B }))
     }
 
-    /// Returns the session that has to go so that the pair may have another one: one that was in vain, else the oldest.
-    /// The newest one that is in use stays.
+    /// Returns the session that has to go so that the pair may have another one: one that was in vain, else one that
+    /// nobody who was known has given his word for, else the oldest. The newest one that is in use stays.
     pub(super) fn surplus(&self, a: PeerId, b: PeerId, now: u64) -> Option<u64> {
         let numbers = self.by_pair.get(&pair_of(a, b))?;
         if numbers.len() < SESSIONS_PER_PAIR {
@@ -153,7 +155,22 @@ impl Sessions {
         let of = |number: &&u64| self.entries.get(number);
         let newest = numbers.iter().rev().find(|it| of(it).is_some_and(Session::is_confirmed));
         let in_vain = numbers.iter().find(|it| of(it).is_some_and(|it| it.is_in_vain(now)));
-        in_vain.or_else(|| numbers.iter().find(|it| Some(*it) != newest)).copied()
+        let oldest = || numbers.iter().find(|it| Some(*it) != newest);
+        in_vain.or_else(|| self.doubtful(numbers)).or_else(oldest).copied()
+    }
+
+    /// Returns the oldest of these sessions that nobody has given his word for, of the host that has begun most of those,
+    /// so that nobody pushes out the one of somebody else.
+    fn doubtful<'a>(&self, numbers: &'a [u64]) -> Option<&'a u64> {
+        let begun_from = |number: &u64| {
+            let session = self.entries.get(number)?;
+            let is_doubtful = !session.is_attested && !session.is_confirmed();
+            is_doubtful.then_some(session.ends[0].remote.ip())
+        };
+        let count = |host| numbers.iter().filter(|it| begun_from(it) == Some(host)).count();
+        let doubtful = numbers.iter().filter_map(|it| Some((it, begun_from(it)?)));
+        // The last of the greatest ones, which reversed is the first.
+        doubtful.rev().max_by_key(|(_, host)| count(*host)).map(|(number, _)| number)
     }
 
     /// Returns the first session that was in vain, if there is one.

@@ -10,15 +10,15 @@ use super::{
     sessions::{SESSION_LIFETIME, Session, SessionEnd, flow_of},
     whereabouts::{Place, Whereabouts},
 };
-use crate::flow::{FlowId, FlowSpec, FlowTable};
+use crate::flow::{FlowId, FlowSpec, FlowTable, check_address};
 
-/// The format described here.
+/// The format described here. Another build may add fields without another version: those that are not known are
+/// skipped.
 const VERSION: u32 = 1;
 const SECOND: u64 = 1_000_000_000;
 
 /// What a relay leaves to the next one.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct Stored {
     version: u32,
     /// When it was written, in seconds since 1970.
@@ -29,7 +29,6 @@ pub struct Stored {
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 struct StoredPeer {
     #[serde(with = "key_text")]
     public_key: PublicKey,
@@ -40,7 +39,6 @@ struct StoredPeer {
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 struct StoredSession {
     initiator: StoredEnd,
     responder: StoredEnd,
@@ -49,7 +47,6 @@ struct StoredSession {
 }
 
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
 struct StoredEnd {
     #[serde(with = "key_text")]
     public_key: PublicKey,
@@ -127,7 +124,7 @@ impl Stored {
 
 fn end(stored: &StoredEnd, directory: &Directory) -> Option<SessionEnd> {
     let peer = directory.find(&stored.public_key)?;
-    let remote = SocketAddr::new(stored.address.ip().to_canonical(), stored.address.port());
+    let remote = usable(stored.address)?;
     directory.may_be_at(peer, remote).then_some(SessionEnd {
         peer,
         remote,
@@ -136,6 +133,12 @@ fn end(stored: &StoredEnd, directory: &Directory) -> Option<SessionEnd> {
         heard: u64::from(stored.was_heard),
         counted: (0, 0),
     })
+}
+
+/// Returns the address of an end, if it can be one.
+fn usable(address: SocketAddr) -> Option<SocketAddr> {
+    let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+    check_address(address).is_ok().then_some(address)
 }
 
 /// A session of the process before.
@@ -164,17 +167,22 @@ impl WireGuardRelay {
         let before = |seconds: u64| now.saturating_sub(seconds.saturating_mul(SECOND));
         for peer in &stored.peers {
             let Some(id) = self.directory.find(&peer.public_key) else { continue };
+            let Some(remote) = usable(peer.address) else { continue };
             let home = Place {
-                remote: SocketAddr::new(peer.address.ip().to_canonical(), peer.address.port()),
+                remote,
                 local: peer.local,
                 heard: before(peer.idle_seconds.saturating_add(passed)),
             };
-            let whereabouts = Whereabouts { home: Some(home), others: Vec::new() };
+            let whereabouts = Whereabouts { home: Some(home), ..Whereabouts::default() };
             self.atlas.put(id, whereabouts, &self.directory);
         }
         for (resumable, flow) in sessions {
             let Resumable { mut ends, age, idle, .. } = resumable;
-            let (made, heard) = (before(age), before(idle));
+            let (made, mut heard) = (before(age), before(idle));
+            if ends.iter().all(|end| end.heard == 0) {
+                // Its data may only not have been looked at: it has as long to show itself as a new one.
+                heard = now;
+            }
             for (side, end) in Side::ALL.into_iter().zip(&mut ends) {
                 table.set_local(flow, side, end.local);
                 end.counted = table.counted(flow, side);
@@ -183,7 +191,15 @@ impl WireGuardRelay {
                     end.heard = heard.max(1);
                 }
             }
-            self.sessions.insert(Session { flow, ends, mac1: [0; 16], made, heard });
+            for SessionEnd { peer, remote, local, .. } in
+                ends.into_iter().filter(|end| end.heard != 0)
+            {
+                if self.directory.peer(peer).is_some_and(|it| it.pinned.is_none()) {
+                    self.atlas.name(peer, remote, local, heard);
+                }
+            }
+            let is_attested = true;
+            self.sessions.insert(Session { flow, ends, mac1: [0; 16], is_attested, made, heard });
         }
     }
 

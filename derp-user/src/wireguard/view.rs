@@ -98,7 +98,7 @@ pub struct PeerView {
     pub address: Option<SocketAddr>,
     /// Whether that is configured.
     pub is_pinned: bool,
-    /// Where it may be, too: named by a handshake, not confirmed by data.
+    /// Where it may be, too: named by a handshake, not confirmed by data, or its address until it moved.
     pub candidates: Vec<SocketAddr>,
     /// How many peers it may talk to.
     pub partners: usize,
@@ -201,7 +201,7 @@ impl WireGuardRelay {
                 public_key: peer.key.to_string(),
                 address: place.home.map(|home| home.remote),
                 is_pinned: peer.pinned.is_some(),
-                candidates: place.others.iter().map(|other| other.remote).collect(),
+                candidates: place.besides().map(|other| other.remote).collect(),
                 partners: self.directory.partners(id).len(),
                 sessions: sessions.get(id.index()).copied().unwrap_or(0),
                 initiations: tallies.initiations,

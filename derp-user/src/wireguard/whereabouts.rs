@@ -1,8 +1,12 @@
 //! Where peers are.
 //!
-//! An address is believed in two steps. A response that only the peer could have asked for, or given, *names* an
-//! address; data in both directions *confirms* it, because an honest end sends none to an impostor. What is only
-//! named is tried beside what is confirmed, and does not replace it before that has fallen silent.
+//! An address is believed in two steps. A response, from where a partner is known to be, to something that only the peer
+//! could have asked *names* an address; data in both directions *confirms* it, because an honest end sends none to an
+//! impostor. What is only named is tried beside what is confirmed, and does not replace it before that has fallen silent.
+//!
+//! Two impostors that play two silent peers to each other can take their places. So nobody is shut out: an address that
+//! was replaced is tried beside the new one for an hour, so is every other one that has data both ways, and strangers who
+//! ask for each other meet whoever else is believed to be who they are. `address` in the configuration spares all this.
 
 use std::{
     collections::HashMap,
@@ -17,6 +21,8 @@ pub(super) const SILENCE: u64 = 35_000_000_000;
 const MOST_OTHERS: usize = 3;
 /// How long an address that was named is kept without a flow, in nanoseconds.
 const NAMED: u64 = 15_000_000_000;
+/// How long one that was replaced is tried as well, in nanoseconds.
+const FORMER: u64 = 3_600_000_000_000;
 
 /// An address of a peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,11 +47,19 @@ pub(super) struct Whereabouts {
     pub(super) home: Option<Place>,
     /// Those that were named, or confirmed while it had another one, oldest first.
     pub(super) others: Vec<Place>,
+    /// Its own one before, and when that was replaced.
+    pub(super) former: Option<(Place, u64)>,
 }
 
 impl Whereabouts {
     pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
-        self.home.iter().chain(&self.others)
+        self.home.iter().chain(self.besides())
+    }
+
+    /// Those besides its own, the most likely first.
+    pub(super) fn besides(&self) -> impl Iterator<Item = &Place> {
+        let former = self.former.iter().map(|(place, _)| place);
+        former.chain(self.others.iter().rev())
     }
 
     /// Tells whether the peer has lately been heard of at its own address.
@@ -68,7 +82,8 @@ impl Whereabouts {
 
     /// Notes that data came from an address of the peer.
     fn heard(&mut self, remote: SocketAddr, when: u64) {
-        for place in self.home.iter_mut().chain(&mut self.others) {
+        let former = self.former.iter_mut().map(|(place, _)| place);
+        for place in self.home.iter_mut().chain(former).chain(&mut self.others) {
             if place.remote == remote {
                 place.heard = place.heard.max(when);
             }
@@ -78,12 +93,18 @@ impl Whereabouts {
     /// Notes that data went both ways through an address. Returns whether that is the peer's own from now on and was
     /// not before.
     fn confirm(&mut self, place: Place, now: u64) -> bool {
-        if let Some(home) = &self.home
-            && (home.remote == place.remote || home.is_alive(now) || home.heard >= place.heard)
-        {
+        if self.home.is_some_and(|home| home.remote == place.remote) {
+            return false;
+        }
+        if self.home.is_some_and(|home| home.is_alive(now) || home.heard >= place.heard) {
+            let is_known = self.besides().any(|other| other.remote == place.remote);
+            if !is_known && place.is_alive(now) {
+                self.name(place);
+            }
             return false;
         }
         self.others.retain(|other| other.remote != place.remote);
+        self.former = self.home.map(|home| (home, now));
         self.home = Some(place);
         true
     }
@@ -108,7 +129,7 @@ impl Atlas {
                 atlas.owners.insert(remote, id);
                 Place { remote, local: unspecified(remote), heard: 0 }
             });
-            atlas.peers.push(Whereabouts { home, others: Vec::new() });
+            atlas.peers.push(Whereabouts { home, ..Whereabouts::default() });
         }
         atlas
     }
@@ -159,6 +180,7 @@ impl Atlas {
     /// Forgets what was named and neither confirmed nor has a flow.
     pub(super) fn expire(&mut self, has_flow: impl Fn(PeerId, SocketAddr) -> bool, now: u64) {
         for (peer, number) in self.peers.iter_mut().zip(0..) {
+            peer.former = peer.former.filter(|(_, since)| now.saturating_sub(*since) <= FORMER);
             peer.others.retain(|other| {
                 now.saturating_sub(other.heard) <= NAMED
                     || has_flow(PeerId::new(number), other.remote)
@@ -175,6 +197,7 @@ impl Atlas {
             peer.home = Some(home);
         }
         peer.others.extend(whereabouts.others.into_iter().filter(may));
+        peer.former = whereabouts.former.filter(|(place, _)| may(place));
     }
 
     pub(super) fn take(&mut self, id: PeerId) -> Whereabouts {

@@ -211,7 +211,7 @@ fn no_more_sessions_of_a_pair_are_kept_than_its_ends_use() {
             world.exchange((B, i - 1), (A, j - 1));
         }
         world.review();
-        world.pass(1);
+        world.pass(2);
     }
     assert_eq!(world.view().sessions, crate::wireguard::SESSIONS_PER_PAIR);
     assert_eq!(world.table.len(), crate::wireguard::SESSIONS_PER_PAIR);

@@ -145,6 +145,7 @@ fn one_source_and_one_target_have_their_allowances() {
         messages_per_source: Rate::per_second(10, 20),
         strangers_per_target: Rate::per_second(5, 10),
         initiations_per_target: Rate::per_second(5, 10),
+        pending_per_pair: usize::MAX,
         ..Limits::default()
     };
     let mut world = pair_with(limits, 256);
@@ -191,7 +192,9 @@ fn nothing_is_amplified() {
 fn pending_initiations_are_bounded() {
     let limits = Limits {
         strangers_per_target: Rate::UNLIMITED,
+        strangers_per_source: Rate::UNLIMITED,
         messages_per_source: Rate::UNLIMITED,
+        pending_per_pair: 200,
         ..Limits::default()
     };
     let mut world = pair_with(limits, 256);
@@ -217,4 +220,147 @@ fn data_never_makes_or_moves_anything() {
         assert_eq!(world.data(from, index), Err(Reason::UnknownSource), "{from} {index}");
     }
     assert_eq!(world.view(), before);
+}
+
+#[test]
+fn regression_an_impostor_that_answers_first_keeps_nobody_out() {
+    let mut world = pair();
+    world.live(300);
+    // Peer 1 was not heard of for a while, and somebody waits where it could be now.
+    world.initiate(IMPOSTOR, 2, 66).unwrap();
+    assert_eq!(world.initiate(B, 1, 3).unwrap(), [A, IMPOSTOR]);
+    assert_eq!(world.respond(IMPOSTOR, 2, 99, 3), Ok(vec![B.to_owned()]), "which B cannot read");
+    assert_eq!(world.respond(IMPOSTOR, 2, 98, 3), Err(Refusal::Answered), "once");
+    assert_eq!(world.respond(A, 2, 15, 3), Ok(vec![B.to_owned()]));
+    world.exchange((B, 3), (A, 15));
+    assert_eq!(world.data(IMPOSTOR, 3), Ok(B.to_owned()));
+    world.review();
+    assert_eq!(world.initiate(B, 1, 4).unwrap(), [A], "it is not asked again");
+}
+
+#[test]
+fn regression_impostors_do_not_push_out_the_session_that_has_yet_to_be_used() {
+    let mut world = World::new(&[network(2, Pairs::All)]);
+    world.initiate(A, 2, 1).unwrap();
+    assert!(world.initiate(B, 1, 2).unwrap().contains(&A.to_owned()));
+    world.respond(A, 2, 10, 2).unwrap();
+    // Before any of its data was counted, two impostors shake hands with each other as often as they may.
+    let mut forged = 0;
+    for index in (1000..1040).step_by(3) {
+        let _ = world.initiate(IMPOSTOR, 2, index);
+        let to = world.initiate(ACCOMPLICE, 1, index + 1).unwrap_or_default();
+        if to.contains(&IMPOSTOR.to_owned()) {
+            forged += usize::from(world.respond(IMPOSTOR, 2, index + 2, index + 1).is_ok());
+        }
+    }
+    assert!(forged > SESSIONS_PER_PAIR, "{forged}");
+    world.exchange((B, 2), (A, 10));
+}
+
+/// Two impostors that have played peers 1 and 2 to each other, while both were silent.
+fn usurped() -> World {
+    let mut world = pair();
+    world.live(300);
+    world.initiate(IMPOSTOR, 2, 66).unwrap();
+    let to = world.initiate(ACCOMPLICE, 1, 67).unwrap();
+    assert!(to.contains(&IMPOSTOR.to_owned()), "{to:?}");
+    world.respond(IMPOSTOR, 2, 68, 67).unwrap();
+    world.exchange((ACCOMPLICE, 67), (IMPOSTOR, 68));
+    world.review();
+    assert_eq!(world.whereabouts(1).as_deref(), Some(IMPOSTOR));
+    assert_eq!(world.whereabouts(2).as_deref(), Some(ACCOMPLICE));
+    world
+}
+
+#[test]
+fn regression_peers_whose_places_were_taken_while_they_were_silent_are_still_found() {
+    let mut world = usurped();
+    let to = world.initiate(B, 1, 3).unwrap();
+    assert_eq!(to, [IMPOSTOR, A]);
+    world.respond(A, 2, 15, 3).unwrap();
+    world.exchange((B, 3), (A, 15));
+}
+
+#[test]
+fn regression_peers_that_come_back_elsewhere_after_their_places_were_taken_find_each_other() {
+    let (a, b) = ("198.51.100.99:99", "192.0.2.88:88");
+    let mut world = usurped();
+    let pretend = |world: &mut World| world.exchange((ACCOMPLICE, 67), (IMPOSTOR, 68));
+    let to = world.initiate(a, 2, 20).unwrap();
+    assert_eq!(to, [ACCOMPLICE, B]);
+    let to = world.initiate(b, 1, 21).unwrap();
+    assert_eq!(to, [IMPOSTOR, A, a]);
+    world.respond(a, 2, 30, 21).unwrap();
+    world.exchange((b, 21), (a, 30));
+    // They go on to, with a new session every two minutes, which only one of them asks for.
+    for generation in 0..5_u32 {
+        for _ in 0..24 {
+            world.pass(5);
+            pretend(&mut world);
+            world.exchange((b, 21 + generation * 10), (a, 30 + generation * 10));
+            world.review();
+        }
+        let next = 31 + generation * 10;
+        let to = world.initiate(b, 1, next).unwrap();
+        assert!(to.contains(&a.to_owned()), "{to:?}");
+        world.respond(a, 2, next + 9, next).unwrap();
+        world.exchange((b, next), (a, next + 9));
+    }
+}
+
+#[test]
+fn regression_one_host_does_not_use_up_what_strangers_are_allowed() {
+    let mut world = pair();
+    for number in 0..3000_u32 {
+        // It knows both keys, and has many ports.
+        let from = format!("203.0.113.200:{}", 1000 + number % 500);
+        let _ = world.initiate(&from, 1 + (number % 2) as u8, 10_000 + number);
+        world.now += SECOND / 200;
+    }
+    let moved = "198.51.100.99:999";
+    assert_eq!(world.initiate(moved, 1, 5).unwrap()[0], A);
+    assert!(world.view().pending < 500, "{}", world.view().pending);
+}
+
+#[test]
+fn regression_a_peer_does_not_use_up_what_others_may_ask_of_its_partner() {
+    const C: &str = "192.0.2.30:3003";
+    let mut world = World::new(&[network(3, Pairs::Star(0))]);
+    world.initiate(A, 2, 1).unwrap();
+    world.session((2, B, 2), (1, A, 10));
+    world.session((3, C, 3), (1, A, 11));
+    world.review();
+    for number in 0..2000_u32 {
+        let _ = world.initiate(B, 1, 10_000 + number);
+        world.now += SECOND / 200;
+    }
+    assert!(world.view().pending <= 10, "{}", world.view().pending);
+    assert_eq!(world.refused(Refusal::TargetOverRate), 0);
+    assert_eq!(world.initiate(C, 1, 5), Ok(vec![A.to_owned()]));
+}
+
+#[test]
+fn regression_answers_that_are_nobodys_cost_a_bounded_number_of_macs() {
+    let limits = Limits { trials: Rate::per_second(1000, 4000), ..Limits::default() };
+    let mut world = World::with(&[network(200, Pairs::All)], limits, 256);
+    world.initiate(IMPOSTOR, 2, 66).unwrap();
+    assert_eq!(world.initiate(B, 1, 3).unwrap(), [IMPOSTOR]);
+    for index in 0..50 {
+        let _ = world.respond(IMPOSTOR, 250, index, 3);
+    }
+    let tried = world.refused(Refusal::NotAllowed);
+    assert!((10..=20).contains(&tried), "{tried} times 199 of 4000, less two initiations");
+    assert_eq!(world.refused(Refusal::StrangersOverRate), 50 - tried);
+}
+
+#[test]
+fn regression_one_host_does_not_crowd_out_other_places_where_a_peer_may_be() {
+    let mut world = World::new(&[network(2, Pairs::All)]);
+    world.initiate(A, 2, 1).unwrap();
+    for port in 1000..1020 {
+        world.initiate(&format!("203.0.113.200:{port}"), 2, 100 + port).unwrap();
+    }
+    let to = world.initiate(B, 1, 3).unwrap();
+    assert_eq!(to.len(), MOST_PLACES);
+    assert!(to.contains(&A.to_owned()), "{to:?}");
 }

@@ -90,7 +90,7 @@ struct Asked {
     from: SocketAddr,
     sent_to: Vec<SocketAddr>,
     at: u64,
-    is_answered: bool,
+    answered_from: Vec<SocketAddr>,
 }
 
 /// Where data goes: of this source with this index, to there.
@@ -162,8 +162,8 @@ impl Model {
             );
         }
         let at = self.world.now;
-        let is_answered = false;
-        self.asked.push(Asked { target, index, from, sent_to: sent_to.clone(), at, is_answered });
+        let answered_from = Vec::new();
+        self.asked.push(Asked { target, index, from, sent_to: sent_to.clone(), at, answered_from });
         sent_to
     }
 
@@ -194,12 +194,12 @@ impl Model {
                 && it.index == receiver
                 && it.from == destination.to
                 && it.sent_to.contains(&from)
-                && !it.is_answered
+                && !it.answered_from.contains(&from)
                 && self.are_partners(it.target, to)
         };
         let number = self.asked.iter().position(waiting);
         let number = number.expect("a response goes only to a partner who has asked there");
-        self.asked[number].is_answered = true;
+        self.asked[number].answered_from.push(from);
         let ends = [(destination.to, index), (from, receiver)];
         // The same source and index may have been another session's, which is over.
         self.sessions.retain(|it| it.ends.iter().all(|end| !ends.contains(end)));

@@ -70,6 +70,11 @@ fn a_peer_that_is_pinned_elsewhere_loses_its_sessions() {
 /// Ends the process, and begins another one that finds `found` in the kernel's tables.
 fn restart(world: &World, networks: &[Network], seconds: u64, found: &Found) -> World {
     let json = world.relay.store(UNIX, world.now).to_json();
+    resume(&json, networks, seconds, found)
+}
+
+/// Begins a process with what another one has saved so long ago.
+fn resume(json: &str, networks: &[Network], seconds: u64, found: &Found) -> World {
     let stored = Stored::from_json(json.as_bytes()).unwrap();
     let directory = Directory::new(networks);
     let sessions = stored.sessions(&directory, PORT, UNIX + seconds);
@@ -176,7 +181,6 @@ fn a_state_that_is_none_is_refused() {
         ("{}", "missing field `version`"),
         (r#"{"version":2}"#, "version 2 of the format, where 1 is known"),
         (r#"{"version":1}"#, "missing field `saved_at`"),
-        (r#"{"version":1,"saved_at":1,"peers":[],"sessions":[],"more":1}"#, "unknown field `more`"),
         (
             r#"{"version":1,"saved_at":1,"peers":[{"public_key":"x","address":"192.0.2.1:1","local":"::","idle_seconds":0}],"sessions":[]}"#,
             "must be a WireGuard public key",
@@ -185,4 +189,75 @@ fn a_state_that_is_none_is_refused() {
         let error = Stored::from_json(json.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(reason), "{json}: {error}");
     }
+}
+
+#[test]
+fn regression_a_session_that_was_saved_before_its_first_data_outlives_a_crash() {
+    let network = network(2, Pairs::All);
+    let mut world = World::new(std::slice::from_ref(&network));
+    world.initiate(A, 2, 1).unwrap();
+    world.initiate(B, 1, 2).unwrap();
+    world.respond(A, 2, 10, 2).unwrap();
+    // Nothing that is saved happens for the next two minutes, but data goes both ways. Then the process dies.
+    let saved = world.relay.store(UNIX, world.now).to_json();
+    let mut next = resume(&saved, &[network], 100, &Found::default());
+    next.review();
+    next.exchange((B, 2), (A, 10));
+    next.live(120);
+    next.exchange((B, 2), (A, 10));
+    next.live(300);
+    assert_eq!(next.view().sessions, 0, "and ends like any other");
+}
+
+#[test]
+fn regression_the_first_data_of_a_session_is_saved() {
+    let mut world = World::new(&[network(2, Pairs::All)]);
+    world.initiate(A, 2, 1).unwrap();
+    world.session((2, B, 2), (1, A, 10));
+    world.review();
+    assert!(world.relay.take_changed());
+    world.session((2, B, 3), (1, A, 11));
+    assert!(world.relay.take_changed(), "the session");
+    world.review();
+    assert!(world.relay.take_changed(), "its data");
+    world.exchange((B, 3), (A, 11));
+    world.review();
+    assert!(!world.relay.take_changed(), "more of it");
+}
+
+#[test]
+fn regression_what_another_build_has_added_to_the_state_is_skipped() {
+    let (world, network) = three(Pairs::All);
+    let json = world.relay.store(UNIX, world.now).to_json();
+    let added = json.replace("{\n", "{\n\"of_a_later_build\": [1, 2],\n");
+    assert!(added.matches("of_a_later_build").count() > 6, "{added}");
+    let mut next = resume(&added, &[network], 3, &Found::default());
+    next.exchange((B, 2), (A, 10));
+    next.exchange((C, 3), (A, 11));
+}
+
+#[test]
+fn regression_addresses_that_nobody_can_have_are_not_resumed() {
+    let (world, network) = three(Pairs::All);
+    let json = world.relay.store(UNIX, world.now).to_json();
+    for nobodys in ["0.0.0.0:2002", "224.0.0.1:2002", "192.0.2.20:0", "[fe80::1]:2002"] {
+        let mut next =
+            resume(&json.replace(B, nobodys), std::slice::from_ref(&network), 3, &Found::default());
+        assert_eq!(next.whereabouts(2), None, "{nobodys}");
+        assert_eq!(next.view().sessions, 1, "{nobodys}");
+        next.exchange((C, 3), (A, 11));
+    }
+}
+
+#[test]
+fn regression_a_peer_that_has_just_moved_is_still_found_after_a_restart() {
+    let (mut world, network) = three(Pairs::All);
+    let moved = "192.0.2.77:7";
+    world.session((2, moved, 20), (1, A, 30));
+    world.review();
+    assert_eq!(world.whereabouts(2).as_deref(), Some(B), "it may still be there");
+    let mut next = restart(&world, &[network], 3, &Found::default());
+    let mut to = next.initiate(A, 2, 40).unwrap();
+    to.sort_unstable();
+    assert_eq!(to, [B, moved]);
 }
