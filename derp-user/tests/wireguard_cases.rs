@@ -17,13 +17,19 @@ mod party;
 mod server;
 
 use std::{
+    collections::BTreeSet,
     fmt::Write as _,
+    fs,
     net::{SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -83,6 +89,17 @@ impl Bed {
     fn host(&self, place: Place, keys: &Keys, peers: &[&Keys], index: u32) -> Host {
         let peers: Vec<_> = peers.iter().map(|keys| keys.public).collect();
         Host::new(self.socket(place), self.relay(place), keys, &peers, index)
+    }
+
+    /// Has the relay read another configuration, and does not wait until it has.
+    fn hang_up(&self, configuration: &str) {
+        let (directory, id) = match self {
+            Self::Loopback(server) => (server.directory().path(), server.id()),
+            Self::Namespaces { lab, daemon } => (lab.directory(), daemon.id()),
+        };
+        fs::write(directory.join("derpd.toml"), configuration).expect("the configuration");
+        let id = i32::try_from(id).expect("a process id");
+        kill(Pid::from_raw(id), Signal::SIGHUP).expect("the relay runs");
     }
 
     fn page(&self, path: &str) -> String {
@@ -355,4 +372,87 @@ fn cookie_replies_go_back_to_who_is_asked_to_wait() {
         converse((&mut peer, 0), (&mut center, 0), b"with a cookie");
         assert_eq!(bed.view()["messages"]["cookie_replies"], 1);
     });
+}
+
+#[test]
+fn a_reload_ends_a_pair_at_once_and_costs_the_others_no_packet() {
+    /// After how many packets each way the relay is told, and how many follow when it has done as told.
+    const BEFORE: u16 = 1000;
+    const AFTER: u16 = 1000;
+    let (hub, a, b) = (Keys::random(), Keys::random(), Keys::random());
+    let before = star(&hub, &[&a, &b]);
+    let pairs = "pairs = \"star\"\nhub = \"peer0\"";
+    assert!(before.contains(pairs));
+    let after = before.replace(pairs, "pairs = [[\"peer0\", \"peer1\"]]");
+    everywhere("reload", &before, |bed| {
+        let mut center = bed.host(Place::Hub, &hub, &[&a, &b], 100);
+        let mut first = bed.host(Place::Spoke, &a, &[&hub], 1);
+        let mut second = bed.host(Place::Spoke, &b, &[&hub], 2);
+        shake_hands((&mut first, 0), (&mut center, 0));
+        shake_hands((&mut second, 0), (&mut center, 1));
+        converse((&mut first, 0), (&mut center, 0), b"before");
+        converse((&mut second, 0), (&mut center, 1), b"before");
+
+        // By who receives it, and from whom: packets that were sent, and those that have come.
+        let mut got = [const { BTreeSet::new() }; 4];
+        let mut reloaded = None;
+        let mut number = 0;
+        while reloaded.is_none_or(|reloaded| number < reloaded + AFTER) {
+            if number == BEFORE {
+                bed.hang_up(&after);
+            }
+            if number > BEFORE && reloaded.is_none() && number % 50 == 0 {
+                let is_new = bed.view()["peers"][0]["partners"] == 1;
+                reloaded = is_new.then_some(number);
+                assert!(number < u16::MAX - 2 * AFTER, "the relay does not reload");
+            }
+            let packet = ip_packet(&number.to_be_bytes());
+            for (spoke, peer) in [(&mut first, 0), (&mut second, 1)] {
+                let sealed = spoke.sealed(0, &packet);
+                spoke.send(&sealed);
+                let sealed = center.sealed(peer, &packet);
+                center.send(&sealed);
+            }
+            let patience = Duration::from_millis(u64::from(number % 10 == 0));
+            for (host, offset) in [(&mut center, 0), (&mut first, 2), (&mut second, 3)] {
+                take_numbers(host, patience, &mut got[offset..]);
+            }
+            number += 1;
+        }
+        for (host, offset) in [(&mut center, 0), (&mut first, 2), (&mut second, 3)] {
+            take_numbers(host, SILENCE, &mut got[offset..]);
+        }
+        let reloaded = reloaded.expect("the relay has reloaded in the meantime");
+        let [from_first, from_second, to_first, to_second] = got;
+        let all: BTreeSet<_> = (0..number).collect();
+        assert_eq!(from_first, all);
+        assert_eq!(to_first, all);
+        for got in [from_second, to_second] {
+            // The last ones may still be on their way when it is none any more.
+            assert!(got.is_superset(&(0..BEFORE / 2).collect()), "until then it is a pair");
+            let last = got.last().copied().expect("some");
+            assert!(last < reloaded, "packet {last}, of a pair that is none since {reloaded}");
+        }
+        let refused = bed.dropped("not_allowed");
+        let initiation = second.initiation(0);
+        second.send(&initiation);
+        // Where it was not yet known who is there, the hub gets it, and its response is dropped.
+        center.take_all(SILENCE);
+        expect_silence(&second, "a handshake of a pair that is none any more");
+        assert_eq!(bed.dropped("not_allowed"), refused + 1);
+    });
+}
+
+/// Takes what has come to a host: numbers, by the peer they are from.
+fn take_numbers(host: &mut Host, patience: Duration, got: &mut [BTreeSet<u16>]) {
+    for it in host.take_all(patience) {
+        match it {
+            Got::Packet(peer, packet) => {
+                let number = packet[20..].try_into().map(u16::from_be_bytes).expect("a number");
+                assert!(got[peer].insert(number), "{number} has come twice");
+            }
+            Got::Message => {}
+            Got::Refused => panic!("something for nobody"),
+        }
+    }
 }

@@ -167,11 +167,23 @@ impl Daemon {
         configuration: &str,
         flags: &[&str],
     ) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_derpd"));
+        Self::start_build(program, namespace, directory, configuration, flags)
+    }
+
+    /// The same with this build of it.
+    pub(crate) fn start_build(
+        program: &Path,
+        namespace: &str,
+        directory: &Path,
+        configuration: &str,
+        flags: &[&str],
+    ) -> Self {
         let path = directory.join("derpd.toml");
         fs::write(&path, configuration).expect("the configuration file");
         let log = directory.join("log");
         let output = File::options().create(true).append(true).open(&log).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_derpd"));
+        let mut command = Command::new(program);
         command
             .arg(format!("-a=:{HTTP_PORT}"))
             .arg(format!("-c={}", directory.join("key").display()))

@@ -1,10 +1,16 @@
 //! Two peers, a star and a mesh, and what happens to them.
 
-use std::{thread, time::Duration};
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use nix::sys::signal::Signal;
 
 use crate::{
+    PATIENCE,
+    builds::{self, Difference},
     internet::{Internet, RELAY_PORT, forward, relay},
     kernel,
     peer::{Identity, Peer, mesh},
@@ -56,9 +62,11 @@ fn ends_of_ipv6_and_of_different_families_and_a_link_of_1280_bytes() {
     let (over_ipv6, mixed) = peers.split_at_mut(2);
     mesh(over_ipv6, |_| relay(true));
     mesh(mixed, |peer| relay(peer.number == 3));
-    for [a, b] in [[&peers[0], &peers[1]], [&peers[2], &peers[3]]] {
+    for ([a, b], bytes) in
+        [([&peers[0], &peers[1]], transfer_bytes()), ([&peers[2], &peers[3]], SOME)]
+    {
         echo(a, b, false, 1420);
-        Transfer::start(a, b, false, SOME).finish();
+        Transfer::start(a, b, true, bytes).finish();
         for mtu in MTUS {
             a.set_mtu(mtu);
             b.set_mtu(mtu);
@@ -125,6 +133,7 @@ fn a_star_of_five_spokes_whose_hub_restarts_and_whose_spokes_move() {
     // First those with the hub, by which the others reach each other.
     echo_all(&pairs[..5]);
     echo_all(&pairs[5..]);
+    Transfer::start(&peers[3], &peers[0], false, transfer_bytes()).finish();
 
     // A spoke's router maps it to another port, another one's gets another address, a third spoke sends from another port of
     // its own: each in the middle of a copy to the hub. (boringtun goes on to listen on the port before, and answers from it.)
@@ -176,8 +185,8 @@ fn a_full_mesh_of_five() {
         .collect();
     echo_all(&pairs);
     assert_eq!(relay_process.view()["pairs"].as_array().expect("a list").len(), pairs.len());
-    for (a, b) in [(0, 1), (1, 3), (2, 4)] {
-        Transfer::start(&peers[a], &peers[b], false, SOME).finish();
+    for (a, b, bytes) in [(0, 1, SOME), (1, 3, transfer_bytes()), (2, 4, SOME)] {
+        Transfer::start(&peers[a], &peers[b], false, bytes).finish();
     }
 }
 
@@ -193,18 +202,18 @@ fn a_relay_that_restarts_or_dies_during_a_transfer_goes_on_with_its_sessions() {
     echo(a, b, false, 1420);
     // The state of the handshake is in the file within a second.
     thread::sleep(Duration::from_secs(2));
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let transfer = Transfer::start(a, b, false, MUCH);
-        transfer.wait_for(20);
+    let transfer = Transfer::start(a, b, false, transfer_bytes());
+    for (signal, percent) in [(Signal::SIGKILL, 20), (Signal::SIGTERM, 60)] {
+        transfer.wait_for(percent);
         relay_process.restart(signal);
-        transfer.finish();
-        let handshakes = relay_process.handshakes(1);
-        assert_eq!(handshakes, 0, "{signal}: the sessions were kept");
+        transfer.wait_for(percent + 20);
+        assert_eq!(relay_process.handshakes(1), 0, "{signal}: the sessions were kept");
     }
+    transfer.finish();
 }
 
 #[test]
-fn in_the_kernel_a_mesh_and_an_upgrade_of_the_relay_during_a_transfer() {
+fn in_the_kernel_a_mesh_and_a_restart_of_the_relay_during_a_transfer() {
     for mode in ["native", "generic"] {
         let test = format!("WireGuard, {mode} XDP");
         let Some(mut internet) = Internet::create(&test, 3) else { return };
@@ -242,5 +251,58 @@ fn in_the_kernel_a_mesh_and_an_upgrade_of_the_relay_during_a_transfer() {
         transfer.finish();
         assert_eq!(relay_process.handshakes(1), 0, "{mode}: the sessions were kept");
         echo(a, c, false, 1280);
+    }
+}
+
+#[test]
+fn an_upgrade_and_a_downgrade_of_the_relay_during_a_transfer() {
+    const TEST: &str = "WireGuard, upgrade";
+    let Some(mut internet) = Internet::create(TEST, 2) else { return };
+    if internet.prepare_for_xdp(TEST).is_none() {
+        return;
+    }
+    let pins = match BpfFs::mount() {
+        Ok(pins) => pins,
+        Err(reason) => return kernel::skip(TEST, &reason),
+    };
+    let [other_program, other_maps] = [Difference::Program, Difference::Maps].map(|difference| {
+        builds::make(internet.directory(), difference).expect("the kernel program was loaded")
+    });
+    let [first, second] = [0, 1].map(|site| &internet.sites[site]);
+    let mut peers =
+        [Peer::start(&internet, first, Boringtun), Peer::start(&internet, second, WireguardGo)];
+    let pin = format!("\"{}\"", pins.pins().display());
+    let mut relay_process = Relay::start(&internet, &peers, "", Plane::Kernel("native"), &pin);
+    let old = builds::released().unwrap_or(other_program);
+    relay_process.replace_by(&old);
+    mesh(&mut peers, |_| relay(false));
+    let [a, b] = &peers;
+    echo(a, b, false, 1420);
+
+    let transfer = Transfer::start(a, b, false, transfer_bytes());
+    let mut percent = 10;
+    // To this build, back to one with other maps, and to this one again.
+    for (build, has_other_maps) in [
+        (Path::new(builds::THIS), false),
+        (other_maps.as_path(), true),
+        (Path::new(builds::THIS), true),
+    ] {
+        transfer.wait_for(percent);
+        let log = relay_process.replace_by(build);
+        if has_other_maps {
+            assert!(log.contains("what is pinned will be replaced"), "{log}");
+        } else if builds::released().is_none() {
+            assert!(log.contains("the maps pinned in"), "{log}");
+        }
+        transfer.wait_for(percent + 20);
+        assert_eq!(relay_process.handshakes(1), 0, "the sessions were kept: {log}");
+        percent += 30;
+    }
+    transfer.finish();
+    // New tables have the ways to the ends as soon as routes were asked for.
+    let deadline = Instant::now() + PATIENCE;
+    while relay_process.forwarded("kernel") == 0 {
+        assert!(Instant::now() < deadline, "{:#?}", relay_process.daemon().flows());
+        echo(a, b, false, 1420);
     }
 }

@@ -2,6 +2,7 @@
 //! translate addresses, in network namespaces.
 //!
 //! What they send is compared byte by byte at the other end. `DERPD_WIREGUARD_MEGABYTES` sets how much each way.
+//! `DERPD_OLD_BINARY` names a derpd that an upgrade is to lead from.
 
 #[path = "../support/go.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
@@ -19,6 +20,7 @@ mod party;
 #[path = "../support/pins.rs"]
 mod pins;
 
+mod builds;
 mod internet;
 mod labs;
 mod peer;

@@ -1,11 +1,16 @@
 //! The relay of a lab, and what it says of its peers.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
+    builds,
     internet::{Internet, RELAY_PORT, interface},
     lab::Daemon,
     peer::{Identity, Peer, base64},
@@ -24,6 +29,7 @@ pub(crate) struct Relay<'a> {
     internet: &'a Internet,
     configuration: String,
     flags: Vec<String>,
+    program: PathBuf,
     daemon: Option<Daemon>,
 }
 
@@ -59,7 +65,8 @@ impl<'a> Relay<'a> {
             }
         }
         let configuration = configuration(internet, peers, pairs, pin);
-        let mut relay = Self { internet, configuration, flags, daemon: None };
+        let program = builds::THIS.into();
+        let mut relay = Self { internet, configuration, flags, program, daemon: None };
         relay.launch();
         relay
     }
@@ -68,7 +75,8 @@ impl<'a> Relay<'a> {
         let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
         let Internet { relay, .. } = self.internet;
         let directory = self.internet.directory();
-        self.daemon = Some(Daemon::start(relay, directory, &self.configuration, &flags));
+        let (program, configuration) = (&self.program, &self.configuration);
+        self.daemon = Some(Daemon::start_build(program, relay, directory, configuration, &flags));
     }
 
     /// Ends the process with a signal, and starts another one with what it has left.
@@ -77,6 +85,14 @@ impl<'a> Relay<'a> {
             daemon.end(signal);
         }
         self.launch();
+    }
+
+    /// The same with another build from now on. Returns what the new process has logged.
+    pub(crate) fn replace_by(&mut self, program: &Path) -> String {
+        let before = self.daemon().log().len();
+        program.clone_into(&mut self.program);
+        self.restart(Signal::SIGTERM);
+        self.daemon().log().split_off(before)
     }
 
     pub(crate) fn daemon(&self) -> &Daemon {
