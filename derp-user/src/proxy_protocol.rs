@@ -12,6 +12,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use proxy_header::{ParseConfig, ProxyHeader};
 use tokio::{io::AsyncReadExt, net::TcpStream, time::timeout};
 
@@ -61,7 +62,7 @@ pub struct NetworkError(String);
 /// The proxies that are believed.
 #[derive(Debug, Default)]
 pub struct TrustedProxies {
-    networks: Vec<IpNet>,
+    networks: RwLock<Vec<IpNet>>,
     faults: AtomicU64,
     quiet: Quiet,
 }
@@ -69,12 +70,20 @@ pub struct TrustedProxies {
 impl TrustedProxies {
     /// Trusts these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
-        Self { networks, ..Self::default() }
+        Self { networks: RwLock::new(networks), ..Self::default() }
     }
 
     /// Whether any proxy is trusted.
     pub fn exist(&self) -> bool {
-        !self.networks.is_empty()
+        !self.networks.read().is_empty()
+    }
+
+    /// Trusts these networks from now on, and tells whether they are others than before.
+    pub fn replace(&self, networks: Vec<IpNet>) -> bool {
+        let mut current = self.networks.write();
+        let is_other = *current != networks;
+        *current = networks;
+        is_other
     }
 
     /// Connections of trusted proxies that were closed for want of a good header.
@@ -110,7 +119,7 @@ impl TrustedProxies {
 
     fn trust(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
+        self.networks.read().iter().any(|network| network.contains(&address))
     }
 }
 

@@ -1,17 +1,24 @@
-//! Turns a command line in Go's flag syntax into [`Options`].
+//! Turns a command line in Go's flag syntax, the configuration file and the environment into [`Options`].
 //!
 //! Go allows one dash or two, `-flag value` or `-flag=value`, and boolean flags only with `=`. This module does
 //! that part; clap then checks and converts the values and renders the help.
 
-use std::ffi::OsString;
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::{Arg, Command, CommandFactory, FromArgMatches, error::ContextKind, error::ContextValue};
 
 use super::{
     Options, UsageError,
+    file::ConfigFile,
+    layers::{Given, Layers, Origin},
     unsupported::Foreign,
-    variables::{self, Given, Variables},
+    variables,
 };
+use crate::files;
 
 /// What a command line asks for.
 #[derive(Debug)]
@@ -28,31 +35,133 @@ pub(super) const SECRETS: [&str; 1] = ["acme-eab-key"];
 /// How similar an unknown flag must be to a known one to be suggested.
 const SIMILAR: f64 = 0.6;
 
-/// Parses the arguments after the program's name. What they leave open is as the environment says, which `variable`
-/// looks up.
+/// What a command line is read with; given, so that tests need no real environment.
+pub struct Surroundings<'a> {
+    /// Looks up an environment variable.
+    pub variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Reads a configuration file.
+    pub read: &'a dyn Fn(&Path) -> io::Result<Vec<u8>>,
+}
+
+impl Surroundings<'_> {
+    /// No variables and no files.
+    #[must_use]
+    pub const fn nothing() -> Self {
+        Self { variable: &|_| None, read: &|_| Err(io::Error::from_raw_os_error(libc::ENOENT)) }
+    }
+}
+
+/// The configuration file that is read if it exists and none is named.
+pub const DEFAULT_FILE: &str = "/etc/derpd/derpd.toml";
+
+/// Reads a configuration file that is not larger than such files are.
 ///
 /// # Errors
 ///
-/// The first thing that is wrong with the command line, else with the variables.
+/// What the system says.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    files::read_bounded(path)
+}
+
+/// Parses the arguments after the program's name. What they leave open is as the configuration file says; what that
+/// leaves open, as the environment says.
+///
+/// # Errors
+///
+/// The first thing that is wrong with the command line, else with the file, else with the variables.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
-    variable: &dyn Fn(&str) -> Option<String>,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Invocation, UsageError> {
     let command = Options::command();
     let Some(flags) = normalise(&command, arguments)? else {
         return Ok(Invocation::Help(help()));
     };
-    options(&command, &flags)?;
-    let is_given = |name: &str| {
-        let is = |flag: &String| split_flag(flag).is_some_and(|(given, _)| given == name);
-        flags.iter().any(is)
+    let alone = options(&command, &flags)?;
+    if alone.version {
+        return Ok(Invocation::Run(Box::new(alone)));
+    }
+    let file = find_file(&alone, &flags, surroundings)?;
+    let on_command_line = given_flags(&command, &flags);
+    let mut in_file = match &file {
+        Some(file) => file.flags(&command)?,
+        None => Vec::new(),
     };
-    let given = variables::read(&command, is_given, variable)?;
-    let from_variables: Vec<_> = given.iter().map(Given::to_flag).collect();
-    options(&command, &from_variables).map_err(|error| blame_variable(&given, error))?;
-    let mut options = options(&command, &[from_variables, flags].concat())?;
-    options.variables = Variables::of(&given);
+    check(&command, &in_file, file.as_ref())?;
+    let has = |given: &[Given], flag: &str| given.iter().any(|it| it.flag == flag);
+    let is_decided = |flag: &str| has(&on_command_line, flag) || has(&in_file, flag);
+    let in_variables = variables::read(&command, is_decided, surroundings.variable)?;
+    check(&command, &in_variables, None)?;
+    in_file.retain(|it| !has(&on_command_line, &it.flag));
+    let lower: Vec<_> = in_variables.into_iter().chain(in_file).collect();
+    let lower_flags = lower.iter().flat_map(Given::to_flags).collect::<Vec<_>>();
+    let mut options = options(&command, &[lower_flags, flags].concat())?;
+    options.layers = Layers::new(lower.into_iter().chain(on_command_line), file);
     Ok(Invocation::Run(Box::new(options)))
+}
+
+/// Reads the configuration file: the one that is named, else the default one if it is there.
+fn find_file(
+    alone: &Options,
+    flags: &[String],
+    surroundings: &Surroundings<'_>,
+) -> Result<Option<ConfigFile>, UsageError> {
+    let variable = |flag| {
+        let mut names = variables::names(flag);
+        names.find_map(|name| (surroundings.variable)(&name).filter(|value| !value.is_empty()))
+    };
+    let is_flag = |flag: &String| split_flag(flag).is_some_and(|(name, _)| name == "dev");
+    let is_dev = if flags.iter().any(is_flag) {
+        alone.dev
+    } else {
+        variable("dev").is_some_and(|value| super::options::parse_boolean(&value) == Ok(true))
+    };
+    let named = alone.config.clone().or_else(|| variable("config"));
+    let (path, is_named) = match named.as_deref() {
+        Some("") => return Ok(None),
+        Some(path) => (PathBuf::from(path), true),
+        None if is_dev => return Ok(None),
+        None => (PathBuf::from(DEFAULT_FILE), false),
+    };
+    match (surroundings.read)(&path) {
+        Ok(bytes) => ConfigFile::new(path, bytes).map(Some),
+        Err(error) if !is_named && error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(UsageError::FileRead { path, reason: error.to_string() }),
+    }
+}
+
+/// The flags of a command line in the form `--flag=value`, each with its values.
+fn given_flags(command: &Command, flags: &[String]) -> Vec<Given> {
+    let of = |flag: &Arg| {
+        let name = flag.get_id().as_str();
+        let of_flag =
+            flags.iter().filter_map(|flag| split_flag(flag)).filter(|(it, _)| *it == name);
+        let mut values: Vec<_> =
+            of_flag.map(|(_, value)| value.unwrap_or_default().to_owned()).collect();
+        if !matches!(flag.get_action(), clap::ArgAction::Append) {
+            values.drain(..values.len().saturating_sub(1));
+        }
+        (!values.is_empty()).then(|| Given { flag: name.to_owned(), values, origin: Origin::Flag })
+    };
+    command.get_arguments().filter_map(of).collect()
+}
+
+/// Checks values that are not of the command line, and names whoever gives them.
+fn check(command: &Command, given: &[Given], file: Option<&ConfigFile>) -> Result<(), UsageError> {
+    let flags: Vec<_> = given.iter().flat_map(Given::to_flags).collect();
+    let Err(error) = options(command, &flags) else { return Ok(()) };
+    let UsageError::InvalidValue { name, value, reason } = error else { return Err(error) };
+    let origin = given.iter().find(|given| given.flag == name).map(|given| &given.origin);
+    Err(match (origin, file) {
+        (Some(Origin::Variable(variable)), _) => {
+            UsageError::InvalidVariable { variable: variable.clone(), value, reason }
+        }
+        (Some(Origin::File { line, place }), Some(file)) => UsageError::File {
+            path: file.path.clone(),
+            reason: format!("line {line}: {place}: {reason}"),
+        },
+        _ => UsageError::InvalidValue { name, value, reason },
+    })
 }
 
 /// Checks and converts flags in the form `--flag=value`.
@@ -63,17 +172,6 @@ fn options(command: &Command, flags: &[String]) -> Result<Options, UsageError> {
         .try_get_matches_from(words)
         .and_then(|matches| Options::from_arg_matches(&matches))
         .map_err(|error| describe(&error))
-}
-
-/// Names the variable instead of the flag that it stands for.
-fn blame_variable(given: &[Given], error: UsageError) -> UsageError {
-    let UsageError::InvalidValue { name, value, reason } = error else { return error };
-    match given.iter().find(|given| given.flag == name) {
-        Some(Given { variable, .. }) => {
-            UsageError::InvalidVariable { variable: variable.clone(), value, reason }
-        }
-        None => UsageError::InvalidValue { name, value, reason },
-    }
 }
 
 /// The help text, with flags as operators know them from derper: with one dash.

@@ -47,6 +47,11 @@ impl GoDuration {
         Self { nanoseconds: seconds as i64 * SECOND as i64 }
     }
 
+    /// A duration of nanoseconds.
+    pub const fn from_nanoseconds(nanoseconds: i64) -> Self {
+        Self { nanoseconds }
+    }
+
     /// The duration, or `None` if it is negative.
     pub fn to_duration(self) -> Option<Duration> {
         u64::try_from(self.nanoseconds).ok().map(Duration::from_nanos)

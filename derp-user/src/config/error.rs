@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::http::{AccessError, HomeError};
 
-/// A command line that cannot be understood. Exit status 2, like derper.
+/// A command line, or what stands for it, that cannot be understood.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum UsageError {
     /// No such flag.
@@ -46,6 +46,22 @@ pub enum UsageError {
         /// What would be right.
         reason: String,
     },
+    /// The configuration file cannot be read.
+    #[error("-config: cannot read {}: {reason}", path.display())]
+    FileRead {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// The configuration file does not hold what it should.
+    #[error("-config: {}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where, and what would be right.
+        reason: String,
+    },
     /// An argument that belongs to no flag.
     #[error("unexpected argument {argument:?}{}", boolean_hint(.after_boolean, .argument))]
     UnexpectedArgument {
@@ -60,6 +76,17 @@ pub enum UsageError {
     /// Anything else the parser objects to.
     #[error("{0}")]
     Other(String),
+}
+
+impl UsageError {
+    /// Exit status for this error: 1 where the configuration file is at fault, else 2, like derper.
+    #[must_use]
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::FileRead { .. } | Self::File { .. } => 1,
+            _ => 2,
+        }
+    }
 }
 
 fn suggestion(nearest: &Option<String>) -> String {

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use clap::{Parser, ValueEnum, builder::ValueParser};
 
-use super::{GoDuration, Variables};
+use super::{GoDuration, Layers};
 use crate::{
     acme::BindingKey,
     dataplane::{Mode, Pin},
@@ -209,7 +209,8 @@ pub struct Options {
     #[arg(id = "xdp-pin", long, value_name = "DIRECTORY", help_heading = KERNEL)]
     pub xdp_pin: Option<Pin>,
 
-    /// Configuration file for the UDP relay, STUN limits and pinning, in TOML
+    /// Configuration file, in TOML: a key for each flag, and what there are no flags for, like UDP flows, the peer relay
+    /// and WireGuard. Empty for none [default: /etc/derpd/derpd.toml if it exists, unless -dev is given]
     #[arg(id = "config", long, value_name = "FILE", help_heading = OTHER)]
     pub config: Option<String>,
     /// What to log: error, warn, info, debug, trace, or a filter like `info,derp_user::server=debug` [default: info]
@@ -223,22 +224,23 @@ pub struct Options {
     #[arg(id = "version", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = OTHER)]
     pub version: bool,
 
-    /// Which of these the environment gives.
+    /// Who gives which of these.
     #[arg(skip)]
-    pub variables: Variables,
+    pub layers: Layers,
 }
 
-const LISTENING: &str = "Listening";
-const IDENTITY: &str = "Keys and certificates";
-const ACME: &str = "Certificates by ACME";
-const MESH: &str = "Mesh";
-const ADMISSION: &str = "Admission";
-const LIMITS: &str = "Limits";
-const KERNEL: &str = "Kernel data plane";
-const OTHER: &str = "Other";
+pub(super) const LISTENING: &str = "Listening";
+pub(super) const IDENTITY: &str = "Keys and certificates";
+pub(super) const ACME: &str = "Certificates by ACME";
+pub(super) const MESH: &str = "Mesh";
+pub(super) const ADMISSION: &str = "Admission";
+pub(super) const LIMITS: &str = "Limits";
+pub(super) const KERNEL: &str = "Kernel data plane";
+pub(super) const OTHER: &str = "Other";
 
 const USAGE: &str = "derpd [flags]
-       derpd check               shows what the kernel data plane needs, and what is attached
+       derpd check [flags]       checks everything before the relay with these flags starts
+       derpd config show [flags] prints what these flags, file and environment come to, and who says it
        derpd detach              removes what stays attached when derpd has ended
        derpd derpmap [flags]     prints the DERP map of the relay with these flags, for Tailscale or Headscale
        derpd netcheck --help     shows how this machine reaches the relays of a DERP map
@@ -249,13 +251,14 @@ const USAGE: &str = "derpd [flags]
        derpd man [DIRECTORY]     prints the manual page, or writes those of all tools
 
 Flags are written with one dash or two, as `-flag value` or `-flag=value`; those with [=BOOL] only
-with `=`. Names and meanings are derper's, where derper has the flag.";
+with `=`. Names and meanings are derper's, where derper has the flag. What is not given as a flag is as the
+configuration file says, then as the environment says, then the default.";
 
 const ENVIRONMENT_HELP: &str = "\
 Environment:
-  DERP_<FLAG>                                as the flag, if that is not given: DERP_STUN_PORT is for -stun-port. So are
-                                             DERP_DOMAIN for -hostname, DERP_ADDR for -a, DERP_CERT_MODE for -certmode
-                                             and DERP_CERT_DIR for -certdir. The configuration file wins over these
+  DERP_<FLAG>                                as the flag, if neither that nor its key in the configuration file is
+                                             given: DERP_STUN_PORT is for -stun-port. So are DERP_DOMAIN for -hostname,
+                                             DERP_ADDR for -a, DERP_CERT_MODE for -certmode and DERP_CERT_DIR for -certdir
   TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH  packets that wait for one client, per kind [default: 32]
   TS_ALLOW_DEBUG_IP                          address that may see /debug/
   TS_DEBUG_TRUSTED_CIDRS                     networks that may see /debug/, separated by commas

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    CertificateMode, ConfigError, GoDuration, LogFormat, Options, TlsSettings, admission,
-    certificates, options::parse_boolean,
+    CertificateMode, ConfigError, FileSettings, GoDuration, Layers, LogFormat, Options,
+    TlsSettings, admission, certificates, options::parse_boolean,
 };
 use crate::{
     admit,
@@ -34,15 +34,6 @@ pub struct Environment<'a> {
     pub file_exists: &'a dyn Fn(&std::path::Path) -> bool,
     /// Processors that may be used.
     pub processors: NonZeroUsize,
-}
-
-/// Which settings are by no flag, so that the configuration file wins over what they are.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct OpenToFile {
-    /// [`Config::xdp_pin`].
-    pub pins: bool,
-    /// [`Config::log`].
-    pub log: bool,
 }
 
 /// The checked settings of one relay. Making one reads no file; the files it names may still be faulty.
@@ -96,12 +87,10 @@ pub struct Config {
     pub verbose_clients: VerboseClients,
     /// Keys whose lost packets are logged.
     pub verbose_drops: Vec<NodePublic>,
-    /// Whether it goes on without the process, if the command line says so.
-    pub xdp_pin: Option<Pin>,
-    /// What the configuration file may still replace.
-    pub open_to_file: OpenToFile,
-    /// The configuration file.
-    pub file: Option<PathBuf>,
+    /// Whether it goes on without the process.
+    pub xdp_pin: Pin,
+    /// Who says all this, and the configuration file.
+    pub layers: Layers,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
     /// Filter of the log.
@@ -252,19 +241,26 @@ impl Config {
         mut options: Options,
         environment: &Environment<'_>,
     ) -> Result<Self, ConfigError> {
-        let variables = std::mem::take(&mut options.variables);
-        let is_open = |flag, is_given: bool| !is_given || variables.of_flag(flag).is_some();
-        let open_to_file = OpenToFile {
-            pins: is_open("xdp-pin", options.xdp_pin.is_some()),
-            log: is_open("log", options.log.is_some()),
-        };
-        Self::resolve_flags(options, open_to_file, environment)
-            .map_err(|error| variables.blame(error))
+        let layers = std::mem::take(&mut options.layers);
+        Self::resolve_flags(options, layers.clone(), environment)
+            .map_err(|error| layers.blame(error))
+    }
+
+    /// What the sections of the configuration file say that are not for flags.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong with them.
+    pub fn file_settings(&self) -> Result<FileSettings, ConfigError> {
+        match &self.layers.file {
+            Some(file) => file.settings(self.stun_port),
+            None => Ok(FileSettings::default()),
+        }
     }
 
     fn resolve_flags(
         options: Options,
-        open_to_file: OpenToFile,
+        layers: Layers,
         environment: &Environment<'_>,
     ) -> Result<Self, ConfigError> {
         let listen = if options.dev { DEV_LISTEN } else { parse_listen(&options.a)? };
@@ -272,7 +268,7 @@ impl Config {
         let key = key_source(&options, environment)?;
         if let Some(interface) = options.xdp_interface.first()
             && !options.stun
-            && options.config.as_ref().is_none_or(String::is_empty)
+            && layers.file.is_none()
             && options.xdp_mode != Mode::Off
         {
             return Err(ConfigError::Flag {
@@ -308,9 +304,8 @@ impl Config {
             sample_round_trips: !environment.switch("TS_DERP_DISABLE_RTT_STATS")?,
             verbose_clients: verbose_clients(environment)?,
             verbose_drops: verbose_drops(environment)?,
-            xdp_pin: options.xdp_pin,
-            open_to_file,
-            file: options.config.filter(|path| !path.is_empty()).map(PathBuf::from),
+            xdp_pin: options.xdp_pin.unwrap_or_else(Pin::if_possible),
+            layers,
             debug_access: DebugAccessSettings {
                 address: environment.text("TS_ALLOW_DEBUG_IP"),
                 networks: environment.text("TS_DEBUG_TRUSTED_CIDRS"),

@@ -22,7 +22,8 @@ fn options_with(
     arguments: &[&str],
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Options, UsageError> {
-    match parse(arguments.iter().map(OsString::from), variable)? {
+    let surroundings = Surroundings { variable, ..Surroundings::nothing() };
+    match parse(arguments.iter().map(OsString::from), &surroundings)? {
         Invocation::Run(options) => Ok(*options),
         Invocation::Help(_) => panic!("help"),
     }
@@ -171,7 +172,9 @@ fn flags_that_ask_for_nothing_are_accepted() {
 #[test]
 fn help_lists_every_flag_and_variable() {
     for spelling in ["-h", "--h", "-help", "--help"] {
-        let Invocation::Help(help) = parse([OsString::from(spelling)], &|_| None).unwrap() else {
+        let Invocation::Help(help) =
+            parse([OsString::from(spelling)], &Surroundings::nothing()).unwrap()
+        else {
             panic!("no help")
         };
         for word in
@@ -469,15 +472,7 @@ fn environment_variables() {
 }
 
 #[test]
-fn the_file_wins_over_variables_but_not_over_flags() {
-    let open = |flags: &[&str], variables: &[(&str, &str)]| {
-        let arguments = [&["-a=:1", "-c=/k"], flags].concat();
-        let open = resolve_with(&arguments, variables, false).unwrap().open_to_file;
-        (open.pins, open.log)
-    };
-    assert_eq!(open(&[], &[]), (true, true));
-    assert_eq!(open(&["-xdp-pin=off", "-log=warn"], &[]), (false, false));
-    assert_eq!(open(&[], &[("DERP_XDP_PIN", "off"), ("DERP_LOG", "warn")]), (true, true));
+fn a_variable_is_blamed_for_what_only_its_meaning_shows() {
     let error = resolve_with(&["-a=:1", "-c=/k"], &[("DERP_MESH_WITH", "a")], false).unwrap_err();
     assert!(error.to_string().starts_with("DERP_MESH_WITH=\"a\": the servers"), "{error}");
     assert_eq!(error.exit_status(), 2);
@@ -507,19 +502,24 @@ fn without_a_file_the_kernel_answers_nothing_but_stun() {
 
 #[test]
 fn regression_a_relay_for_wireguard_alone_may_use_the_kernel() {
-    let flags = ["-a=:1", "-stun=false", "-xdp-interface=eth0", "-config=derpd.toml"];
-    assert!(resolve(&flags).is_ok());
-}
-
-#[test]
-fn the_configuration_file() {
-    let file = |arguments: &[&str]| resolve(&[&["-a=:1"], arguments].concat()).unwrap().file;
-    assert_eq!(file(&[]), None);
-    assert_eq!(file(&["-config="]), None);
-    assert_eq!(
-        file(&["-config", "/etc/derpd.toml"]).as_deref(),
-        Some(Path::new("/etc/derpd.toml"))
-    );
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("derpd.toml");
+    fs::write(&file, "").unwrap();
+    let surroundings = Surroundings { read: &read_file, ..Surroundings::nothing() };
+    let flags =
+        ["-c=/k", "-a=:1", "-stun=false", "-xdp-interface=eth0", "-config"].map(OsString::from);
+    let Invocation::Run(options) =
+        parse(flags.into_iter().chain([file.into()]), &surroundings).unwrap()
+    else {
+        panic!("help")
+    };
+    let environment = Environment {
+        variable: &|_| None,
+        is_root: false,
+        file_exists: &|_| false,
+        processors: NonZeroUsize::MIN,
+    };
+    assert!(Config::resolve(*options, &environment).is_ok());
 }
 
 #[test]
@@ -658,7 +658,7 @@ fn mesh_key_files() {
 proptest! {
     #[test]
     fn any_arguments_are_judged(arguments in prop::collection::vec("-{0,2}(a|c|stun|http-port|x|verify-clients)?=?\\PC{0,8}", 0..6)) {
-        if let Err(error) = parse(arguments.iter().map(OsString::from), &|_| None) {
+        if let Err(error) = parse(arguments.iter().map(OsString::from), &Surroundings::nothing()) {
             prop_assert!(!error.to_string().is_empty());
         }
     }

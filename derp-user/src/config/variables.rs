@@ -1,14 +1,15 @@
 //! Environment variables that stand for flags, as the container images of derper have them.
 //!
 //! Every flag has one: `DERP_` and its name in capitals, with `_` for `-`. Four have a second name, which those
-//! images made usual. A flag on the command line wins over its variable; an empty variable is none.
-
-use std::collections::BTreeMap;
+//! images made usual. A flag on the command line and a key of the configuration file win over the variable; an empty
+//! variable is none.
 
 use clap::{Arg, ArgAction, Command};
 
-use super::{ConfigError, UsageError};
-use crate::http::HomeError;
+use super::{
+    UsageError,
+    layers::{Given, Origin},
+};
 
 const PREFIX: &str = "DERP_";
 /// Second names, by flag.
@@ -21,41 +22,20 @@ const USUAL: [(&str, &str); 4] = [
 /// Images set this one to the version they were built from.
 const NO_VARIABLE: [&str; 1] = ["version"];
 
-/// Which flags have their value from which variable.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Variables(BTreeMap<String, String>);
-
-/// A flag's value that a variable gives.
-#[derive(Debug, Eq, PartialEq)]
-pub(super) struct Given {
-    /// The flag's name without dashes.
-    pub(super) flag: String,
-    /// The variable's name.
-    pub(super) variable: String,
-    pub(super) value: String,
-}
-
-impl Given {
-    /// As the flag would be written.
-    pub(super) fn to_flag(&self) -> String {
-        format!("--{}={}", self.flag, self.value)
-    }
-}
-
-/// Reads the variables of all flags that are not `on_command_line`.
+/// Reads the variables of all flags that nobody else has decided.
 ///
 /// # Errors
 ///
 /// If the two names of a flag have different values.
 pub(super) fn read(
     command: &Command,
-    on_command_line: impl Fn(&str) -> bool,
+    is_decided: impl Fn(&str) -> bool,
     variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<Given>, UsageError> {
     let mut given = Vec::new();
     for argument in command.get_arguments() {
         let flag = argument.get_id().as_str();
-        if on_command_line(flag) {
+        if is_decided(flag) {
             continue;
         }
         let set = names(flag).filter_map(|name| {
@@ -73,11 +53,11 @@ pub(super) fn read(
             });
         }
         let Some((variable, value)) = set.into_iter().next() else { continue };
-        given.extend(split(argument, &value).map(|value| Given {
+        given.push(Given {
             flag: flag.to_owned(),
-            variable: variable.clone(),
-            value: value.to_owned(),
-        }));
+            values: split(argument, &value).map(str::to_owned).collect(),
+            origin: Origin::Variable(variable),
+        });
     }
     Ok(given)
 }
@@ -102,46 +82,14 @@ fn split<'a>(argument: &Arg, value: &'a str) -> impl Iterator<Item = &'a str> {
     value.split(separator).map(str::trim).filter(|value| !value.is_empty())
 }
 
-impl Variables {
-    pub(super) fn of(given: &[Given]) -> Self {
-        Self(given.iter().map(|given| (given.flag.clone(), given.variable.clone())).collect())
-    }
-
-    /// The variable that a flag has its value from, if one does.
-    #[must_use]
-    pub fn of_flag(&self, flag: &str) -> Option<&str> {
-        self.0.get(flag).map(String::as_str)
-    }
-
-    /// Names the variable instead of the flag that has its value from it.
-    pub(super) fn blame(&self, error: ConfigError) -> ConfigError {
-        let blamed = |variable: &str, value: &String, reason: &str| ConfigError::FlagVariable {
-            variable: variable.to_owned(),
-            value: value.clone(),
-            reason: reason.to_owned(),
-        };
-        if let ConfigError::Flag { flag, value, reason } = &error
-            && let Some(variable) = self.of_flag(flag)
-        {
-            return blamed(variable, value, reason);
-        }
-        if let ConfigError::Home(HomeError(value)) = &error
-            && let Some(variable) = self.of_flag("home")
-        {
-            return blamed(variable, value, "must be blank, or start with http:// or https://");
-        }
-        error
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
+    use std::{collections::BTreeMap, ffi::OsString};
 
     use clap::CommandFactory as _;
 
     use super::{
-        super::{Invocation, Options, arguments::parse},
+        super::{Invocation, Layers, Options, Surroundings, arguments::parse},
         *,
     };
 
@@ -150,7 +98,8 @@ mod tests {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        match parse(arguments.iter().map(OsString::from), &variable)? {
+        let surroundings = Surroundings { variable: &variable, ..Surroundings::nothing() };
+        match parse(arguments.iter().map(OsString::from), &surroundings)? {
             Invocation::Run(options) => Ok(*options),
             Invocation::Help(_) => panic!("help"),
         }
@@ -176,8 +125,9 @@ mod tests {
         assert_eq!((options.a.as_str(), options.http_port), (":8443", -1));
         assert_eq!((options.stun, options.stun_port, options.verify_clients), (false, 3479, true));
         assert_eq!(options.verify_client_url, "");
-        assert_eq!(options.variables.of_flag("hostname"), Some("DERP_DOMAIN"));
-        assert_eq!(options.variables.of_flag("verify-client-url"), None);
+        let domain = Origin::Variable("DERP_DOMAIN".to_owned());
+        assert_eq!(options.layers.origin("hostname"), Some(&domain));
+        assert_eq!(options.layers.origin("verify-client-url"), None);
     }
 
     #[test]
@@ -187,7 +137,9 @@ mod tests {
         assert_eq!((from_variables.stun_port, from_variables.http_port), (1, 80));
         assert_eq!(from_variables.xdp_interface, ["eth0", "eth1"]);
         let with_flags = options(&["-stun-port=2", "-xdp-interface=eth2"], &variables).unwrap();
-        assert_eq!((with_flags.stun_port, with_flags.variables), (2, Variables::default()));
+        assert_eq!(with_flags.stun_port, 2);
+        assert_eq!(with_flags.layers.origin("stun-port"), Some(&Origin::Flag));
+        assert_ne!(with_flags.layers, Layers::default());
         assert_eq!(with_flags.xdp_interface, ["eth2"]);
         // What a flag replaces does not matter.
         assert!(options(&["-stun-port=2"], &[("DERP_STUN_PORT", "x")]).is_ok());

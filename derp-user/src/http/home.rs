@@ -45,8 +45,16 @@ impl std::str::FromStr for Home {
 }
 
 impl Site {
+    /// Shows another home page from now on, and tells whether it is another.
+    pub fn set_home(&self, home: Home) -> bool {
+        let mut current = self.home.write();
+        let is_other = *current != home;
+        *current = home;
+        is_other
+    }
+
     pub(super) fn home(&self, request: &Parts, origin: &Origin) -> Reply {
-        let page = match &self.settings.home {
+        let page = match &*self.home.read() {
             Home::Redirect(location) => {
                 return reply::browser(reply::redirect(
                     &request.method,

@@ -34,6 +34,7 @@ use hyper::{
     Method, Response, StatusCode, Version,
     http::{HeaderValue, header, request::Parts},
 };
+use parking_lot::RwLock;
 pub use serve::{Outcome, serve_connection, serve_port80};
 pub use tls_requests::{TlsRequest, TlsRequests, TlsVersion};
 use tokio::sync::mpsc;
@@ -77,7 +78,7 @@ pub type AcmeChallenge = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// What the pages show and where live values come from.
 pub struct Settings {
-    /// What unmatched paths show.
+    /// What unmatched paths show at first.
     pub home: Home,
     /// Whether `/derp` relays; if not, it says so with status 404.
     pub derp_enabled: bool,
@@ -124,6 +125,8 @@ pub struct Settings {
 /// The pages of one server.
 pub struct Site {
     settings: Settings,
+    /// What unmatched paths show now.
+    home: RwLock<Home>,
 }
 
 /// Largest challenge of a captive portal check that is answered.
@@ -136,7 +139,7 @@ const STYLE_PATH: &str = "/derpd.css";
 impl Site {
     /// Makes a site.
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self { home: RwLock::new(settings.home.clone()), settings }
     }
 
     /// Counts a request, which is being served as long as the result lives.

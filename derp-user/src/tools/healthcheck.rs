@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{Invocation, ToolError, monitor::runtime};
 use crate::{
     client::{CONNECT_TIMEOUT, ClientError, Connector, Target, Trust},
-    config::{self, Config, ConfigError, Options, UsageError},
+    config::{self, Config, ConfigError, Options, Surroundings, UsageError},
 };
 
 /// What the page for probes answers.
@@ -67,23 +67,24 @@ impl HealthError {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::NoPort(_) => 2,
+            Self::Usage(error) => error.exit_status(),
+            Self::NoPort(_) => 2,
             Self::Config(error) => error.exit_status(),
             Self::Tool(_) | Self::Client(_) | Self::TimedOut { .. } | Self::Status { .. } => 1,
         }
     }
 }
 
-/// Parses the arguments after `healthcheck`; `variable` looks up the relay's environment.
+/// Parses the arguments after `healthcheck`; `surroundings` are the relay's.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong with them.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
-    variable: &dyn Fn(&str) -> Option<String>,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Invocation<Options>, HealthError> {
-    Ok(match config::parse(arguments, variable)? {
+    Ok(match config::parse(arguments, surroundings)? {
         config::Invocation::Run(options) => Invocation::Run(*options),
         config::Invocation::Help(_) => Invocation::Help(HELP.to_owned()),
     })
@@ -130,7 +131,9 @@ mod tests {
     fn config(flags: &str) -> Config {
         let words = format!("-c=/key -certmode=manual -certdir=/certs {flags}");
         let words: Vec<_> = words.split_whitespace().map(OsString::from).collect();
-        let Ok(Invocation::Run(options)) = parse(words, &|_| None) else { panic!("{flags}") };
+        let Ok(Invocation::Run(options)) = parse(words, &Surroundings::nothing()) else {
+            panic!("{flags}")
+        };
         let environment = config::Environment {
             variable: &|_| None,
             is_root: false,
@@ -163,7 +166,7 @@ mod tests {
         let error = run(&config("-hostname relay.test -a 127.9.9.9:9")).expect_err("nobody");
         assert!(matches!(error, HealthError::Client(_)), "{error}");
         assert_eq!(error.exit_status(), 1);
-        let help = parse([OsString::from("-help")], &|_| None).expect("help");
+        let help = parse([OsString::from("-help")], &Surroundings::nothing()).expect("help");
         assert!(matches!(help, Invocation::Help(text) if text.contains("derpd healthcheck")));
     }
 }

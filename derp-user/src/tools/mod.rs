@@ -3,6 +3,7 @@
 mod addresses;
 pub mod bench;
 pub mod check;
+pub mod config;
 pub mod derpmap;
 pub mod detach;
 pub mod healthcheck;
@@ -17,7 +18,7 @@ pub mod wireguard;
 
 use std::{ffi::OsString, io, path::PathBuf};
 
-use clap::{Args, Parser, error::ErrorKind};
+use clap::{Args, CommandFactory, Parser, error::ErrorKind};
 
 use self::monitor::{in_lanes, runtime};
 pub use self::{
@@ -90,6 +91,40 @@ fn parse_arguments<A: Parser>(
             Err(ToolError::Usage(text.trim_start_matches("error: ").trim_end().to_owned()))
         }
     }
+}
+
+/// Takes apart the flags of a tool, with one dash or two, and those of the relay.
+fn take_own<A: CommandFactory>(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> (Vec<OsString>, Vec<OsString>) {
+    let command = A::command();
+    let (mut own, mut relay) = (Vec::new(), Vec::new());
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let flag = argument.to_str().and_then(|text| {
+            let text = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
+            Some(text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value))))
+        });
+        let Some((name, value)) = flag else {
+            relay.push(argument);
+            continue;
+        };
+        if matches!(name, "h" | "help") {
+            own.push("--help".into());
+            continue;
+        }
+        let known = command.get_arguments().find(|known| known.get_long() == Some(name));
+        match (known.map(|known| known.get_action().takes_values()), value) {
+            (None, _) => relay.push(argument),
+            (Some(_), Some(value)) => own.push(format!("--{name}={value}").into()),
+            (Some(false), None) => own.push(format!("--{name}").into()),
+            (Some(true), None) => {
+                own.push(format!("--{name}").into());
+                own.extend(arguments.next());
+            }
+        }
+    }
+    (own, relay)
 }
 
 #[cfg(test)]

@@ -18,9 +18,6 @@ const JOURNAL_STREAM: &str = "JOURNAL_STREAM";
 /// What is logged, which can be changed while derpd runs.
 pub(crate) struct Levels {
     handle: reload::Handle<EnvFilter, Registry>,
-    /// What the command line or the environment says.
-    usual: String,
-    is_open_to_file: bool,
 }
 
 /// Starts the log.
@@ -44,8 +41,7 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<Levels> {
             .boxed(),
     };
     tracing_subscriber::registry().with(filter.and_then(output)).init();
-    let (usual, is_open_to_file) = (config.log.clone(), config.open_to_file.log);
-    Ok(Levels { handle, usual, is_open_to_file })
+    Ok(Levels { handle })
 }
 
 fn human<S>() -> Box<dyn Layer<S> + Send + Sync>
@@ -77,10 +73,8 @@ fn leads_to_journal() -> bool {
 }
 
 impl Levels {
-    /// Logs what the configuration file says, or what the command line says if that is silent. A flag wins over
-    /// the file. Returns what has changed, if anything.
-    pub(crate) fn apply(&self, file: Option<&str>) -> Option<String> {
-        let wanted = file.filter(|_| self.is_open_to_file).unwrap_or(&self.usual);
+    /// Logs what this filter says from now on. Returns what has changed, if anything.
+    pub(crate) fn apply(&self, wanted: &str) -> Option<String> {
         let filter = EnvFilter::try_new(wanted).ok()?;
         let now = filter.to_string();
         let before = self.handle.with_current(ToString::to_string).ok()?;

@@ -1,35 +1,109 @@
 //! What SIGHUP does: reads every file that may change again, and takes all of it into use or nothing.
 
 use std::{
-    path::PathBuf,
+    ffi::OsString,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use clap::CommandFactory as _;
 use derp_user::{
     admit::Admission,
     client::ClientError,
-    config::{self, Config, MeshKeySource},
+    config::{self, Config, FileSettings, Invocation, Key, MeshKeySource, Options},
+    http::Site,
     metrics::Reloads,
     proto::keys::{MeshKey, NodePublic},
+    proxy_protocol::TrustedProxies,
     relay::limit::RateLimit,
     server::{MeshReloader, MeshSecret, PreparedMesh, Rates, Statistics},
 };
 
-use crate::{certificates::Source, logging::Levels, udp_reload::UdpReloader};
+use parking_lot::Mutex;
+
+use crate::{
+    around::{resolve, surroundings},
+    certificates::Source,
+    logging::Levels,
+    udp::UdpReloader,
+};
+
+/// Flags whose values in the file are taken into use while the relay runs; `rate-config` only where there is one.
+const LIVE: [&str; 5] = ["drain-timeout", "home", "log", "proxy-protocol-from", "rate-config"];
+
+/// What of the configuration is read again.
+pub(crate) struct Settings {
+    /// As given to this process.
+    pub(crate) arguments: Vec<OsString>,
+    /// What the relay was started with.
+    pub(crate) started: Arc<Config>,
+    /// How long clients may stay after SIGTERM, now.
+    pub(crate) drain: Arc<Mutex<Option<Duration>>>,
+    pub(crate) site: Arc<Site>,
+    pub(crate) proxies: Arc<TrustedProxies>,
+}
+
+impl Settings {
+    /// Reads the configuration again, as at a start.
+    fn prepare(&self) -> Result<(Config, FileSettings)> {
+        let options = match config::parse(self.arguments.iter().cloned(), &surroundings())? {
+            Invocation::Run(options) => *options,
+            Invocation::Help(_) => bail!("the command line asks for help"),
+        };
+        let config = resolve(options)?;
+        let file = config.file_settings()?;
+        Ok((config, file))
+    }
+
+    /// Names the keys of the file that only a start brings into force.
+    fn late(&self, new: &Config) -> Vec<String> {
+        let command = Options::command();
+        let changed = self.started.layers.changed(&new.layers);
+        let had_rates = self.started.rate_config.is_some();
+        let is_late = |flag: &&String| match flag.as_str() {
+            "rate-config" => !had_rates,
+            flag => !LIVE.contains(&flag),
+        };
+        let key = |flag: &String| {
+            let flag = command.get_arguments().find(|it| it.get_id() == flag.as_str())?;
+            Key::of(flag).map(|key| key.to_string())
+        };
+        changed.iter().filter(is_late).filter_map(key).collect()
+    }
+
+    /// Takes into use what cannot fail.
+    fn apply(&self, new: Config) -> Vec<String> {
+        let mut changes = Vec::new();
+        if self.site.set_home(new.home) {
+            changes.push("another home page from now on".to_owned());
+        }
+        if self.proxies.replace(new.proxies.clone()) {
+            let proxies: Vec<_> = new.proxies.iter().map(ToString::to_string).collect();
+            let list = if proxies.is_empty() { "nobody".to_owned() } else { proxies.join(", ") };
+            changes.push(format!("PROXY protocol from {list}"));
+        }
+        let before = std::mem::replace(&mut *self.drain.lock(), new.drain_timeout);
+        if before != new.drain_timeout {
+            let timeout = new.drain_timeout.unwrap_or_default();
+            changes.push(format!("clients may stay {timeout:?} after SIGTERM"));
+        }
+        changes
+    }
+}
 
 /// Everything that can be reloaded.
 pub(crate) struct Reloader {
     pub(crate) admission: Arc<Admission>,
     /// The certificates of the TLS listener, if it is one.
     pub(crate) certificates: Option<Arc<Source>>,
-    /// The limits that clients follow and the file they are in.
-    pub(crate) rates: Option<(Arc<Rates>, PathBuf)>,
-    /// The configuration file, if there is one.
-    pub(crate) udp: Option<UdpReloader>,
+    pub(crate) settings: Settings,
+    /// The limits that clients follow, if any.
+    pub(crate) rates: Option<Arc<Rates>>,
+    pub(crate) udp: UdpReloader,
     pub(crate) mesh: MeshFiles,
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) count: Arc<Counts>,
@@ -53,8 +127,8 @@ impl Counts {
 impl Reloader {
     /// Reloads everything, and logs what came of it. Lines about the rate file are worded as derper's.
     pub(crate) fn reload(&self) {
-        match &self.rates {
-            Some((_, path)) => tracing::info!(
+        match &self.settings.started.rate_config {
+            Some(path) => tracing::info!(
                 "derper: received SIGHUP, reloading rate config from {}",
                 path.display()
             ),
@@ -67,7 +141,11 @@ impl Reloader {
                     tracing::info!("{change}");
                 }
                 if changes.is_empty() {
-                    tracing::info!("derper: nothing to reload: no file that may change is in use");
+                    let why = match self.settings.started.layers.path() {
+                        Some(path) => format!("{} says what it said before", path.display()),
+                        None => "no file that may change is in use".to_owned(),
+                    };
+                    tracing::info!("derper: nothing to reload: {why}");
                 }
             }
             Err(error) => {
@@ -79,27 +157,27 @@ impl Reloader {
     }
 
     fn try_reload(&self) -> Result<Vec<String>> {
-        let rates = match &self.rates {
-            Some((rates, path)) => Some((rates, config::load_rate_limit(path)?)),
-            None => None,
-        };
+        let (config, file) = self.settings.prepare()?;
+        let limit = config.rate_config.as_deref().map(config::load_rate_limit).transpose()?;
+        let limit = limit.flatten();
         let prepared = self.admission.prepare()?;
         let mesh = self.mesh.prepare()?;
         let fresh = match &self.certificates {
             Some(source) => Some((source, source.prepare()?)),
             None => None,
         };
-        let (log, mut changes) = match &self.udp {
-            // The kernel can refuse, so this is taken into use first.
-            Some(udp) => {
-                let file = udp.prepare()?;
-                (file.log(), udp.apply(file)?)
-            }
-            None => (None, Vec::new()),
-        };
+        let udp = UdpReloader::prepare(file)?;
+        // The kernel can refuse, so this is taken into use first.
+        let (mut changes, late_sections) = self.udp.apply(udp)?;
         // Nothing below can fail.
-        changes.extend(self.levels.apply(log.as_deref()));
-        if let Some((rates, limit)) = rates {
+        let mut late = self.settings.late(&config);
+        late.extend(late_sections.into_iter().map(str::to_owned));
+        if !late.is_empty() {
+            changes.push(format!("not before the next start: {}", late.join(", ")));
+        }
+        changes.extend(self.levels.apply(&config.log));
+        changes.extend(self.settings.apply(config));
+        if let Some(rates) = &self.rates {
             rates.set(limit);
             changes.push(rate_line(limit));
             changes.push("derper: rate config reloaded successfully".to_owned());

@@ -1,4 +1,4 @@
-//! Subcommands: the kernel data plane from outside (`check`, `detach`), the DERP map of a relay (`derpmap`), and
+//! Subcommands: the relay before it starts (`check`, `config`), the kernel data plane from outside (`detach`), the DERP map of a relay (`derpmap`), and
 //! relays as their clients see them (`netcheck`, `probe`), or as they see themselves (`top`), and the relay for WireGuard
 //! (`wireguard`); what packages are made with (`healthcheck`, `completions`, `man`).
 
@@ -11,6 +11,7 @@ use std::{
 
 use derp_user::tools::{
     Invocation, MonitorError, ToolError, check,
+    config::{self, Show, ShowError},
     derpmap::{self, DerpmapError},
     detach,
     healthcheck::{self, HealthError},
@@ -19,12 +20,13 @@ use derp_user::tools::{
     wireguard::{self, WireGuardError},
 };
 
-use crate::{resolve, variable};
+use crate::around::{resolve, surroundings};
 
 /// Runs the subcommand that `first` names, if it names one.
 pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
     match first.to_str() {
         Some("check") => Some(run_check),
+        Some("config") => Some(run_config),
         Some("detach") => Some(run_detach),
         Some("derpmap") => Some(run_derpmap),
         Some("netcheck") => Some(run_netcheck),
@@ -40,6 +42,10 @@ pub(crate) fn find(first: &OsString) -> Option<fn(Vec<OsString>) -> ExitCode> {
 
 fn run_check(arguments: Vec<OsString>) -> ExitCode {
     finish("check", check(arguments), ToolError::exit_status)
+}
+
+fn run_config(arguments: Vec<OsString>) -> ExitCode {
+    finish("config", show_config(arguments), ShowError::exit_status)
 }
 
 fn run_detach(arguments: Vec<OsString>) -> ExitCode {
@@ -92,6 +98,16 @@ fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn show_config(arguments: Vec<OsString>) -> Result<ExitCode, ShowError> {
+    let Show { json, relay } = match config::parse(arguments, &surroundings())? {
+        Invocation::Run(show) => show,
+        Invocation::Help(text) => return Ok(help(&text)),
+    };
+    let text = config::run(json, &resolve(*relay)?, &surroundings())?;
+    write_out(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn detach(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
     let arguments = match detach::parse(arguments)? {
         Invocation::Run(arguments) => arguments,
@@ -102,7 +118,7 @@ fn detach(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
 }
 
 fn derpmap(arguments: Vec<OsString>) -> Result<ExitCode, DerpmapError> {
-    let arguments = match derpmap::parse(arguments, &variable)? {
+    let arguments = match derpmap::parse(arguments, &surroundings())? {
         Invocation::Run(arguments) => arguments,
         Invocation::Help(text) => return Ok(help(&text)),
     };
@@ -155,7 +171,7 @@ fn top(arguments: Vec<OsString>) -> Result<ExitCode, TopError> {
 }
 
 fn healthcheck(arguments: Vec<OsString>) -> Result<ExitCode, HealthError> {
-    let options = match healthcheck::parse(arguments, &variable)? {
+    let options = match healthcheck::parse(arguments, &surroundings())? {
         Invocation::Run(options) => options,
         Invocation::Help(text) => return Ok(help(&text)),
     };

@@ -1,7 +1,10 @@
-//! The configuration file of `-config`: what derper has no flags for.
+//! The configuration file of `-config`: keys for flags, and what there are no flags for.
 
 mod companion;
 mod control;
+mod echo;
+mod flags;
+mod loaded;
 mod peer_relay;
 mod reader;
 mod wireguard;
@@ -9,10 +12,10 @@ mod wireguard;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    path::{Path, PathBuf},
     time::Duration,
 };
 
+use clap::CommandFactory as _;
 pub use companion::CompanionSettings;
 pub use control::ControlSettings;
 use derp_common::{
@@ -21,31 +24,24 @@ use derp_common::{
     maps::DEFAULT_SLOTS,
     settings::{Port, Services},
 };
+pub use loaded::{ConfigFile, load_file};
 pub use peer_relay::PeerRelaySettings;
 use reader::{Fault, Section, Value};
-use tracing_subscriber::EnvFilter;
 pub use wireguard::WireGuardSettings;
 
-use super::ConfigError;
-use crate::{
-    files,
-    flow::{
-        EndSpec, FlowRate, FlowSource, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote,
-        TableSettings,
-    },
+use super::Options;
+use crate::flow::{
+    EndSpec, FlowRate, FlowSource, FlowSpec, FlowTable, Kind, Lifetime, Local, Remote,
+    TableSettings,
 };
 
-/// What the configuration file says, checked; without a file, the defaults.
+/// What the configuration file says besides the flags, checked; without a file, the defaults.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct FileSettings {
     /// The UDP relay.
     pub relay: RelaySettings,
-    /// What to log, as with `-log`, if the file says so.
-    pub log: Option<String>,
     /// How STUN is answered.
     pub stun: StunSettings,
-    /// Where the kernel data plane is kept over restarts.
-    pub pin: Pin,
     /// The peer relay, if there is to be one.
     pub peer_relay: Option<PeerRelaySettings>,
     /// The companion of a tailscaled that is a peer relay, if there is to be one.
@@ -91,23 +87,6 @@ impl fmt::Display for StunSettings {
     }
 }
 
-/// Where the kernel data plane is kept over restarts.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub enum Pin {
-    /// The file does not say.
-    #[default]
-    Unset,
-    /// Nowhere.
-    Off,
-    /// In this directory of a BPF file system.
-    Directory(PathBuf),
-}
-
-impl Pin {
-    /// The directory that `pin = true` stands for.
-    pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/derpd";
-}
-
 impl Default for FileSettings {
     fn default() -> Self {
         Self {
@@ -116,9 +95,7 @@ impl Default for FileSettings {
                 slots: DEFAULT_SLOTS,
                 idle_timeout: Duration::from_secs(300),
             },
-            log: None,
             stun: StunSettings { rate: Rate::UNLIMITED, shed: false },
-            pin: Pin::Unset,
             peer_relay: None,
             companion: None,
             wireguard: None,
@@ -134,55 +111,17 @@ const DEFAULT_BURST: u32 = 20;
 const MOST_ANSWERS: u32 = 1_000_000;
 const FEWEST_SLOTS: u32 = 16;
 
-/// Reads the configuration file. `stun_port` is the port STUN is answered on, if it is; 0 is one that is not known
-/// yet.
-///
-/// # Errors
-///
-/// If the file cannot be read, or the first thing that is wrong with it.
-pub fn load_file(path: &Path, stun_port: Option<u16>) -> Result<FileSettings, ConfigError> {
-    let malformed =
-        |reason: String| ConfigError::Malformed { flag: "-config", path: path.to_owned(), reason };
-    let bytes = files::read_bounded(path).map_err(|source| ConfigError::Read {
-        flag: "-config",
-        path: path.to_owned(),
-        source,
-    })?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| malformed("not UTF-8".to_owned()))?;
-    read(text, stun_port).map_err(|Fault { line, place, reason }| {
-        let place = if place.is_empty() { place } else { format!("{place}: ") };
-        malformed(format!("line {line}: {place}{reason}"))
-    })
-}
-
 fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     let document = reader::parse(text)?;
     let document = Section::of_document(text, &document);
-    document.expect_only(&[
-        "relay",
-        "log",
-        "stun",
-        "dataplane",
-        "peer_relay",
-        "companion",
-        "wireguard",
-        "flow",
-    ])?;
+    // For their keys; their values are in force by then.
+    flags::read(&document, &Options::command())?;
     let mut settings = FileSettings::default();
     if let Some(section) = document.section("relay")? {
         read_relay(&section, &mut settings.relay)?;
     }
-    if let Some(section) = document.section("log")? {
-        section.expect_only(&["levels"])?;
-        settings.log = section.value("levels").map(|value| levels(&value)).transpose()?;
-    }
     if let Some(section) = document.section("stun")? {
         settings.stun = read_stun(&section)?;
-    }
-    if let Some(section) = document.section("dataplane")? {
-        section.expect_only(&["pin"])?;
-        settings.pin =
-            section.value("pin").map(|value| pin(&value)).transpose()?.unwrap_or_default();
     }
     let peer_relay = document.section("peer_relay")?;
     if let Some(section) = &peer_relay {
@@ -239,7 +178,6 @@ fn read_relay(section: &Section<'_>, relay: &mut RelaySettings) -> Result<(), Fa
 }
 
 fn read_stun(section: &Section<'_>) -> Result<StunSettings, Fault> {
-    section.expect_only(&["rate", "burst", "shed"])?;
     let rate = section.value("rate").map(|value| value.number(0..=MOST_ANSWERS)).transpose()?;
     let burst = section.value("burst").map(|value| value.number(1..=MOST_ANSWERS)).transpose()?;
     let shed = section.value("shed").map(|value| value.boolean()).transpose()?;
@@ -251,29 +189,6 @@ fn read_stun(section: &Section<'_>) -> Result<StunSettings, Fault> {
         rate: Rate::per_second(rate, burst.unwrap_or(DEFAULT_BURST.max(rate))),
         shed: shed.unwrap_or(false),
     })
-}
-
-/// Checks a filter of the log.
-fn levels(value: &Value<'_>) -> Result<String, Fault> {
-    let text = value.text()?;
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(value.fault(format!("{text:?}: {error}"))),
-    }
-}
-
-fn pin(value: &Value<'_>) -> Result<Pin, Fault> {
-    match (value.as_boolean(), value.as_text()) {
-        (Some(true), _) => Ok(Pin::Directory(PathBuf::from(Pin::DEFAULT_DIRECTORY))),
-        (Some(false), _) => Ok(Pin::Off),
-        (None, Some(path)) if Path::new(path).is_absolute() => {
-            Ok(Pin::Directory(PathBuf::from(path)))
-        }
-        (None, _) => Err(value.fault(format!(
-            "must be a directory of a BPF file system like {:?}, or false",
-            Pin::DEFAULT_DIRECTORY
-        ))),
-    }
 }
 
 fn read_flow(section: &mut Section<'_>, port: Option<u16>) -> Result<FlowSpec, Fault> {

@@ -1,6 +1,6 @@
 //! A TOML document as sections and values that know their line.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{fmt, ops::RangeInclusive, time::Duration};
 
 use toml::{
     Spanned,
@@ -22,6 +22,14 @@ pub(super) struct Fault {
     pub(super) reason: String,
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { line, place, reason } = self;
+        let place = if place.is_empty() { String::new() } else { format!("{place}: ") };
+        write!(f, "line {line}: {place}{reason}")
+    }
+}
+
 /// Parses a document.
 pub(super) fn parse(text: &str) -> Result<Spanned<DeTable<'_>>, Fault> {
     DeTable::parse(text).map_err(|error| {
@@ -30,7 +38,7 @@ pub(super) fn parse(text: &str) -> Result<Spanned<DeTable<'_>>, Fault> {
     })
 }
 
-fn line_of(text: &str, position: usize) -> usize {
+pub(super) fn line_of(text: &str, position: usize) -> usize {
     1 + text.bytes().take(position).filter(|byte| *byte == b'\n').count()
 }
 
@@ -127,6 +135,16 @@ impl<'a> Value<'a> {
         Fault { line, place: self.place.clone(), reason: reason.into() }
     }
 
+    /// The line that the value begins in, counted from 1.
+    pub(super) fn line(&self) -> usize {
+        line_of(self.text, self.value.span().start)
+    }
+
+    /// The value as it was parsed.
+    pub(super) fn get(&self) -> &'a DeValue<'a> {
+        self.value.get_ref()
+    }
+
     fn section(&self, name: String) -> Result<Section<'a>, Fault> {
         let table = self.value.get_ref().as_table();
         let table = table.ok_or_else(|| self.fault("must be a table"))?;
@@ -163,7 +181,7 @@ impl<'a> Value<'a> {
     /// Returns a number of this range.
     pub(super) fn number<T>(&self, range: RangeInclusive<T>) -> Result<T, Fault>
     where
-        T: TryFrom<u64> + PartialOrd + std::fmt::Display,
+        T: TryFrom<u64> + PartialOrd + fmt::Display,
     {
         let number = self.as_number().and_then(|number| T::try_from(number).ok());
         number.filter(|number| range.contains(number)).ok_or_else(|| {

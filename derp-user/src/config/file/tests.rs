@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     client::Trust,
+    config::{ConfigError, UsageError},
     peer_relay::{Allowed, Limits, Permission, Refusal},
     proto::keys::NodePublic,
     wireguard::Pairs,
@@ -13,6 +14,13 @@ const WHOLE: &str = include_str!("../../../../docs/derpd.toml");
 fn fault(text: &str) -> String {
     let Fault { line, place, reason } = read(text, Some(3478)).expect_err(text);
     format!("{line}|{place}|{reason}")
+}
+
+/// What a text says of flags.
+fn flags(text: &str) -> Result<BTreeMap<String, Vec<String>>, UsageError> {
+    let file = ConfigFile::new("derpd.toml".into(), text.as_bytes().to_vec())?;
+    let given = file.flags(&Options::command())?;
+    Ok(given.into_iter().map(|given| (given.flag, given.values)).collect())
 }
 
 fn flow(lines: &str) -> String {
@@ -33,8 +41,6 @@ fn the_example_of_the_manual_is_understood() {
     assert_eq!(settings.relay.idle_timeout, Duration::from_secs(300));
     assert_eq!(settings.stun.rate, Rate::per_second(100, 200));
     assert!(!settings.stun.shed);
-    assert_eq!(settings.log.as_deref(), Some("info,derp_user::acme=debug"));
-    assert_eq!(settings.pin, Pin::Directory("/sys/fs/bpf/derpd".into()));
     let names: Vec<_> = settings.flows.iter().map(|flow| flow.name.as_str()).collect();
     assert_eq!(names, ["office to cloud", "site to site"]);
     let [office, site] = &settings.flows[..] else { panic!("two flows") };
@@ -316,7 +322,8 @@ fn faults_name_line_key_and_what_would_be_right() {
         ("\n\n[rely]", "3|rely|unknown key; did you mean relay?"),
         (
             "zzz = 1",
-            "1|zzz|unknown key (there are relay, log, stun, dataplane, peer_relay, companion, wireguard, flow)",
+            "1|zzz|unknown key (there are server, stun, acme, mesh, admission, limits, dataplane, log, relay, peer_relay, \
+             companion, wireguard, flow)",
         ),
         ("[relay]\nport = 0", "2|[relay] port|must be a number from 1 to 65535"),
         ("[relay]\nport = \"1\"", "2|[relay] port|must be a number from 1 to 65535"),
@@ -333,7 +340,7 @@ fn faults_name_line_key_and_what_would_be_right() {
         ("[stun]\nburst = 1", "2|[stun] burst|has no meaning without rate"),
         ("[stun]\nrate = -1", "2|[stun] rate|must be a number from 0 to 1000000"),
         (
-            "[dataplane]\npin = \"derpd\"",
+            "[dataplane]\npin = 5",
             "2|[dataplane] pin|must be a directory of a BPF file system like \"/sys/fs/bpf/derpd\", or false",
         ),
         ("[flow]\nname = \"x\"", "1|flow|must be tables that begin with [[flow]]"),
@@ -470,10 +477,11 @@ fn rates_are_read() {
 
 #[test]
 fn pins() {
-    let pin = |value: &str| read(&format!("[dataplane]\npin = {value}"), None).unwrap().pin;
-    assert_eq!(pin("false"), Pin::Off);
-    assert_eq!(pin("true"), Pin::Directory(Pin::DEFAULT_DIRECTORY.into()));
-    assert_eq!(pin("\"/run/x\""), Pin::Directory("/run/x".into()));
+    let pin =
+        |value: &str| flags(&format!("[dataplane]\npin = {value}")).unwrap()["xdp-pin"].clone();
+    assert_eq!(pin("false"), ["off"]);
+    assert_eq!(pin("true"), ["/sys/fs/bpf/derpd"]);
+    assert_eq!(pin("\"/run/x\""), ["/run/x"]);
 }
 
 #[test]

@@ -5,12 +5,12 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use clap::{CommandFactory as _, Parser, ValueEnum};
+use clap::{Parser, ValueEnum};
 
 use super::DerpmapError;
 use crate::{
-    config::{self, Options},
-    tools::{Invocation, ToolError, parse_arguments},
+    config::{self, Options, Surroundings},
+    tools::{Invocation, ToolError, parse_arguments, take_own},
 };
 
 /// How the map is written.
@@ -83,56 +83,24 @@ fn not_empty(text: &str) -> Result<String, &'static str> {
     if text.is_empty() { Err("it must not be empty") } else { Ok(text.to_owned()) }
 }
 
-/// Parses the arguments after `derpmap`; `variable` looks up the relay's environment.
+/// Parses the arguments after `derpmap`; `surroundings` are the relay's.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong with them.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
-    variable: &dyn Fn(&str) -> Option<String>,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Invocation<Arguments>, DerpmapError> {
-    let (own, relay) = sort(arguments);
+    let (own, relay) = take_own::<Own>(arguments);
     let own = match parse_arguments::<Own>("derpd derpmap", own) {
         Ok(Invocation::Run(own)) => own,
         Ok(Invocation::Help(text)) => return Ok(Invocation::Help(text)),
         Err(ToolError::Usage(text)) => return Err(DerpmapError::Usage(text)),
         Err(error) => return Err(DerpmapError::Usage(error.to_string())),
     };
-    match config::parse(relay, variable)? {
+    match config::parse(relay, surroundings)? {
         config::Invocation::Run(relay) => Ok(Invocation::Run(Arguments { own, relay: *relay })),
         config::Invocation::Help(text) => Ok(Invocation::Help(text)),
     }
-}
-
-/// Takes apart the flags of this tool, with one dash or two, and those of the relay.
-fn sort(arguments: impl IntoIterator<Item = OsString>) -> (Vec<OsString>, Vec<OsString>) {
-    let command = Own::command();
-    let (mut own, mut relay) = (Vec::new(), Vec::new());
-    let mut arguments = arguments.into_iter();
-    while let Some(argument) = arguments.next() {
-        let flag = argument.to_str().and_then(|text| {
-            let text = text.strip_prefix("--").or_else(|| text.strip_prefix('-'))?;
-            Some(text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value))))
-        });
-        let Some((name, value)) = flag else {
-            relay.push(argument);
-            continue;
-        };
-        if matches!(name, "h" | "help") {
-            own.push("--help".into());
-            continue;
-        }
-        let known = command.get_arguments().find(|known| known.get_long() == Some(name));
-        match (known.map(|known| known.get_action().takes_values()), value) {
-            (None, _) => relay.push(argument),
-            (Some(_), Some(value)) => own.push(format!("--{name}={value}").into()),
-            (Some(false), None) => own.push(format!("--{name}").into()),
-            (Some(true), None) => {
-                own.push(format!("--{name}").into());
-                own.extend(arguments.next());
-            }
-        }
-    }
-    (own, relay)
 }

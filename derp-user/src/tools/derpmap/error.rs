@@ -43,7 +43,8 @@ impl DerpmapError {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Flags(_) | Self::NoHostname => 2,
+            Self::Usage(_) | Self::NoHostname => 2,
+            Self::Flags(error) => error.exit_status(),
             Self::Config(error) => error.exit_status(),
             Self::Certificate(_) | Self::NoCertificate { .. } => 1,
         }

@@ -2,12 +2,12 @@ use std::{ffi::OsString, num::NonZeroUsize};
 
 use super::{build::build, write::write, *};
 use crate::{
-    config::{ConfigError, Environment},
+    config::{ConfigError, Environment, Surroundings},
     tools::Invocation,
 };
 
 fn arguments(text: &str) -> Arguments {
-    match parse(text.split_whitespace().map(OsString::from), &|_| None) {
+    match parse(text.split_whitespace().map(OsString::from), &Surroundings::nothing()) {
         Ok(Invocation::Run(arguments)) => arguments,
         Ok(Invocation::Help(text)) => panic!("{text}"),
         Err(error) => panic!("{error}"),
@@ -160,11 +160,12 @@ fn what_cannot_be_known_is_noted_or_refused() {
         ("-hostnam x", "-hostname"),
         ("--ipv4 ::1", "--ipv4"),
     ] {
-        let error = parse(text.split(' ').map(OsString::from), &|_| None).err().unwrap();
+        let error =
+            parse(text.split(' ').map(OsString::from), &Surroundings::nothing()).err().unwrap();
         assert!(error.to_string().contains(part), "{text}: {error}");
         assert_eq!(error.exit_status(), 2);
     }
-    let help = parse([OsString::from("-h")], &|_| None).unwrap();
+    let help = parse([OsString::from("-h")], &Surroundings::nothing()).unwrap();
     assert!(matches!(help, Invocation::Help(text) if text.contains("--region-id")));
 }
 

@@ -1,10 +1,10 @@
 //! What SIGHUP changes of the UDP services.
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use derp_user::{
     client::ClientError,
-    config::{self, FileSettings, PeerRelaySettings, WireGuardSettings},
+    config::{FileSettings, PeerRelaySettings, WireGuardSettings},
     dataplane::DataplaneError,
     udp::SettingsCell,
     udp_relay::{DerpServers, PeerRelayRules, WireGuardHandle},
@@ -13,12 +13,10 @@ use derp_user::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::udp::{SharedXdp, switches};
+use super::{SharedXdp, planes::switches};
 
 /// Takes what the configuration file says of STUN, the peer relay and the peers of WireGuard into use, while everything runs.
 pub(crate) struct UdpReloader {
-    pub(crate) path: PathBuf,
-    pub(crate) stun_port: Option<u16>,
     /// What is in force, but for what only a start brings into force.
     pub(crate) file: Mutex<FileSettings>,
     pub(crate) settings: Arc<SettingsCell>,
@@ -34,27 +32,23 @@ pub(crate) struct PreparedUdp {
     rules: Option<PeerRelayRules>,
 }
 
-impl PreparedUdp {
-    /// Returns what to log, if the file says so.
-    pub(crate) fn log(&self) -> Option<String> {
-        self.file.log.clone()
-    }
-}
-
 impl UdpReloader {
-    /// Reads the file.
-    pub(crate) fn prepare(&self) -> anyhow::Result<PreparedUdp> {
-        let file = config::load_file(&self.path, self.stun_port)?;
+    /// Reads the files that it names.
+    pub(crate) fn prepare(file: FileSettings) -> anyhow::Result<PreparedUdp> {
         let rules = file.peer_relay.as_ref().map(rules).transpose()?;
         Ok(PreparedUdp { file, rules })
     }
 
-    /// Puts what it says into force, in the kernel first, and returns what has changed.
+    /// Puts what it says into force, in the kernel first, and returns what has changed, and what will only at the next
+    /// start.
     ///
     /// # Errors
     ///
     /// When the kernel cannot be told; nothing has changed then.
-    pub(crate) fn apply(&self, new: PreparedUdp) -> Result<Vec<String>, DataplaneError> {
+    pub(crate) fn apply(
+        &self,
+        new: PreparedUdp,
+    ) -> Result<(Vec<String>, Vec<&'static str>), DataplaneError> {
         let PreparedUdp { file: new, rules } = new;
         let mut changes = Vec::new();
         let mut file = self.file.lock();
@@ -70,10 +64,6 @@ impl UdpReloader {
         }
         file.stun = new.stun;
         let late = late_changes(&file, &new);
-        if !late.is_empty() {
-            let (path, late) = (self.path.display(), late.join(", "));
-            changes.push(format!("{path}: not before the next start: {late}"));
-        }
         if let (Some(sender), Some(rules)) = (&self.rules, rules) {
             let before = sender.send_replace(Arc::new(rules));
             changes.extend(changed_rules(&before, &sender.borrow()));
@@ -89,7 +79,7 @@ impl UdpReloader {
                 section.networks = wanted;
             }
         }
-        Ok(changes)
+        Ok((changes, late))
     }
 }
 
@@ -107,7 +97,6 @@ fn late_changes(old: &FileSettings, new: &FileSettings) -> Vec<&'static str> {
     let is_kept = was.is_some() == is.is_some();
     [
         (old.relay != new.relay, "[relay]"),
-        (old.pin != new.pin, "[dataplane]"),
         (!is_kept, "whether there is a [peer_relay]"),
         (is_kept && port(was) != port(is), "port of [peer_relay]"),
         (is_kept && key_file(was) != key_file(is), "key_file of [peer_relay]"),

@@ -1,0 +1,127 @@
+//! Both data planes, and the settings that they share.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use derp_common::{Rate, Settings, Switches};
+use derp_user::{
+    config::FileSettings,
+    dataplane::{
+        FlowEvents, FlowMaps, KernelTables, Prepared, Watcher, Xdp, XdpOptions, route::Resolver,
+    },
+    flow::{FlowSpec, Mirror, SharedMirror},
+    udp_relay::{Keeper, KeeperOptions},
+};
+
+/// How often control packets of one end may reach userspace: a handshake takes two.
+const CONTROL_RATE: Rate = Rate::per_second(10, 20);
+/// Slots of the kernel's tables when there are no flows.
+const NO_SLOTS: u32 = 16;
+
+/// Both data planes, with the flows of the configuration in them.
+pub(super) struct Planes {
+    pub(super) xdp: Option<Xdp>,
+    pub(super) keeper: Option<Keeper>,
+    pub(super) mirror: SharedMirror,
+    pub(super) watcher: Option<Watcher>,
+    pub(super) events: Option<FlowEvents>,
+}
+
+impl Planes {
+    pub(super) fn prepare(
+        options: &XdpOptions,
+        file: &FileSettings,
+        settings: Settings,
+        resumed: Vec<FlowSpec>,
+    ) -> anyhow::Result<Self> {
+        let keeper_options = KeeperOptions { resumed, ..keeper_options(file) };
+        let prepared = options.degrade(Xdp::prepare(options))?;
+        if let Some(prepared) = prepared
+            && let Some(planes) =
+                Self::with_kernel(options, prepared, file, settings, &keeper_options)?
+        {
+            return Ok(planes);
+        }
+        let mirror = SharedMirror::new(Mirror::new(slots(file)));
+        let keeper = if file.relays() {
+            Some(Keeper::start(&keeper_options, mirror.clone(), None)?)
+        } else {
+            None
+        };
+        Ok(Self { xdp: None, keeper, mirror, watcher: None, events: None })
+    }
+
+    /// Returns `None` where the options let userspace serve alone after all.
+    fn with_kernel(
+        options: &XdpOptions,
+        mut prepared: Prepared,
+        file: &FileSettings,
+        settings: Settings,
+        keeper_options: &KeeperOptions,
+    ) -> anyhow::Result<Option<Self>> {
+        // Also without flows: an earlier daemon may have left some.
+        let mirror = SharedMirror::new(Mirror::new(slots(file)));
+        let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
+        let keeper = Keeper::start(keeper_options, mirror.clone(), Some(tables))?;
+        prepared.configure(settings)?;
+        let Some(mut xdp) = options.degrade(prepared.commit().map(Some))? else {
+            return Ok(None);
+        };
+        let mut watcher = xdp.take_watcher();
+        let keeper = file.has_flows().then_some(keeper);
+        if let (Some(watcher), Some(keeper)) = (&mut watcher, &keeper) {
+            let legs = usize::try_from(slots(file)).unwrap_or(usize::MAX).saturating_mul(2);
+            let (resolver, ways) = Resolver::new(legs).context("cannot ask for routes")?;
+            watcher.follow_routes(resolver);
+            keeper.follow(ways);
+        }
+        let events = keeper.is_some().then(|| FlowEvents::take(xdp.kernel_mut())).transpose()?;
+        Ok(Some(Self { xdp: Some(xdp), keeper, mirror, watcher, events }))
+    }
+}
+
+fn keeper_options(file: &FileSettings) -> KeeperOptions {
+    KeeperOptions {
+        slots: slots(file),
+        idle_timeout: nanoseconds(file.relay.idle_timeout),
+        flows: file.flows.clone(),
+        resumed: Vec::new(),
+    }
+}
+
+pub(super) fn slots(file: &FileSettings) -> u32 {
+    if file.has_flows() { file.relay.slots } else { NO_SLOTS }
+}
+
+/// The ports flows are relayed on.
+pub(super) fn relay_ports(file: &FileSettings) -> Vec<u16> {
+    let relays = file.ports(None).into_iter().filter(|port| port.services != 0);
+    relays.map(|port| u16::from_be(port.number)).collect()
+}
+
+pub(super) fn settings(file: &FileSettings, stun_port: Option<u16>) -> Settings {
+    Settings {
+        switches: switches(file),
+        ports: file.ports(stun_port),
+        slot_mask: slots(file) - 1,
+        stun_rate: file.stun.rate,
+        control_rate: CONTROL_RATE,
+        sample_interval: file.companion.as_ref().map_or(0, |it| nanoseconds(it.sample)),
+        ..Settings::new(0)
+    }
+}
+
+pub(crate) fn switches(file: &FileSettings) -> u32 {
+    let switch = |is_on, switch| if is_on { switch } else { 0 };
+    switch(file.stun.shed, Switches::SHED_STUN)
+        | switch(file.companion.is_some(), Switches::COMPANION)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Tells whether there is anything for the kernel program, now or, beside a companion, later.
+pub(super) fn serves_any(settings: &Settings) -> bool {
+    settings.has(Switches::COMPANION) || settings.ports.iter().any(|port| port.services != 0)
+}
