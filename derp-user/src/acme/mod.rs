@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     client::Trust,
-    tls::{Certificates, Lifetime, Name},
+    tls::{Certificates, Lifetime, Name, ServerCertificate},
 };
 
 /// Time for one order, from the first request to the certificate.
@@ -72,6 +72,20 @@ pub struct Acme {
     certificates: Arc<Certificates>,
     store: Store,
     web: Web,
+}
+
+/// The certificate of `hostname` that `directory` holds, if one was issued; makes nothing, and asks nobody.
+///
+/// # Errors
+///
+/// If the file is there and cannot be used.
+pub fn stored_certificate(
+    settings: &Settings,
+    directory: &Path,
+    hostname: &str,
+) -> Result<Option<ServerCertificate>, AcmeError> {
+    let store = Store::at(directory, &settings.directory, settings.own_directory);
+    store.certificate(&Name::new(hostname))
 }
 
 impl Acme {

@@ -41,17 +41,18 @@ impl Store {
         let fault = |source| AcmeError::Directory { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(fault)?;
         tempfile::Builder::new().prefix(".derpd-").tempfile_in(path).map_err(fault)?;
+        Ok(Self::at(path, server, own))
+    }
+
+    /// The same, as it is.
+    pub(super) fn at(path: &Path, server: &Uri, own: bool) -> Self {
         let account = if own {
             let host = server.authority().map(|authority| authority.as_str()).unwrap_or_default();
             format!("{ACCOUNT_FILE}+{}", host.replace(':', "_"))
         } else {
             ACCOUNT_FILE.to_owned()
         };
-        Ok(Self {
-            path: path.to_owned(),
-            directory: server.to_string(),
-            account: path.join(account),
-        })
+        Self { path: path.to_owned(), directory: server.to_string(), account: path.join(account) }
     }
 
     /// The account's key, if there is one.

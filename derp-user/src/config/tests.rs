@@ -497,7 +497,6 @@ fn without_a_file_the_kernel_answers_nothing_but_stun() {
     let without_stun = ["-a=:1", "-stun=false", "-xdp-interface=eth0"];
     assert!(matches!(resolve(&without_stun), Err(ConfigError::Flag { flag: "xdp-interface", .. })));
     assert!(resolve(&["-a=:1", "-stun=false", "-xdp-interface=eth0", "-xdp-mode=off"]).is_ok());
-    assert!(resolve(&[&without_stun[..], &["-config=/c"]].concat()).is_ok());
 }
 
 #[test]

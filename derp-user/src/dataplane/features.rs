@@ -32,6 +32,7 @@ const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
+const NETDEV_XDP_ACT_BASIC: u64 = 1;
 const NETDEV_XDP_ACT_NDO_XMIT: u64 = 4;
 
 const NESTED: u16 = 1 << 15;
@@ -74,12 +75,25 @@ impl Features {
     ///
     /// What the kernel says; before Linux 6.3 it does not tell.
     pub(super) fn is_redirect_target(&mut self, interface: u32) -> io::Result<bool> {
+        Ok(self.xdp(interface)? & NETDEV_XDP_ACT_NDO_XMIT != 0)
+    }
+
+    /// Tells whether programs can be attached in the driver.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::is_redirect_target`].
+    pub(super) fn has_native_xdp(&mut self, interface: u32) -> io::Result<bool> {
+        Ok(self.xdp(interface)? & NETDEV_XDP_ACT_BASIC != 0)
+    }
+
+    /// Returns what the driver can do for XDP.
+    fn xdp(&mut self, interface: u32) -> io::Result<u64> {
         let family = self.family("netdev")?;
         let index = attribute(NETDEV_A_DEV_IFINDEX, &interface.to_ne_bytes());
         let reply = self.ask(&Question { family, command: NETDEV_CMD_DEV_GET }, &index)?;
         let bytes = find(&reply, NETDEV_A_DEV_XDP_FEATURES).and_then(|bytes| bytes.try_into().ok());
-        let features = bytes.map(u64::from_ne_bytes).ok_or(io::ErrorKind::Unsupported)?;
-        Ok(features & NETDEV_XDP_ACT_NDO_XMIT != 0)
+        bytes.map(u64::from_ne_bytes).ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     fn family(&mut self, name: &'static str) -> io::Result<u16> {

@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use super::{
     AttachedMode, MapSizes, PinError, embedded_object,
+    features::Features,
     layout::{Layout, short_hex},
     pin::{self, Generation, LinkPin, PinDirectory},
     pinned::network_namespace,
@@ -274,6 +275,15 @@ pub async fn occupied_interfaces() -> io::Result<Vec<Occupied>> {
         () = connection => return Err(io::Error::other("the netlink socket was closed")),
     };
     Ok(links.into_iter().filter_map(|link| occupied(link.header.index, &link.attributes)).collect())
+}
+
+/// Tells whether the driver of an interface, by index, takes XDP programs.
+///
+/// # Errors
+///
+/// When the kernel does not say; before Linux 6.3 it never does.
+pub fn has_native_xdp(interface: u32) -> io::Result<bool> {
+    Features::open()?.has_native_xdp(interface)
 }
 
 fn occupied(index: u32, attributes: &[LinkAttribute]) -> Option<Occupied> {

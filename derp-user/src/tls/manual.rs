@@ -182,6 +182,15 @@ pub(super) fn load(files: &FilePair, hostname: &str) -> Result<ServerCertificate
     ServerCertificate::from_pem(hostname, files, &chain_pem, &key_pem)
 }
 
+/// Loads the certificate of `hostname` from `directory`, and makes none.
+///
+/// # Errors
+///
+/// If there is none that can be used.
+pub fn load_certificate(directory: &Path, hostname: &str) -> Result<ServerCertificate, TlsError> {
+    load(&FilePair::new(directory, hostname), hostname)
+}
+
 /// The certificate that is served for `hostname`, if its file in `directory` exists. Its key is not looked at.
 ///
 /// # Errors

@@ -17,7 +17,9 @@ pub(crate) use accept_any::AcceptAny;
 pub use certificates::{CertificateFigures, Certificates, Name};
 pub use challenges::{ACME_TLS_PROTOCOL, Challenge, Challenges};
 pub use error::TlsError;
-pub use manual::{FilePair, Lifetime, ServerCertificate, load_or_create, shown_certificate};
+pub use manual::{
+    FilePair, Lifetime, ServerCertificate, load_certificate, load_or_create, shown_certificate,
+};
 pub use meta::meta_certificate;
 use rustls::{
     ServerConfig,

@@ -7,8 +7,8 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::{
-    Invocation, ToolError, bench, check, derpmap, detach, netcheck, parse_arguments, probe, top,
-    wireguard,
+    Invocation, ToolError, bench, check, config, derpmap, detach, netcheck, parse_arguments, probe,
+    top, wireguard,
 };
 use crate::config::{Options, variable_names};
 
@@ -123,15 +123,16 @@ fn relay() -> Command {
 }
 
 /// The command lines of the tools: name, name of the page, and the command line.
-fn tools() -> [(&'static str, &'static str, Command); 11] {
+fn tools() -> [(&'static str, &'static str, Command); 12] {
     let healthcheck = Command::new("derpd healthcheck")
         .about("Asks the relay with these flags, on this machine, whether it serves")
         .disable_help_flag(true)
         .after_help("The flags are the relay's own, see derpd(8).");
     [
         ("bench", "derpd-bench", bench::Arguments::command()),
-        ("check", "derpd-check", check::Arguments::command()),
+        ("check", "derpd-check", check::Own::command()),
         ("completions", "derpd-completions", CompletionArguments::command()),
+        ("config", "derpd-config", config::Arguments::command()),
         ("derpmap", "derpd-derpmap", derpmap::Own::command()),
         ("detach", "derpd-detach", detach::Arguments::command()),
         ("healthcheck", "derpd-healthcheck", healthcheck),

@@ -31,8 +31,13 @@ use crate::dataplane::{DEFAULT_DIRECTORY, PinError};
 #[derive(Args, Clone, Debug)]
 pub struct PinPlace {
     /// Directory where links and maps are pinned, as given to -xdp-pin
-    #[arg(long = "pin", value_name = "DIRECTORY", default_value = DEFAULT_DIRECTORY)]
+    #[arg(long = "pin", value_name = "DIRECTORY", default_value = DEFAULT_DIRECTORY, value_parser = absolute)]
     pub directory: PathBuf,
+}
+
+fn absolute(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("must be an absolute path") }
 }
 
 /// What a subcommand's command line asks for.
@@ -130,6 +135,7 @@ fn take_own<A: CommandFactory>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Surroundings;
 
     fn words(text: &str) -> Vec<OsString> {
         text.split_whitespace().map(OsString::from).collect()
@@ -141,13 +147,13 @@ mod tests {
             Invocation::Help(text) => text,
             Invocation::Run(arguments) => panic!("{arguments}"),
         };
-        let check = check::parse(words("--help")).expect("help");
+        let check = check::parse(words("--help"), &Surroundings::nothing()).expect("help");
         let check = help(map(check, |it| format!("{it:?}")));
         assert!(check.contains("--json") && check.contains("derpd check"), "{check}");
         let detach = detach::parse(words("-h")).expect("help");
         let detach = help(map(detach, |it| format!("{it:?}")));
         assert!(detach.contains("--force") && detach.contains("/sys/fs/bpf/derpd"), "{detach}");
-        let error = check::parse(words("--jsn")).expect_err("unknown");
+        let error = check::parse(words("--jsn"), &Surroundings::nothing()).expect_err("unknown");
         assert!(error.to_string().contains("--jsn"), "{error}");
         assert_eq!(error.exit_status(), 2);
     }

@@ -85,16 +85,17 @@ fn run_wireguard(arguments: Vec<OsString>) -> ExitCode {
 }
 
 fn check(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
-    let arguments = match check::parse(arguments)? {
+    let check::Arguments { own, relay } = match check::parse(arguments, &surroundings())? {
         Invocation::Run(arguments) => arguments,
         Invocation::Help(text) => return Ok(help(&text)),
     };
-    let report = check::run(&arguments)?;
-    if arguments.json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{report}");
-    }
+    let config = match relay {
+        Ok(options) => resolve(*options).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let report = check::run(&own, config.as_ref().map_err(Clone::clone))?;
+    let text = if own.json { format!("{}\n", report.to_json()) } else { report.to_string() };
+    write_out(text.as_bytes())?;
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

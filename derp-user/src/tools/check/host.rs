@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::Report;
+use super::{Report, files::here};
 use crate::{
     dataplane::object_hash,
     privilege::{Capability, Held, kernel_version},
@@ -73,9 +73,9 @@ pub(super) fn capabilities(report: &mut Report) {
 
 pub(super) fn file_system(report: &mut Report, pin: &Path) {
     let place = if pin.exists() { Some(pin) } else { pin.parent() };
-    let Some(place) = place else { return };
+    let Some(place) = place.map(here) else { return };
     let text = place.display();
-    match statfs(place) {
+    match statfs(&place) {
         Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => {
             report.ok("bpffs", format!("{text} is on a BPF file system"));
         }

@@ -1,66 +1,196 @@
-//! `derpd check`: what the kernel data plane needs, what of it is there, and what runs.
+//! `derpd check`: everything that a start needs, what of it is there, and what would be served.
 //!
-//! Every question is one function that adds its [`Finding`]s to a [`Report`]; a further one (a configuration
-//! file, a certificate) is a further function.
+//! Every question is one function that adds its [`Finding`]s to a [`Report`].
 
+mod certificates;
+mod files;
 mod host;
+mod ports;
 mod report;
+mod served;
 
-use std::{ffi::OsString, path::Path};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use clap::Parser;
 
-pub use self::report::{Finding, Report, Status};
-use super::{Invocation, PinPlace, ToolError, parse_arguments};
-use crate::dataplane::inspect;
+pub use self::report::{Finding, Report, Service, Status};
+use super::{Invocation, ToolError, absolute, parse_arguments, runtime, take_own};
+use crate::{
+    config::{self, Config, Options, Surroundings, UsageError},
+    dataplane::{DEFAULT_DIRECTORY, Mode, inspect},
+};
 
-/// Shows what the kernel data plane needs, what of it is there, and what is attached and pinned. Changes
-/// nothing.
+/// Checks everything before the relay with these flags starts, and shows what it would serve. Changes nothing.
 ///
-/// Needs no rights but to read the directory of pins. Exit status 0: derpd could run its kernel data plane as
-/// the user who asks, and what is pinned is in order; 1: not so, the lines that begin with `problem` say why;
-/// 2: the command line is wrong.
+/// Give the relay's own flags, exactly as it runs with them, and its environment; ask as the user that it runs as.
+/// Configuration, keys, certificates, ports, capabilities, interfaces and the kernel are looked at; certificate
+/// authorities and other servers are not asked. Exit status 0: it would start, and do all that is configured; 1: not
+/// so, each line that begins with `problem` says why and what to do; 2: the command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd check",
     bin_name = "derpd check",
+    override_usage = "derpd check [flags of this tool] [flags of the relay]",
     term_width = 100,
     disable_version_flag = true
 )]
-pub struct Arguments {
-    /// Where links and maps are pinned.
-    #[command(flatten)]
-    pub pins: PinPlace,
+pub struct Own {
+    /// Where links and maps are pinned [default: as the relay's -xdp-pin]
+    #[arg(long = "pin", value_name = "DIRECTORY", value_parser = absolute)]
+    pub pin: Option<PathBuf>,
+    /// Look at the kernel data plane alone, whatever the relay's configuration says
+    #[arg(long)]
+    pub kernel: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
 
-/// Parses the arguments after `check`.
+/// What a command line says.
+#[derive(Clone, Debug)]
+pub struct Arguments {
+    /// Of this tool.
+    pub own: Own,
+    /// Of the relay: its options, or why there are none.
+    pub relay: Result<Box<Options>, UsageError>,
+}
+
+/// Parses the arguments after `check`; `surroundings` are the relay's.
 ///
 /// # Errors
 ///
-/// [`ToolError::Usage`].
+/// [`ToolError::Usage`], where the command line is at fault.
 pub fn parse(
     arguments: impl IntoIterator<Item = OsString>,
+    surroundings: &Surroundings<'_>,
 ) -> Result<Invocation<Arguments>, ToolError> {
-    parse_arguments("derpd check", arguments)
+    let (own, relay) = take_own::<Own>(arguments);
+    let own = match parse_arguments::<Own>("derpd check", own)? {
+        Invocation::Run(own) => own,
+        Invocation::Help(text) => return Ok(Invocation::Help(text)),
+    };
+    let relay = match config::parse(relay, surroundings) {
+        Ok(config::Invocation::Run(options)) => Ok(options),
+        Ok(config::Invocation::Help(text)) => return Ok(Invocation::Help(text)),
+        Err(error) if error.exit_status() == 2 => return Err(ToolError::Usage(error.to_string())),
+        Err(error) => Err(error),
+    };
+    Ok(Invocation::Run(Arguments { own, relay }))
 }
 
-/// Looks at everything.
+/// Looks at everything. `relay` is its configuration, or why it has none.
 ///
 /// # Errors
 ///
 /// When this process cannot even ask.
-pub fn run(arguments: &Arguments) -> Result<Report, ToolError> {
+pub fn run(own: &Own, relay: Result<&Config, String>) -> Result<Report, ToolError> {
     let mut report = Report::default();
-    host::kernel(&mut report);
-    host::program(&mut report);
-    host::capabilities(&mut report);
-    host::file_system(&mut report, &arguments.pins.directory);
-    pins(&mut report, &arguments.pins.directory);
-    interfaces(&mut report)?;
+    let relay = if own.kernel { None } else { Some(relay) };
+    let config = match relay {
+        Some(Err(error)) => {
+            report.problem("config", error, None);
+            None
+        }
+        Some(Ok(config)) => Some(config),
+        None => None,
+    };
+    if let Some(config) = config {
+        configured(&mut report, config)?;
+    }
+    let wants_kernel =
+        |config: &Config| !config.xdp_interfaces.is_empty() && config.xdp_mode != Mode::Off;
+    let is_vital = own.kernel || config.is_some_and(wants_kernel);
+    let directory = own
+        .pin
+        .clone()
+        .or_else(|| config.and_then(|config| config.xdp_pin.directory().map(Path::to_owned)));
+    let directory = directory.unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+    let mut kernel = Report::default();
+    host::kernel(&mut kernel);
+    host::program(&mut kernel);
+    host::capabilities(&mut kernel);
+    host::file_system(&mut kernel, &directory);
+    pins(&mut kernel, &directory);
+    interfaces(&mut kernel)?;
+    if let Some(config) = config.filter(|config| wants_kernel(config)) {
+        named_interfaces(&mut kernel, config);
+    }
+    report.extend(kernel, is_vital);
     Ok(report)
+}
+
+/// What the configuration comes to, with all files and ports that it names.
+fn configured(report: &mut Report, config: &Config) -> Result<(), ToolError> {
+    let file = match config.file_settings() {
+        Ok(file) => file,
+        Err(error) => {
+            report.problem("config", error.to_string(), None);
+            return Ok(());
+        }
+    };
+    report.ok(
+        "config",
+        match config.layers.path() {
+            Some(path) => format!("{} and the flags are in order", path.display()),
+            None => "the flags are in order; no configuration file is read".to_owned(),
+        },
+    );
+    let runtime = runtime()?;
+    files::check(report, config, &file, &runtime);
+    certificates::check(report, config, SystemTime::now());
+    ports::check(report, config, &file);
+    report.services = served::services(config, &file);
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// The interfaces of the configuration, and whether the mode that is asked for is possible.
+fn named_interfaces(report: &mut Report, config: &Config) {
+    for name in &config.xdp_interfaces {
+        let Ok(index) = nix::net::if_::if_nametoindex(name.as_str()) else {
+            report.problem(
+                "interfaces",
+                format!("-xdp-interface {name}: there is no such interface"),
+                Some("`ip -br link` lists those that there are"),
+            );
+            continue;
+        };
+        let whose = |it: &&inspect::Occupied| it.index == index;
+        let occupied = report.interfaces.iter().find(whose).cloned();
+        let links = report.pins.iter().flat_map(|pins| &pins.links);
+        let is_ours = |program| links.clone().any(|it| Some(it.program_id) == program);
+        if let Some(occupied) = occupied
+            && !is_ours(occupied.program_id)
+            && !report.pins.as_ref().is_some_and(|pins| pins.in_use)
+        {
+            report.note(
+                "interfaces",
+                format!("{name} has an XDP program that is not pinned; derpd cannot attach beside another's"),
+            );
+        }
+        match (inspect::has_native_xdp(index), config.xdp_mode) {
+            (Ok(true), mode) => {
+                report.ok("interfaces", format!("{name}: its driver takes XDP, for mode {mode}"));
+            }
+            (Ok(false), Mode::Native) => report.problem(
+                "interfaces",
+                format!("{name}: its driver does not take XDP, so mode native is impossible"),
+                Some("-xdp-mode=auto or generic does without the driver"),
+            ),
+            (Ok(false), mode) => report.note(
+                "interfaces",
+                format!("{name}: its driver does not take XDP; mode {mode} is generic here"),
+            ),
+            (Err(_), mode) => report.note(
+                "interfaces",
+                format!("{name}: this kernel does not say what its driver can; mode {mode} is tried at a start"),
+            ),
+        }
+    }
 }
 
 fn pins(report: &mut Report, directory: &Path) {

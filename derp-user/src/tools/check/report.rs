@@ -42,11 +42,25 @@ pub struct Finding {
     pub remedy: Option<&'static str>,
 }
 
+/// Something that would be served.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Service {
+    /// What it is, in a word or two.
+    pub what: &'static str,
+    /// Transport and address.
+    #[serde(rename = "where")]
+    pub place: String,
+    /// By what, to whom.
+    pub how: String,
+}
+
 /// Everything that was found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// One by one, in the order of looking.
     pub findings: Vec<Finding>,
+    /// What would be served; nothing where the configuration cannot be used.
+    pub services: Vec<Service>,
     /// Interfaces with an XDP program, anybody's.
     pub interfaces: Vec<Occupied>,
     /// What is pinned; `None` when it cannot be read.
@@ -66,6 +80,20 @@ impl Report {
         let mut value = serde_json::json!(self);
         value["ok"] = self.is_ok().into();
         value.to_string()
+    }
+
+    /// Adds what another one says. If it is not `vital`, no problem of its is one.
+    pub(super) fn extend(&mut self, other: Self, vital: bool) {
+        let Self { findings, services, interfaces, pins } = other;
+        self.findings.extend(findings.into_iter().map(|mut finding| {
+            if !vital && finding.status == Status::Problem {
+                finding.status = Status::Note;
+            }
+            finding
+        }));
+        self.services.extend(services);
+        self.interfaces.extend(interfaces);
+        self.pins = self.pins.take().or(pins);
     }
 
     pub(super) fn ok(&mut self, area: &'static str, text: String) {
@@ -89,10 +117,14 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for Finding { area, status, text, remedy } in &self.findings {
-            writeln!(f, "{:<8} {area}: {text}", status.as_str())?;
-            if let Some(remedy) = remedy {
-                writeln!(f, "{:<8} {remedy}", "")?;
-            }
+            let remedy = remedy.map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            writeln!(f, "{:<8} {area}: {text}{remedy}", status.as_str())?;
+        }
+        if !self.services.is_empty() {
+            writeln!(f, "\nwould serve")?;
+        }
+        for Service { what, place, how } in &self.services {
+            writeln!(f, "  {what:<12}{place:<24}{how}")?;
         }
         self.pins.iter().try_for_each(|pins| write_pins(f, pins))
     }
@@ -167,10 +199,7 @@ mod tests {
         report.problem("rights", "CAP_BPF is missing".to_owned(), Some("run as root"));
         assert!(!report.is_ok());
         let text = report.to_string();
-        assert!(
-            text.ends_with("problem  rights: CAP_BPF is missing\n         run as root\n"),
-            "{text}"
-        );
+        assert!(text.ends_with("problem  rights: CAP_BPF is missing; run as root\n"), "{text}");
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
         assert_eq!(json["ok"], false);
         assert_eq!(json["findings"][2]["status"], "problem");
