@@ -347,6 +347,180 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
     ),
 ];
 
+/// The lines of a file, and the sentence after the name of the file.
+const FILES: &[(&str, &str)] = &[
+    ("[server", "line 1: unclosed table, expected `]`"),
+    ("[server]\naddress = 443", "line 2: [server] address: must be a text in quotes"),
+    (
+        "[server]\nport = 443",
+        "line 2: [server] port: unknown key (there are address, http_port, derp, home, bootstrap_dns_names, unpublished_bootstrap_dns_names, key_file, hostname, certmode, certdir, dev, proxy_protocol_from)",
+    ),
+    ("[server]\nadress = \":1\"", "line 2: [server] adress: unknown key; did you mean address?"),
+    ("[server]\nc = \"/k\"", "line 2: [server] c: unknown key; -c is key_file in [server]"),
+    ("hostname = \"a.test\"", "line 1: hostname: unknown key; -hostname is hostname in [server]"),
+    ("config = \"a\"", "line 1: config: -config has no key"),
+    ("server = 1", "line 1: server: must be a table"),
+    (
+        "[server]\nhttp_port = \"80\"",
+        "line 2: [server] http_port: must be a number, without quotes",
+    ),
+    (
+        "[server]\nhttp_port = -2",
+        "line 2: [server] http_port: must be a port from 0 to 65535, or -1 for none",
+    ),
+    (
+        "[server]\nproxy_protocol_from = [\"10.0.0.0/40\"]",
+        "line 2: [server] proxy_protocol_from: \"10.0.0.0/40\" is neither an IP address nor a network like 10.0.0.0/8",
+    ),
+    (
+        "[server]\nhome = \"example.com\"",
+        "line 2: [server] home: must be blank, or start with http:// or https://",
+    ),
+    ("[stun]\nenabled = \"yes\"", "line 2: [stun] enabled: must be true or false"),
+    ("[log]\nformat = \"xml\"", "line 2: [log] format: must be one of auto, human, json, journald"),
+    (
+        "[limits]\ndrain_timeout = 5",
+        "line 2: [limits] drain_timeout: must be a duration in quotes, like \"15s\" or \"1h30m\"",
+    ),
+    ("[limits]\ndrain_timeout = \"48h\"", "line 2: [limits] drain_timeout: is too long"),
+    ("[limits]\nworkers = 0", "line 2: [limits] workers: must be a number from 1 to 1024"),
+    (
+        "[limits]\nworkers = 1\nmin_workers = 2",
+        "line 3: [limits] min_workers: more than the 1 that -workers allows",
+    ),
+    (
+        "[limits]\naccept_connection_limit = -1",
+        "line 2: [limits] accept_connection_limit: must be a number of connections per second, or +Inf",
+    ),
+    (
+        "[mesh]\nwith = [\"a\"]",
+        "line 2: [mesh] with: the servers of a mesh need a common key: give its file with -mesh-psk-file",
+    ),
+    (
+        "[mesh]\nwith = [\"a,b\"]",
+        "line 2: [mesh] with: a comma separates items; give each its own quotes",
+    ),
+    (
+        "[mesh]\npin = [\"sha256-raw:12\"]",
+        "line 2: [mesh] pin: \"sha256-raw:12\" is no certificate pin: write sha256-raw: and 64 hexadecimal digits",
+    ),
+    (
+        "[admission]\nverify_cache = \"-1s\"",
+        "line 2: [admission] verify_cache: must not be negative",
+    ),
+    (
+        "[admission]\nallow_from_api = \"x\"",
+        "line 2: [admission] allow_from_api: write http://host/path or https://host/path",
+    ),
+    (
+        "[dataplane]\nmode = \"fast\"",
+        "line 2: [dataplane] mode: must be native, generic, auto or off",
+    ),
+    ("[dataplane]\ninterface = 1", "line 2: [dataplane] interface: must be a list in brackets"),
+    (
+        "[dataplane]\npin = \"bpf\"",
+        "line 2: [dataplane] pin: must be `off`, or the absolute path of a directory without `.` in its name",
+    ),
+    ("[acme]\nip_certs = 1", "line 2: [acme] ip_certs: must be true or false"),
+    ("[stun]\nrate = -1", "line 2: [stun] rate: must be a number from 0 to 1000000"),
+    ("[relay]\nslots = 1000", "line 2: [relay] slots: must be a power of two, like 1024"),
+];
+
+/// Tools with arguments, the exit status, and the first line of what they say.
+const TOOLS: &[(&str, i32, &str)] = &[
+    ("top", 2, "derpd top: standard output is no terminal; --once prints one look"),
+    ("top --nonsense", 2, "derpd top: unexpected argument '--nonsense' found"),
+    (
+        "top nonsense:://x",
+        2,
+        "derpd top: \"nonsense:://x\" is no address of a relay: it cannot be parsed",
+    ),
+    (
+        "check --pin=relative",
+        2,
+        "derpd check: invalid value 'relative' for '--pin <DIRECTORY>': must be an absolute path",
+    ),
+    (
+        "check --pin",
+        2,
+        "derpd check: a value is required for '--pin <DIRECTORY>' but none was supplied",
+    ),
+    ("check --jsn", 2, "derpd check: unknown flag -jsn (derpd -help lists all flags)"),
+    ("check -a", 2, "derpd check: -a needs a value"),
+    (
+        "check -http-prt 1",
+        2,
+        "derpd check: unknown flag -http-prt; did you mean -http-port? (derpd -help lists all flags)",
+    ),
+    (
+        "detach --pin=relative",
+        2,
+        "derpd detach: invalid value 'relative' for '--pin <DIRECTORY>': must be an absolute path",
+    ),
+    ("detach x", 2, "derpd detach: unexpected argument 'x' found"),
+    ("config shw", 2, "derpd config: unrecognized subcommand 'shw'"),
+    ("config show -a", 2, "derpd config: -a needs a value"),
+    (
+        "config show --json=1",
+        2,
+        "derpd config: unexpected value '1' for '--json' found; no more were expected",
+    ),
+    (
+        "config show -config /missing",
+        1,
+        "derpd config: -config: cannot read /missing: No such file or directory (os error 2)",
+    ),
+    (
+        "config show -a :1",
+        2,
+        "derpd config: -c is needed when not running as root: it names the file that keeps the server's key",
+    ),
+    ("netcheck", 3, "derpd netcheck: the following required arguments were not provided:"),
+    (
+        "netcheck --derp-map /missing",
+        3,
+        "derpd netcheck: cannot read the DERP map /missing: No such file or directory (os error 2)",
+    ),
+    (
+        "probe --derp-map https://a.test --timeout x",
+        3,
+        "derpd probe: invalid value 'x' for '--timeout <TIME>': write a duration like 15s, 1h30m or 100ms",
+    ),
+    (
+        "bench",
+        2,
+        "derpd bench: a workload is missing, such as throughput (`derpd bench --help` shows how)",
+    ),
+    (
+        "bench throughput --pairs 0",
+        2,
+        "derpd bench: invalid value '0' for '--pairs <NUMBER>': 0 is not in 1..=1000000 (`derpd bench --help` shows how)",
+    ),
+    ("completions tcsh", 2, "derpd completions: invalid value 'tcsh' for '<SHELL>'"),
+    (
+        "man /missing/dir",
+        1,
+        "derpd man: cannot write the manual: No such file or directory (os error 2)",
+    ),
+    ("derpmap --format xml", 2, "derpd derpmap: invalid value 'xml' for '--format <FORMAT>'"),
+    (
+        "derpmap -c=/k -a=:1",
+        2,
+        "derpd derpmap: clients need a name: give -hostname, as the relay has it",
+    ),
+    (
+        "healthcheck -a 1 -c /k",
+        2,
+        "derpd healthcheck: -a \"1\": write :port, ip:port or [ip6]:port",
+    ),
+    (
+        "wireguard check -config /missing",
+        1,
+        "derpd wireguard: -config: cannot read /missing: No such file or directory (os error 2)",
+    ),
+    ("wireguard check", 2, "derpd wireguard: the following required arguments were not provided:"),
+];
+
 /// A variable, its value, and the sentence.
 const VARIABLES: &[(&str, &str, &str)] = &[
     (
@@ -504,6 +678,37 @@ fn every_flag_and_file() {
         let (said, all) = complaint(derpd(&place.arguments(&arguments)));
         let sentence = sentence.replace("{}", &directory);
         assert_eq!(said, (*status, Some(sentence)), "{arguments:?}: {all}");
+    }
+}
+
+#[test]
+fn every_key_of_the_file() {
+    let place = Place::new();
+    let file = place.path("bad.toml");
+    for (text, sentence) in FILES {
+        fs::write(&file, text).expect("writable");
+        // Only the key: what a flag says would hide the rest.
+        let key = place.path("derper.key");
+        let mut command = derpd(&["-config", &file, "-c", &key]);
+        command.env("DERP_A", "127.0.0.1:0").env("DERP_STUN_PORT", "0");
+        let (said, all) = complaint(command);
+        let expected = format!("-config: {file}: {sentence}");
+        assert_eq!(said, (1, Some(expected)), "{text}: {all}");
+    }
+}
+
+#[test]
+fn every_tool() {
+    let is_root = nix::unistd::geteuid().is_root();
+    for (arguments, status, line) in TOOLS {
+        // Root has a key file by default.
+        if is_root && line.contains("not running as root") {
+            continue;
+        }
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        let (got, output, error) = run(&mut derpd(&arguments));
+        let first = error.lines().next().unwrap_or_default();
+        assert_eq!((got, first), (*status, *line), "{arguments:?}: {output}{error}");
     }
 }
 

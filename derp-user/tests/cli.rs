@@ -267,10 +267,10 @@ fn the_tools_for_the_kernel_explain_themselves_and_need_no_rights() {
     let (status, output, error) = run(&mut derpd(&["detach", "--pin", &nowhere]));
     assert_eq!((status, error.as_str()), (0, ""));
     assert_eq!(output, format!("nothing was pinned in {nowhere}\n"));
-    let (status, output, _) = run(&mut derpd(&["check", "--pin", &nowhere]));
+    let (status, output, _) = run(&mut derpd(&["check", "--kernel", "--pin", &nowhere]));
     assert_eq!(status, 1);
     assert!(output.contains("problem  bpffs: ") && output.contains("mount -t bpf"), "{output}");
-    let Some(mut command) = unprivileged(&place, &["check", "--json"]) else { return };
+    let Some(mut command) = unprivileged(&place, &["check", "--kernel", "--json"]) else { return };
     let (status, output, _) = run(&mut command);
     assert_eq!(status, 1);
     let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");

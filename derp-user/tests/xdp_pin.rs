@@ -205,14 +205,14 @@ fn sigterm_leaves_what_is_pinned_and_detach_removes_it() {
     assert_eq!(daemon.end(Signal::SIGTERM).code(), Some(0));
     assert!(kernel_answers(&namespaces), "the kernel goes on");
 
-    let (status, output, error) = tool(&namespaces.server, &["check", "--pin", pins]);
+    let (status, output, error) = tool(&namespaces.server, &["check", "--kernel", "--pin", pins]);
     assert_eq!(status, 0, "{output}{error}");
     for part in
         ["no derpd runs", "would adopt program and maps", "link to server0", "ADDRESSES", "CAP_BPF"]
     {
         assert!(output.contains(part), "{part:?} is missing: {output}");
     }
-    let (_, output, _) = tool(&namespaces.server, &["check", "--json", "--pin", pins]);
+    let (_, output, _) = tool(&namespaces.server, &["check", "--kernel", "--json", "--pin", pins]);
     let report: serde_json::Value = serde_json::from_str(&output).expect("JSON");
     assert_eq!(report["ok"], true, "{output}");
     assert_eq!(report["pins"]["links"][0]["interface"], SERVER_INTERFACE);
@@ -350,7 +350,7 @@ fn what_a_crash_or_a_change_left_behind_is_cleaned() {
     namespaces.server_ip("link del extra0");
     let pins = bpf.pins();
     let pins = pins.to_str().expect("UTF-8");
-    let (status, output, _) = tool(server, &["check", "--pin", pins]);
+    let (status, output, _) = tool(server, &["check", "--kernel", "--pin", pins]);
     assert!(status == 1 && output.contains("the interface is gone"), "{output}");
     namespaces.server_ip("link add extra0 type veth peer name extra1");
     drop(std::mem::replace(&mut other_end, pass_at_extra1()));
