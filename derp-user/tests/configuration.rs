@@ -27,7 +27,7 @@ use tempfile::TempDir;
 
 use self::{
     binary::{Place, Relay, derpd, run},
-    peer::Peer,
+    peer::{Peer, Wire},
     server::{Server, write_file},
 };
 
@@ -289,7 +289,10 @@ fn sighup_takes_the_file_whole_or_not_at_all_while_clients_and_flows_go_on() {
             })
         })
         .collect();
-    let home = || server.get("/").status;
+    let home = || {
+        let request = "GET / HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n";
+        Wire::connect(&server).http(request).status
+    };
     assert_eq!(home(), 200);
     let reload = |lines: &str| {
         fs::write(&file, text(lines)).expect("writable");

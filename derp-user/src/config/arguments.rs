@@ -160,7 +160,7 @@ fn check(command: &Command, given: &[Given], file: Option<&ConfigFile>) -> Resul
             path: file.path.clone(),
             reason: format!("line {line}: {place}: {reason}"),
         },
-        _ => UsageError::InvalidValue { name, value, reason },
+        (_, _) => UsageError::InvalidValue { name, value, reason },
     })
 }
 

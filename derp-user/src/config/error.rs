@@ -84,7 +84,14 @@ impl UsageError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::FileRead { .. } | Self::File { .. } => 1,
-            _ => 2,
+            Self::UnknownFlag { .. }
+            | Self::Unsupported { .. }
+            | Self::MissingValue(_)
+            | Self::InvalidValue { .. }
+            | Self::InvalidVariable { .. }
+            | Self::UnexpectedArgument { .. }
+            | Self::Encoding(_)
+            | Self::Other(_) => 2,
         }
     }
 }

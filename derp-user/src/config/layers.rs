@@ -89,16 +89,15 @@ impl Layers {
 
     /// Names the variable or the line of the file instead of the flag that has its value from there.
     pub(super) fn blame(&self, error: ConfigError) -> ConfigError {
-        let (flag, value, reason) = match error {
-            ConfigError::Flag { flag, value, reason } => (flag, value, reason),
-            ConfigError::Home(HomeError(value)) => {
-                let reason = "must be blank, or start with http:// or https://";
-                match self.origin("home") {
-                    Some(Origin::Flag) | None => return ConfigError::Home(HomeError(value)),
-                    Some(_) => ("home", value, reason.to_owned()),
-                }
-            }
-            other => return other,
+        let (flag, value, reason) = if let ConfigError::Flag { flag, value, reason } = error {
+            (flag, value, reason)
+        } else if let ConfigError::Home(HomeError(value)) = &error
+            && let Some(Origin::File { .. } | Origin::Variable(_)) = self.origin("home")
+        {
+            let reason = "must be blank, or start with http:// or https://";
+            ("home", value.clone(), reason.to_owned())
+        } else {
+            return error;
         };
         match (self.origin(flag), &self.file) {
             (Some(Origin::Variable(variable)), _) => {

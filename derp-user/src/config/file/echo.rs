@@ -2,7 +2,7 @@
 
 use toml::{
     Spanned,
-    de::{DeTable, DeValue},
+    de::{DeArray, DeTable, DeValue},
 };
 
 use super::{
@@ -35,14 +35,13 @@ fn in_order<'a>(table: &'a DeTable<'_>) -> Vec<(&'a str, &'a Spanned<DeValue<'a>
 
 /// Adds a section and those in it.
 fn add(text: &str, name: &str, value: &Spanned<DeValue<'_>>, tables: &mut Vec<Table>) {
-    match value.get_ref() {
-        DeValue::Table(table) => add_table(text, name, false, table, tables),
-        DeValue::Array(array) => {
-            for table in array.iter().filter_map(|value| value.get_ref().as_table()) {
-                add_table(text, name, true, table, tables);
-            }
+    if let Some(table) = value.get_ref().as_table() {
+        add_table(text, name, false, table, tables);
+    }
+    for value in value.get_ref().as_array().into_iter().flatten() {
+        if let Some(table) = value.get_ref().as_table() {
+            add_table(text, name, true, table, tables);
         }
-        _ => {}
     }
 }
 
@@ -75,13 +74,10 @@ fn add_table(
 
 /// Whether a value has a section of its own: a table, or a list of nothing but tables.
 fn is_section(value: &DeValue<'_>) -> bool {
-    match value {
-        DeValue::Table(_) => true,
-        DeValue::Array(array) => {
-            !array.is_empty() && array.iter().all(|value| value.get_ref().is_table())
-        }
-        _ => false,
-    }
+    let is_list = |array: &DeArray<'_>| {
+        !array.is_empty() && array.iter().all(|value| value.get_ref().is_table())
+    };
+    value.is_table() || value.as_array().is_some_and(is_list)
 }
 
 fn shown(value: &DeValue<'_>) -> Shown {

@@ -103,7 +103,11 @@ fn number(value: &Value<'_>) -> Result<String, Fault> {
             .map(|number| number.to_string())
             .ok_or_else(|| value.fault("must be a number")),
         DeValue::Float(number) => Ok(number.as_str().to_owned()),
-        _ => Err(value.fault("must be a number, without quotes")),
+        DeValue::String(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)
+        | DeValue::Array(_)
+        | DeValue::Table(_) => Err(value.fault("must be a number, without quotes")),
     }
 }
 

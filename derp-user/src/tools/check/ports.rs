@@ -88,14 +88,12 @@ fn try_port(report: &mut Report, transport: Transport, address: ListenAddress, f
 
 fn bind(transport: Transport, listen: ListenAddress) -> io::Result<()> {
     let bound = bind_address(transport, listen.socket_address());
-    match &bound {
-        // A machine without IPv6.
-        Err(error) if listen.ip.is_none() && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-            bind_address(transport, SocketAddr::new(any, listen.port))
-        }
-        _ => bound,
+    let is_no_ipv6 = |error: &io::Error| error.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    if listen.ip.is_none() && bound.as_ref().is_err_and(is_no_ipv6) {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        return bind_address(transport, SocketAddr::new(any, listen.port));
     }
+    bound
 }
 
 fn bind_address(transport: Transport, address: SocketAddr) -> io::Result<()> {
