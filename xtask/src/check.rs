@@ -32,6 +32,10 @@ pub(crate) fn command() -> Result<()> {
     report.step("instruction counts", instruction_counts);
     report.step("end to end", || end_to_end(&e2e::Options::plain()));
     report.step("end to end, region", || end_to_end(&e2e::Options::region()));
+    report.step("end to end, peer relay", || {
+        let with_kernel = ebpf::build_if_possible()?.is_ok();
+        end_to_end(&e2e::Options::peer_relay(with_kernel))
+    });
     report.finish()
 }
 

@@ -42,7 +42,7 @@ const JANITOR: &str = r#"
 "#;
 
 /// One of the namespaces.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Host {
     Relay,
     Left,
@@ -50,7 +50,7 @@ pub(super) enum Host {
 }
 
 impl Host {
-    const ALL: [Self; 3] = [Self::Relay, Self::Left, Self::Right];
+    pub(super) const ALL: [Self; 3] = [Self::Relay, Self::Left, Self::Right];
 
     /// Returns the host's name.
     pub(super) fn name(self) -> &'static str {
@@ -107,20 +107,21 @@ impl Lab {
         for address in RELAYS.into_iter().chain([CONTROL]) {
             lab.ip_in(Host::Relay, &["address", "add", &format!("{address}/32"), "dev", "lo"])?;
         }
-        lab.link(Host::Left, "10.77.1")?;
-        lab.link(Host::Right, "10.77.2")?;
+        lab.link(Host::Left)?;
+        lab.link(Host::Right)?;
         Ok(lab)
     }
 
     /// Connects a client to the relay by a pair of interfaces.
-    fn link(&self, client: Host, network: &str) -> Result<()> {
+    fn link(&self, client: Host) -> Result<()> {
         let relay_end = relay_interface(client);
         let peer = client.namespace();
         self.ip_in(
             Host::Relay,
             &["link", "add", &relay_end, "type", "veth", "peer", "name", "eth0", "netns", &peer],
         )?;
-        let (gateway, own) = (format!("{network}.1"), format!("{network}.2/24"));
+        let network = network(client);
+        let (gateway, own) = (format!("{network}.1"), format!("{}/24", client_address(client)));
         self.ip_in(Host::Relay, &["address", "add", &format!("{gateway}/24"), "dev", &relay_end])?;
         self.ip_in(Host::Relay, &["link", "set", &relay_end, "up"])?;
         self.ip_in(client, &["address", "add", &own, "dev", "eth0"])?;
@@ -195,10 +196,11 @@ impl Lab {
         command
     }
 
-    /// Starts a program that runs until the end, with its log in a file named after it.
+    /// Starts a program that runs until the end, with its log in a file named after it, behind that of an earlier one.
     pub(super) fn start(&self, name: &str, command: &mut Command) -> Result<Daemon> {
         let log = self.directory.join(format!("{name}.log"));
-        let file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("creating {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(file.try_clone().context("duplicating a file handle")?)
@@ -234,6 +236,20 @@ impl<T> Work<T> {
 /// Returns the name of the relay's interface towards a client.
 pub(super) fn relay_interface(client: Host) -> String {
     format!("to-{}", client.name())
+}
+
+/// Returns the address of a client outside of the tunnel.
+pub(super) fn client_address(client: Host) -> String {
+    format!("{}.2", network(client))
+}
+
+/// Returns what all addresses of the link to a client begin with.
+fn network(client: Host) -> &'static str {
+    match client {
+        Host::Relay => "10.77.0",
+        Host::Left => "10.77.1",
+        Host::Right => "10.77.2",
+    }
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
@@ -280,10 +296,14 @@ impl Daemon {
 
     /// Returns the last lines of its log.
     pub(super) fn last_words(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+        last_lines(&self.log())
     }
+}
+
+/// Returns the last lines of a log.
+pub(super) fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
 }
 
 /// Asks again and again until there is an answer; the last refusal is the error.

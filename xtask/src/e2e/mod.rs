@@ -4,6 +4,7 @@
 //! relay by Tailscale's test coordination server. Needs root, for network namespaces, and Go.
 
 pub(crate) mod cost;
+mod evidence;
 mod lab;
 mod node;
 mod peer_relay;
@@ -26,6 +27,7 @@ use sha2::{Digest as _, Sha256};
 use self::{
     lab::{CONTROL, Host, Lab, retry, say},
     node::{Device, Node},
+    peer_relay::Join,
     relay::{Relays, check_refusal},
 };
 use crate::{ebpf, go, namespaces, process::CommandExt as _, workspace};
@@ -61,6 +63,9 @@ pub(crate) struct Options {
     /// the address translation of one of them changes
     #[arg(long, conflicts_with_all = ["mesh", "verify_clients", "allow_list"])]
     peer_relay: bool,
+    /// Have clients come to know of the peer relay only in this way, instead of both in turn
+    #[arg(long, requires = "peer_relay", value_enum)]
+    join: Option<Join>,
     /// Size of the file in millions of bytes
     #[arg(long, default_value_t = DEFAULT_MEGABYTES)]
     megabytes: u64,
@@ -76,6 +81,7 @@ impl Options {
             verify_clients: false,
             allow_list: false,
             peer_relay: false,
+            join: None,
             megabytes: DEFAULT_MEGABYTES,
         }
     }
@@ -83,6 +89,12 @@ impl Options {
     /// What CI runs then: a region of two relays that admit only their clients.
     pub(crate) fn region() -> Self {
         Self { mesh: true, allow_list: true, ..Self::plain() }
+    }
+
+    /// And last: a peer relay that joins the tailnet, forwarding in the kernel if that can be.
+    pub(crate) fn peer_relay(with_kernel: bool) -> Self {
+        let xdp_mode = with_kernel.then(|| "native".to_owned());
+        Self { peer_relay: true, join: Some(Join::Control), xdp_mode, ..Self::plain() }
     }
 
     fn admission(&self) -> Admission {
@@ -133,7 +145,10 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     };
     if options.peer_relay {
         let mode = options.xdp_mode.as_deref();
-        println!("{}", programs.use_peer_relay(&relay, mode, options.megabytes)?);
+        for join in Join::chosen(options.join) {
+            say(&format!("a peer relay, known by {}", join.name()));
+            println!("{}", programs.use_peer_relay(&relay, mode, join, options.megabytes)?);
+        }
         return Ok(());
     }
     let copied = programs.run(&Setup {
@@ -191,8 +206,8 @@ impl Programs {
     ///
     /// # Errors
     ///
-    /// With the end of the relay's log, if a client does not see the relay or the file does not
-    /// arrive as it was sent.
+    /// With the place where the logs are kept, if a client does not see the relay or the file does
+    /// not arrive as it was sent.
     pub(crate) fn copy(
         &self,
         relay: &Path,
@@ -211,7 +226,11 @@ impl Programs {
 
     fn run(&self, setup: &Setup<'_>) -> Result<Copied> {
         let lab = Lab::build().context("building the network")?;
-        let mut relays = Relays::start(&lab, setup)?;
+        self.run_in(&lab, setup).map_err(|error| evidence::keep(&lab, self, "derp", error))
+    }
+
+    fn run_in(&self, lab: &Lab, setup: &Setup<'_>) -> Result<Copied> {
+        let mut relays = Relays::start(lab, setup)?;
         let map_file = lab.directory().join("derpmap.json");
         fs::write(&map_file, &relays.map).context("writing the DERP map")?;
         let mut control = lab.start(
@@ -222,24 +241,22 @@ impl Programs {
                 .arg(&map_file),
         )?;
         let beside = match setup.admission {
-            Admission::Tailscaled => Some(Node::start(&lab, Host::Relay, Device::None, self)?),
+            Admission::Tailscaled => Some(Node::start(lab, Host::Relay, Device::None, self)?),
             Admission::Open | Admission::AllowList => None,
         };
         say("logging two clients in");
-        let left = Node::start(&lab, Host::Left, Device::None, self)?;
-        let right = Node::start(&lab, Host::Right, Device::None, self)?;
+        let left = Node::start(lab, Host::Left, Device::None, self)?;
+        let right = Node::start(lab, Host::Right, Device::None, self)?;
         if setup.admission == Admission::AllowList {
-            relays.admit_only(&lab, &[left.key()?, right.key()?])?;
+            relays.admit_only(lab, &[left.key()?, right.key()?])?;
         }
-        let result = measure(&lab, &left, &right, &relays.ids(), setup.megabytes, self);
-        check_refusal(&lab, setup.stranger, &relays, setup.admission)?;
+        let mut copied = measure(lab, &left, &right, &relays.ids(), setup.megabytes, self)?;
+        check_refusal(lab, setup.stranger, &relays, setup.admission)?;
         drop(beside);
         relays.check()?;
         control.check()?;
-        let mut copied =
-            result.with_context(|| format!("the relay's log ends:\n{}", relays.last_words()))?;
         if setup.mesh {
-            copied.forwarded = relays.metric(&lab, "derp_packets_forwarded_out")?;
+            copied.forwarded = relays.metric(lab, "derp_packets_forwarded_out")?;
             // The relay of whoever sent the file handed all of it to the other one.
             let least = setup.megabytes * MEGABYTE / MOST_BYTES;
             let most = copied.forwarded.iter().max().copied().unwrap_or_default();

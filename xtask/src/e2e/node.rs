@@ -1,6 +1,7 @@
 //! One Tailscale client: `tailscaled` on one of the lab's hosts, driven by `tailscale`.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -9,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     CONTROL_PORT, PATIENCE, Programs,
@@ -140,10 +141,33 @@ impl<'lab> Node<'lab> {
         struct Own {
             public_key: String,
         }
-        let text = self.tailscale(&["status", "--json"]).read()?;
-        let status: Status =
-            serde_json::from_str(&text).context("reading the answer of `tailscale status`")?;
+        let status: Status = self.status()?;
         Ok(status.own.public_key)
+    }
+
+    /// Returns key and addresses of every other node that it knows by this name.
+    pub(super) fn peers(&self, name: &str) -> Result<Vec<(String, Vec<String>)>> {
+        #[derive(Deserialize)]
+        struct Status {
+            #[serde(rename = "Peer")]
+            peers: BTreeMap<String, Peer>,
+        }
+        #[derive(Deserialize)]
+        struct Peer {
+            #[serde(rename = "HostName")]
+            name: String,
+            #[serde(rename = "TailscaleIPs")]
+            addresses: Vec<String>,
+        }
+        let Status { peers } = self.status()?;
+        let named = peers.into_iter().filter(|(_, peer)| peer.name == name);
+        Ok(named.map(|(key, peer)| (key, peer.addresses)).collect())
+    }
+
+    fn status<T: DeserializeOwned>(&self) -> Result<T> {
+        let text = self.tailscale(&["status", "--json"]).read()?;
+        serde_json::from_str(&text)
+            .with_context(|| format!("reading the answer of `tailscale status`: {text}"))
     }
 
     /// Returns the latency of the relay as `tailscale netcheck` sees it over STUN.
@@ -154,7 +178,7 @@ impl<'lab> Node<'lab> {
             #[serde(rename = "UDP")]
             udp: bool,
             /// Nanoseconds by region.
-            region_latency: std::collections::BTreeMap<String, u64>,
+            region_latency: BTreeMap<String, u64>,
         }
         let text = self.tailscale(&["netcheck", "--format=json"]).read()?;
         let report: Report = serde_json::from_str(&text)

@@ -109,12 +109,7 @@ impl Relays {
     pub(super) fn metric(&self, lab: &Lab, name: &str) -> Result<Vec<u64>> {
         RELAYS[..self.daemons.len()]
             .iter()
-            .map(|address| {
-                let page = page(lab, address.parse()?, "/debug/varz")?;
-                let value =
-                    page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-                value.map_or(Ok(0), |value| value.trim().parse().context("reading a metric"))
-            })
+            .map(|address| sample(lab, address, name))
             .collect()
     }
 
@@ -204,6 +199,13 @@ fn mesh_key(lab: &Lab) -> PathBuf {
 
 fn allow_list(lab: &Lab) -> PathBuf {
     lab.directory().join("allowed-keys")
+}
+
+/// Returns the value of a sample at the relay with an address; 0 where it is missing.
+pub(super) fn sample(lab: &Lab, address: &str, name: &str) -> Result<u64> {
+    let page = page(lab, address.parse()?, "/debug/varz")?;
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(Ok(0), |value| value.trim().parse().context("reading a metric"))
 }
 
 /// Fetches a page of a relay from its plain HTTP port.

@@ -102,9 +102,18 @@ fn hex(hash: Sha256) -> String {
 
 /// Datagrams one after the other until it is finished.
 pub(super) struct Stream {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     sent: Work<()>,
     longest: Work<Duration>,
+}
+
+/// Has the threads end when it is dropped, also where a run fails in the midst.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 impl Stream {
@@ -118,8 +127,8 @@ impl Stream {
         };
         let (sender, receiver) = (bind(from, 0)?, bind(to, STREAM_PORT)?);
         receiver.set_read_timeout(Some(INTERVAL)).context("setting a timeout")?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let stop = Stop(Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop.0);
         let sent = lab.work(from.host(), move || {
             while !stopped.load(Relaxed) {
                 // Without a way there is no reason to end: that is what is measured.
@@ -132,14 +141,14 @@ impl Stream {
         while !has_received(&receiver)? {
             ensure!(Instant::now() < deadline, "no datagram arrives");
         }
-        let stopped = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop.0);
         let longest = lab.work(to.host(), move || longest_silence(&receiver, &stopped))?;
         Ok(Self { stop, sent, longest })
     }
 
     /// Ends it. Returns the longest time in which nothing arrived.
     pub(super) fn finish(self) -> Result<Duration> {
-        self.stop.store(true, Relaxed);
+        drop(self.stop);
         self.sent.finish()?;
         self.longest.finish()
     }

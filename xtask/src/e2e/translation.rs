@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 
 use super::{
-    lab::{Host, Lab},
+    lab::{Host, Lab, client_address},
     node::WIREGUARD_PORT,
 };
 use crate::process::CommandExt as _;
@@ -38,6 +38,11 @@ impl<'lab> Translation<'lab> {
         ensure!(self.port < LAST_PORT, "there are no more ports");
         self.port += 1;
         self.apply()
+    }
+
+    /// Returns where everybody else sees the client.
+    pub(super) fn outside(&self) -> String {
+        format!("{}:{}", client_address(self.host), self.port)
     }
 
     /// Returns how many packets have come to ports that are not in use any more, since the last change.

@@ -8,7 +8,7 @@ use super::super::{
     PATIENCE, Programs, cpu_times,
     lab::{Daemon, Host, Lab, RELAYS, retry},
     node::{Device, Node},
-    peer_relay::{PORT, WAY, await_keys, config, start_control},
+    peer_relay::{Join, PORT, WAY, await_keys, config, start_control},
     relay::{attach, certificate, relay_command},
 };
 use crate::{derp_map, ebpf};
@@ -89,7 +89,7 @@ impl<'lab> Running<'lab> {
         let is_ours =
             matches!(contestant, Contestant::Userspace | Contestant::Generic | Contestant::Native);
         if is_ours {
-            command.arg("-config").arg(config(lab)?);
+            command.arg("-config").arg(config(lab, Join::Keys)?);
         }
         if contestant == Contestant::Native {
             lab.accept_native_xdp(&ebpf::pass_program()?)?;
