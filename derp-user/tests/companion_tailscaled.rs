@@ -217,7 +217,7 @@ fn case_41_the_kernel_carries_what_an_unmodified_tailscaled_relays() {
 
 /// Takes seven minutes: tailscaled forgets a session that it has seen nothing of for five, and looks every half minute.
 #[test]
-#[ignore = "takes seven minutes"]
+#[ignore = "takes seven minutes: cargo test --test companion_tailscaled -- --ignored --nocapture case_41"]
 fn case_41_a_session_outlives_tailscaleds_collection() {
     let Some((lab, programs)) = prepare("a session of seven minutes") else { return };
     let daemon = start(&lab, true);
@@ -225,19 +225,29 @@ fn case_41_a_session_outlives_tailscaleds_collection() {
     let relay = tailnet.wait_for_relay();
     wait_for_kernel(&daemon);
     let (before, seen) = (kernel_packets(&daemon), tailnet.relayed());
-    let start = Instant::now();
+    let (start, mut pings, mut elsewhere) = (Instant::now(), 0, 0);
     while start.elapsed() < Duration::from_secs(420) {
         tailnet.begin_copy().finish();
         thread::sleep(Duration::from_secs(1));
-        let names = tailnet.a.ping_by_relay(&tailnet.b);
-        assert_eq!(names.as_deref(), Ok(&*relay), "after {:?}", start.elapsed());
+        pings += 1;
+        // Another session would have another VNI. A client that has lost a few pings trusts DERP alone for a moment.
+        match tailnet.a.ping_by_relay(&tailnet.b) {
+            Ok(names) => assert_eq!(names, relay, "after {:?}", start.elapsed()),
+            Err(answer) => {
+                elsewhere += 1;
+                println!("after {:?}: {answer}{:#?}", start.elapsed(), daemon.flows());
+            }
+        }
     }
+    assert_eq!(tailnet.wait_for_relay(), relay);
     let (by_kernel, by_tailscaled) = (kernel_packets(&daemon) - before, tailnet.relayed() - seen);
     let suspicions = daemon.metric("derpd_companion_suspicions_total", &[]);
     println!(
-        "{by_kernel} packets in the kernel, {by_tailscaled} by tailscaled, {suspicions} suspicions"
+        "{by_kernel} packets in the kernel, {by_tailscaled} by tailscaled, {suspicions} suspicions; \
+         {elsewhere} of {pings} pings by DERP"
     );
     assert!(by_kernel > 10.0 * by_tailscaled as f64);
+    assert!(elsewhere * 10 < pings, "the relay is not there: {elsewhere} of {pings}");
 }
 
 /// Run it alone on the machine, with `--ignored --nocapture --release`.

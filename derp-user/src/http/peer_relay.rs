@@ -1,6 +1,11 @@
 //! `/debug/peer-relay`: the peer relay and its sessions, for people and for programs.
 
-use std::{collections::BTreeMap, fmt::Write as _, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use hyper::{StatusCode, http::request::Parts};
 
@@ -69,7 +74,7 @@ fn page(view: &PeerRelayView) -> String {
     page
 }
 
-fn facts(view: &PeerRelayView) -> [(&'static str, String); 13] {
+fn facts(view: &PeerRelayView) -> [(&'static str, String); 14] {
     let limits = &view.limits;
     let forwarded = |plane| {
         let (packets, bytes) = view.forwarded.get(plane).copied().unwrap_or_default();
@@ -82,6 +87,7 @@ fn facts(view: &PeerRelayView) -> [(&'static str, String); 13] {
         ("May ask for endpoints", view.allow.clone()),
         ("Clients are told", list(&view.addresses, SocketAddr::to_string)),
         ("STUN servers see", list(&view.mappings, mapping)),
+        ("The cloud's metadata says", list(&view.cloud, IpAddr::to_string)),
         ("Also a client of", list(&view.derp, derp)),
         (
             "Most endpoints",

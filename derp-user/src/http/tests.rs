@@ -714,6 +714,7 @@ fn some_peer_relay() -> PeerRelayView {
             server: "198.51.100.1:3478".parse().unwrap(),
             seen: "203.0.113.1:61000".parse().unwrap(),
         }],
+        cloud: vec!["203.0.113.7".parse().unwrap()],
         derp: vec![derp("https://a", true, None), derp("https://b", false, Some("<no>"))],
         limits: LimitsView { endpoints: 16, endpoints_per_node: 2 },
         requests: [("allocated", 5), ("not_permitted", 7), ("repeated", 0)].into(),

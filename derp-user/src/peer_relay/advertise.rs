@@ -21,6 +21,8 @@ pub struct Reachable {
     pub interfaces: Vec<IpAddr>,
     /// What STUN servers have seen of the relay's own sockets.
     pub mappings: Vec<Mapping>,
+    /// What the metadata service of this host's cloud calls its addresses.
+    pub cloud: Vec<IpAddr>,
 }
 
 /// The relay's UDP ports by family, 0 where it has no socket.
@@ -42,13 +44,13 @@ pub struct Mapping {
 }
 
 /// Returns the addresses that clients are told, each once, at most `most`: those of the configuration, those that
-/// STUN servers have seen, those of interfaces.
+/// STUN servers have seen, those that the cloud has given, those of interfaces.
 ///
 /// Behind a NAT that maps differently for different destinations, nobody else can use what a STUN server has
 /// seen; but the operator may have forwarded the relay's own port, so that the public address is told
 /// with that port, too.
 ///
-/// Of interfaces, addresses that lead back to the client itself (loopback) are left out, and Tailscale's own, since a
+/// Of the last two, addresses that lead back to the client itself (loopback) are left out, and Tailscale's own, since a
 /// relay must not be reached through what it relays; of one IPv6 network only two are told. IPv4's link-local
 /// addresses and IPv6's unique local ones are told if an interface has no others, and IPv6's link-local ones, which need
 /// an interface to be named, never. All of that is as in the reference.
@@ -73,7 +75,7 @@ pub fn advertised(reachable: &Reachable, most: usize) -> Vec<SocketAddr> {
             tell(SocketAddr::new(first.ip(), reachable.ports.of(first.ip())));
         }
     }
-    for ip in usual(&reachable.interfaces) {
+    for ip in usual(&[&reachable.cloud[..], &reachable.interfaces].concat()) {
         tell(SocketAddr::new(ip, reachable.ports.of(ip)));
     }
     addresses
@@ -169,15 +171,21 @@ mod tests {
     }
 
     #[test]
-    fn configured_addresses_come_first_then_those_seen_then_interfaces_each_once() {
+    fn configured_addresses_come_first_then_those_seen_then_the_clouds_then_interfaces_each_once() {
         let reachable = Reachable {
             ports: PORTS,
             configured: vec!["203.0.113.9:41000".parse().unwrap()],
             mappings: mappings(&["203.0.113.1:40000", "203.0.113.1:40000", "[2001:db8::1]:40006"]),
+            cloud: interfaces(&["203.0.113.2", "2001:db8::1", "127.0.0.1"]),
             interfaces: interfaces(&["192.168.1.2", "2001:db8::1", "::ffff:192.168.1.2"]),
         };
-        let expected =
-            ["203.0.113.9:41000", "203.0.113.1:40000", "[2001:db8::1]:40006", "192.168.1.2:40000"];
+        let expected = [
+            "203.0.113.9:41000",
+            "203.0.113.1:40000",
+            "[2001:db8::1]:40006",
+            "203.0.113.2:40000",
+            "192.168.1.2:40000",
+        ];
         assert_eq!(told(&reachable), expected);
         assert_eq!(advertised(&reachable, 2).len(), 2);
     }

@@ -23,6 +23,7 @@
 
 mod advertise;
 mod challenge;
+mod cloud;
 pub mod disco;
 mod endpoint;
 mod handshake;
@@ -39,6 +40,7 @@ mod view;
 pub use self::{
     advertise::{Mapping, Ports, Reachable, advertised},
     challenge::ROTATION,
+    cloud::{Cloud, CloudChoice},
     handshake::{Arrival, Bound, Datagram, Reaction},
     lifetime::{Ended, EndedBy},
     limits::Limits,
@@ -49,6 +51,11 @@ pub use self::{
     status::{ClientView, DerpView, LimitsView, PeerRelayView, SessionView, TailscaleSessions},
     traffic::Traffic,
     view::{EndpointState, EndpointView},
+};
+
+pub(crate) use self::cloud::{
+    BIOS_VENDOR, CloudAddresses, MOST_METADATA_BYTES, MetadataAnswer, MetadataRequest,
+    MetadataRound,
 };
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use serde::Serialize;
@@ -25,6 +25,8 @@ pub struct PeerRelayView {
     pub addresses: Vec<SocketAddr>,
     /// What STUN servers see of the relay's sockets.
     pub mappings: Vec<Mapping>,
+    /// What the metadata service of this host's cloud calls its addresses.
+    pub cloud: Vec<IpAddr>,
     /// The other DERP servers that the relay's node is a client of.
     pub derp: Vec<DerpView>,
     /// What anybody may use.

@@ -5,6 +5,7 @@
 //! kernel's and the forwarder's. [`Keeper::run`] is the task in which that happens; the admin page looks in from
 //! outside.
 
+mod cloud;
 mod companion;
 mod elsewhere;
 mod interfaces;

@@ -1,6 +1,9 @@
 //! The peer relay, shared between those who drive it and those who look in.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 
@@ -8,7 +11,7 @@ use super::{Keeper, elsewhere::Connections};
 use crate::{
     flow::FlowTable,
     metrics::PeerRelayFigures,
-    peer_relay::{EndpointState, Mapping, PeerRelay, PeerRelayView},
+    peer_relay::{EndpointState, Mapping, PeerRelay, PeerRelayView, Reachable},
     proto::keys::NodePublic,
     udp::now,
 };
@@ -27,6 +30,7 @@ struct State {
     relay: PeerRelay,
     node: NodePublic,
     mappings: Vec<Mapping>,
+    cloud: Vec<IpAddr>,
     allow: String,
     /// Whether it has been said where the relay can be reached.
     is_advertised: bool,
@@ -36,8 +40,14 @@ impl PeerRelayMonitor {
     /// Watches over `relay`, whose node has the key `node` and whose flows `keeper` keeps on UDP port `port`.
     #[must_use]
     pub fn new(relay: PeerRelay, keeper: Keeper, node: NodePublic, port: u16) -> Self {
-        let state =
-            State { relay, node, mappings: Vec::new(), allow: String::new(), is_advertised: false };
+        let state = State {
+            relay,
+            node,
+            mappings: Vec::new(),
+            cloud: Vec::new(),
+            allow: String::new(),
+            is_advertised: false,
+        };
         let state = Arc::new(Mutex::new(state));
         Self { port, keeper, state, connections: Connections::default() }
     }
@@ -52,6 +62,7 @@ impl PeerRelayMonitor {
             port: self.port,
             allow: state.allow.clone(),
             mappings: state.mappings.clone(),
+            cloud: state.cloud.clone(),
             derp: self.connections.views(),
             ..state.relay.status(flows, now())
         }
@@ -94,17 +105,18 @@ impl PeerRelayMonitor {
         self.keeper.update_observed(|table| drive(relay, table))
     }
 
-    /// Notes where clients are told to reach the relay, what STUN servers see, and who may ask. Returns whether clients
-    /// are told something else than before.
+    /// Notes where clients are told to reach the relay, what of that others say, and who may ask. Returns whether
+    /// clients are told something else than before.
     pub(super) fn advertise(
         &self,
         addresses: &[SocketAddr],
-        mappings: &[Mapping],
+        reachable: &Reachable,
         allow: String,
     ) -> bool {
         let mut state = self.state.lock();
         state.allow = allow;
-        mappings.clone_into(&mut state.mappings);
+        state.mappings.clone_from(&reachable.mappings);
+        state.cloud.clone_from(&reachable.cloud);
         let is_new = !state.is_advertised || state.relay.addresses() != addresses;
         state.is_advertised = true;
         state.relay.set_addresses(addresses.iter().copied());

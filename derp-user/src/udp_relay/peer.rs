@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use super::{
+    cloud::CloudSurveyor,
     elsewhere::{Arrived, DerpServers, Elsewhere},
     interfaces::interface_addresses,
     mappings::Surveyor,
@@ -21,8 +22,8 @@ use crate::{
     flow::socket_address,
     forward::{ControlPacket, Outlet, StunAnswer},
     peer_relay::{
-        Allowed, Arrival, Datagram, Ended, Limits, Mapping, Permission, Ports, Reachable, Reaction,
-        Response, advertised,
+        Allowed, Arrival, CloudChoice, Datagram, Ended, Limits, Mapping, Permission, Ports,
+        Reachable, Reaction, Response, advertised,
     },
     proto::keys::{NodePrivate, NodePublic},
     server::{LocalClient, LocalPacket},
@@ -45,6 +46,8 @@ pub struct PeerRelayRules {
     pub addresses: Vec<SocketAddr>,
     /// STUN servers that say with which addresses they see the relay.
     pub stun: Vec<StunTarget>,
+    /// Which cloud's metadata service says what this host's addresses are.
+    pub cloud: CloudChoice,
     /// Other DERP servers that the relay's node is a client of.
     pub derp: DerpServers,
     /// What anybody may use.
@@ -90,6 +93,8 @@ impl PeerRelayService {
             ports: self.ports,
             mappings: sender,
         };
+        let (sender, cloud) = watch::channel(Vec::new());
+        let cloud_surveyor = CloudSurveyor { rules: self.rules.clone(), addresses: sender };
         let rules = Arc::clone(&self.rules.borrow());
         let elsewhere = Elsewhere::nowhere(self.monitor.connections());
         let scans_interfaces = self.bound.is_empty();
@@ -110,7 +115,14 @@ impl PeerRelayService {
             },
             scans_interfaces,
         };
-        tokio::join!(surveyor.run(), work.run(self.rules, self.control, mappings));
+        let others = Others { rules: self.rules, mappings, cloud };
+        let cloud_survey = async {
+            // What a cloud translates to may be an address that packets are not taken at.
+            if scans_interfaces {
+                cloud_surveyor.run().await;
+            }
+        };
+        tokio::join!(surveyor.run(), cloud_survey, work.run(others, self.control));
     }
 }
 
@@ -121,6 +133,13 @@ enum Way {
     Here,
     /// Another one, by its number.
     Elsewhere(usize),
+}
+
+/// What others say while the relay is at work.
+struct Others {
+    rules: watch::Receiver<Arc<PeerRelayRules>>,
+    mappings: watch::Receiver<Vec<Mapping>>,
+    cloud: watch::Receiver<Vec<IpAddr>>,
 }
 
 /// What answers.
@@ -140,12 +159,8 @@ struct Work {
 }
 
 impl Work {
-    async fn run(
-        mut self,
-        mut rules: watch::Receiver<Arc<PeerRelayRules>>,
-        mut control: Receiver<ControlPacket>,
-        mut mappings: watch::Receiver<Vec<Mapping>>,
-    ) {
+    async fn run(mut self, others: Others, mut control: Receiver<ControlPacket>) {
+        let Others { mut rules, mut mappings, mut cloud } = others;
         let mut reviews = interval(REVIEW);
         reviews.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tracing::info!("peer relay: {} may ask for endpoints", self.who_may_ask());
@@ -160,6 +175,10 @@ impl Work {
                 }
                 Ok(()) = mappings.changed() => {
                     self.reachable.mappings.clone_from(&mappings.borrow_and_update());
+                    self.advertise();
+                }
+                Ok(()) = cloud.changed() => {
+                    self.reachable.cloud.clone_from(&cloud.borrow_and_update());
                     self.advertise();
                 }
                 Ok(()) = rules.changed() => {
@@ -293,8 +312,7 @@ impl Work {
     fn advertise(&mut self) {
         self.reachable.configured.clone_from(&self.rules.addresses);
         let addresses = advertised(&self.reachable, MOST_ADDRESSES);
-        let (allow, mappings) = (self.who_may_ask(), &self.reachable.mappings);
-        if !self.monitor.advertise(&addresses, mappings, allow) {
+        if !self.monitor.advertise(&addresses, &self.reachable, self.who_may_ask()) {
             return;
         }
         if addresses.is_empty() {

@@ -45,8 +45,7 @@ pub(super) fn keep(lab: &Lab, programs: &Programs, name: &str, fault: Error) -> 
 fn collect(lab: &Lab, programs: &Programs, name: &str) -> Result<PathBuf> {
     let seconds = SystemTime::UNIX_EPOCH.elapsed().context("a clock before 1970")?.as_secs();
     let directory = workspace::target_dir()?.join("e2e").join(format!("failed-{name}-{seconds}"));
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("creating {}", directory.display()))?;
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     let write = |name: String, text: String| {
         let file = directory.join(name);
         fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
@@ -54,7 +53,8 @@ fn collect(lab: &Lab, programs: &Programs, name: &str) -> Result<PathBuf> {
     for address in RELAYS {
         for (name, path) in PAGES {
             // A relay that does not answer is a finding, too.
-            let text = page(lab, address.parse()?, path).unwrap_or_else(|error| format!("{error:#}"));
+            let text =
+                page(lab, address.parse()?, path).unwrap_or_else(|error| format!("{error:#}"));
             if name == "metrics" {
                 say(&format!("counters of {address} that are not 0:\n{}", not_zero(&text)));
             }

@@ -107,10 +107,7 @@ impl Relays {
 
     /// The value of a sample at each relay; 0 where it is missing.
     pub(super) fn metric(&self, lab: &Lab, name: &str) -> Result<Vec<u64>> {
-        RELAYS[..self.daemons.len()]
-            .iter()
-            .map(|address| sample(lab, address, name))
-            .collect()
+        RELAYS[..self.daemons.len()].iter().map(|address| sample(lab, address, name)).collect()
     }
 
     /// Fails if one has ended by itself.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     client::{Pin, Target, Trust},
-    peer_relay::{Allowed, Limits, disco::MAX_ADDRESSES},
+    peer_relay::{Allowed, Cloud, CloudChoice, Limits, disco::MAX_ADDRESSES},
     stun::StunTarget,
 };
 
@@ -35,6 +35,8 @@ pub struct PeerRelaySettings {
     pub addresses: Vec<SocketAddr>,
     /// STUN servers that say with which addresses they see the relay.
     pub stun: Vec<StunTarget>,
+    /// Which cloud's metadata service says what this host's addresses are.
+    pub cloud: CloudChoice,
     /// Other DERP servers that the relay's node is a client of.
     pub derp: Vec<Target>,
     /// Which certificates those must show.
@@ -55,6 +57,7 @@ pub(super) fn read(
         "allow",
         "addresses",
         "stun",
+        "cloud",
         "derp",
         "derp_ca_file",
         "derp_pin",
@@ -103,6 +106,7 @@ pub(super) fn read(
         control,
         addresses: section.value("addresses").map_or(Ok(Vec::new()), |it| read_addresses(&it))?,
         stun,
+        cloud: section.value("cloud").map_or(Ok(CloudChoice::default()), |it| read_cloud(&it))?,
         derp_trust: read_trust(section, &derp)?,
         derp,
         limits,
@@ -145,6 +149,15 @@ fn read_stun(value: &Value<'_>) -> Result<Vec<StunTarget>, Fault> {
     }
     let server = |value: &Value<'_>| value.parsed("a STUN server, like stun.example.com:3478");
     servers.iter().map(server).collect()
+}
+
+fn read_cloud(value: &Value<'_>) -> Result<CloudChoice, Fault> {
+    match value.as_text() {
+        Some("detect") => Ok(CloudChoice::Detect),
+        Some("aws") => Ok(CloudChoice::Given(Cloud::Aws)),
+        Some("off") => Ok(CloudChoice::Off),
+        Some(_) | None => Err(value.fault("must be \"detect\", \"aws\" or \"off\"")),
+    }
 }
 
 fn stun_of(derp: &Target) -> StunTarget {

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     client::Trust,
     config::{ConfigError, UsageError},
-    peer_relay::{Allowed, Limits, Permission, Refusal},
+    peer_relay::{Allowed, Cloud, CloudChoice, Limits, Permission, Refusal},
     proto::keys::NodePublic,
     wireguard::Pairs,
 };
@@ -86,6 +86,14 @@ fn the_peer_relay_of_the_example_is_understood_and_can_be_switched_off() {
     assert!(on.relays());
     let settings = |more: &str| read(&format!("{text}{more}"), None).unwrap().peer_relay.unwrap();
     assert_eq!(settings("").stun, []);
+    for (line, cloud) in [
+        ("", CloudChoice::Detect),
+        ("cloud = \"detect\"\n", CloudChoice::Detect),
+        ("cloud = \"aws\"\n", CloudChoice::Given(Cloud::Aws)),
+        ("cloud = \"off\"\n", CloudChoice::Off),
+    ] {
+        assert_eq!(settings(line).cloud, cloud, "{line}");
+    }
     // Servers of other regions are asked, unless others are named or none.
     let derp = "derp = [\"http://a:3340\", \"b\"]\n";
     let names = |settings: &PeerRelaySettings| {
@@ -169,6 +177,14 @@ fn faults_of_the_peer_relay_are_named() {
             "5|[peer_relay] stun|\"stun:x\" is not a STUN server, like stun.example.com:3478",
         ),
         (&format!("{whole}stun = \"a\""), "5|[peer_relay] stun|must be a list in brackets"),
+        (
+            &format!("{whole}cloud = \"gcp\""),
+            "5|[peer_relay] cloud|must be \"detect\", \"aws\" or \"off\"",
+        ),
+        (
+            &format!("{whole}cloud = true"),
+            "5|[peer_relay] cloud|must be \"detect\", \"aws\" or \"off\"",
+        ),
         (
             &format!("{whole}derp = \"ftp://a\""),
             "5|[peer_relay] derp|\"ftp://a\" is not a DERP server, like https://derp.example.com/derp",

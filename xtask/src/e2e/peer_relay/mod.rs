@@ -13,11 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+pub(super) use self::daemon::{Join, PORT, await_keys, config, start_control};
 use self::{
     counted::{Flow, endpoint},
     daemon::{NODE, PeerRelay},
 };
-pub(super) use self::daemon::{Join, PORT, await_keys, config, start_control};
 use super::{
     MEGABYTE, PATIENCE, Programs, cpu_time, evidence,
     lab::{Host, Lab, RELAYS, retry, say},
@@ -120,8 +120,8 @@ impl Test<'_> {
     fn await_forwarder(&self, relay: &PeerRelay<'_>, vni: u32, remote: Option<&str>) -> Result<()> {
         retry("the endpoint to be forwarded", PATIENCE, || {
             let Flow { ends, .. } = Flow::read(self.lab, vni)?;
-            let is_there = remote.is_none()
-                || ends.iter().any(|end| end.remote.as_deref() == remote);
+            let is_there =
+                remote.is_none() || ends.iter().any(|end| end.remote.as_deref() == remote);
             ensure!(is_there, "nobody is at {remote:?}");
             for end in &ends {
                 let is_kernel = end.forwarder == "kernel";

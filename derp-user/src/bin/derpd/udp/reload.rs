@@ -119,6 +119,7 @@ fn changed_rules(old: &PeerRelayRules, new: &PeerRelayRules) -> Vec<String> {
     for (is_changed, name) in [
         (old.addresses != new.addresses, "addresses"),
         (old.stun != new.stun, "stun"),
+        (old.cloud != new.cloud, "cloud"),
         (old.derp != new.derp, "derp"),
         (old.limits != new.limits, "limits"),
     ] {
@@ -141,6 +142,7 @@ pub(crate) fn rules(settings: &PeerRelaySettings) -> anyhow::Result<PeerRelayRul
         allow: settings.allow.clone(),
         addresses: settings.addresses.clone(),
         stun: settings.stun.clone(),
+        cloud: settings.cloud,
         derp,
         limits: settings.limits,
     })
