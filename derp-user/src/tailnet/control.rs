@@ -20,6 +20,7 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     MachinePrivate, TailnetError,
+    error::shown,
     keys::MachinePublic,
     noise::{Handshake, VERSION},
     response::ServerKeys,
@@ -300,8 +301,6 @@ pub(super) fn json<T: DeserializeOwned>(
     request: &'static str,
     bytes: &[u8],
 ) -> Result<T, TailnetError> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let reason: String = error.to_string().chars().take(SHOWN_BODY).collect();
-        TailnetError::Answer { request, reason }
-    })
+    serde_json::from_slice(bytes)
+        .map_err(|error| TailnetError::Answer { request, reason: shown(&error.to_string()) })
 }

@@ -64,7 +64,7 @@ pub enum TailnetError {
     Refused(String),
     /// Somebody would have to log in. That is not possible here.
     #[error(
-        "the control server wants somebody to log in at {0}: the auth key is used up, expired or not one of its own"
+        "the control server wants somebody to log in at {0:?}: the auth key is used up, expired or not one of its own"
     )]
     Login(String),
     /// A new node key is called expired, too.
@@ -118,6 +118,14 @@ impl From<TooMany> for TailnetError {
     fn from(error: TooMany) -> Self {
         Self::TooMuch(error.to_string())
     }
+}
+
+/// Most characters of a server's words that are shown.
+const SHOWN: usize = 200;
+
+/// Returns the beginning of what a server says.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
 }
 
 fn quoted(body: &str) -> String {

@@ -36,6 +36,11 @@ impl Grant {
         (!destinations.is_empty() && !sources.is_empty()).then_some(Self { sources, destinations })
     }
 
+    /// Returns how many networks it holds.
+    pub(super) fn networks(&self) -> usize {
+        self.sources.len() + self.destinations.len()
+    }
+
     fn reaches(&self, address: IpAddr) -> bool {
         self.destinations.iter().any(|network| network.contains(&address))
     }

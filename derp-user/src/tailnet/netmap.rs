@@ -23,6 +23,12 @@ use crate::{
 pub(super) const MAX_PEERS: usize = 250_000;
 /// Most parts of the packet filter that are remembered.
 const MAX_FILTERS: usize = 4096;
+/// Most networks in the grants of all these parts.
+const MAX_NETWORKS: usize = 1_000_000;
+/// Most characters of this node's name; those of DNS names are fewer.
+const MAX_NAME: usize = 255;
+/// Most addresses of this node.
+const MAX_ADDRESSES: usize = 64;
 /// The name of the part that comes without one.
 const BASE: &str = "base";
 /// In the place of a name: all parts so far.
@@ -132,8 +138,8 @@ impl Netmap {
         self.apply_filters(response.packet_filter, response.packet_filters)?;
         if let Some(node) = &response.node {
             self.own = Some(Own {
-                name: node.name.trim_end_matches('.').to_owned(),
-                addresses: single_addresses(&node.addresses).collect(),
+                name: node.name.trim_end_matches('.').chars().take(MAX_NAME).collect(),
+                addresses: single_addresses(&node.addresses).take(MAX_ADDRESSES).collect(),
                 key_expiry: node.key_expiry.0,
                 is_expired: node.expired,
                 is_authorized: node.machine_authorized,
@@ -230,6 +236,10 @@ impl Netmap {
         }
         if self.filters.len() > MAX_FILTERS {
             return Err(TooMany { what: "parts of the packet filter", most: MAX_FILTERS });
+        }
+        let networks = self.filters.values().flatten().map(Grant::networks).sum::<usize>();
+        if networks > MAX_NETWORKS {
+            return Err(TooMany { what: "networks in the packet filter", most: MAX_NETWORKS });
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! How a node is registered: with which keys, and what the answer means. Without I/O.
 
-use super::{Identity, TailnetError, response::RegisterResponse};
+use super::{Identity, TailnetError, error::shown, response::RegisterResponse};
 
 /// With which keys a node asks to be registered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,9 +39,9 @@ impl Attempt {
     /// Returns what an answer means.
     pub(super) fn judge(self, answer: RegisterResponse) -> Verdict {
         let refused = if !answer.error.is_empty() {
-            Some(TailnetError::Refused(answer.error))
+            Some(TailnetError::Refused(shown(&answer.error)))
         } else if !answer.auth_url.is_empty() {
-            Some(TailnetError::Login(answer.auth_url))
+            Some(TailnetError::Login(shown(&answer.auth_url)))
         } else {
             None
         };
@@ -118,6 +118,19 @@ mod tests {
         ] {
             let said = format!("{answer:?}");
             assert_eq!(format!("{:?}", attempt.judge(answer)), expected, "{attempt:?} {said}");
+        }
+    }
+
+    /// A server could fill the log, or write lines of its own into it.
+    #[test]
+    fn regression_the_words_of_a_server_are_short_and_quoted() {
+        let long = format!("\n\u{1b}[2J{}", "x".repeat(1 << 20));
+        for answer in [answer(&long, "", false), answer("", &long, false)] {
+            let Verdict::Failed(error) = Attempt::WithAuthKey.judge(answer) else {
+                panic!("it is refused");
+            };
+            let text = error.to_string();
+            assert!(text.len() < 500 && !text.contains(['\n', '\u{1b}']), "{text}");
         }
     }
 

@@ -252,6 +252,32 @@ fn there_are_only_so_many_parts_of_the_filter() {
     assert_eq!(error.to_string(), "the tailnet has more than 4096 parts of the packet filter");
 }
 
+/// Each part was bounded by the length of a message, all of them by nothing.
+#[test]
+fn regression_there_are_only_so_many_networks_in_the_filter() {
+    let part = |name: &str| {
+        let sources: Vec<_> = (0..600_000).map(|_| "*").collect();
+        json!({"PacketFilters": {name: [grant(&sources)]}})
+    };
+    let mut netmap = Netmap::default();
+    let error = netmap.apply(serde_json::from_value(part("a")).unwrap()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the tailnet has more than 1000000 networks in the packet filter"
+    );
+}
+
+#[test]
+fn regression_the_own_name_and_addresses_are_bounded() {
+    let mut own = node(9);
+    own["Name"] = "x".repeat(1 << 20).into();
+    own["Addresses"] = (0..1000).map(|it| format!("100.64.{}.{}/32", it / 250, it % 250)).collect();
+    let mut netmap = Netmap::default();
+    apply(&mut netmap, &json!({"Node": own}));
+    let own = netmap.own().unwrap();
+    assert_eq!((own.name.len(), own.addresses.len()), (255, 64));
+}
+
 /// JSON of the server's kind, with anything in the place of anything.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![

@@ -39,7 +39,7 @@ async fn faults_on_the_way_to_the_stream_are_named_and_got_over() {
         ),
         (
             register(StatusCode::OK, json!({"AuthURL": "https://c.example/a/1"})),
-            "wants somebody to log in at https://c.example/a/1",
+            "wants somebody to log in at \"https://c.example/a/1\"",
         ),
         (register(StatusCode::OK, json!({"NodeKeyExpired": true})), "new key expired, too"),
         (register(StatusCode::OK, json!("garbage")), "/machine/register: expected value at line 1"),
