@@ -13,7 +13,8 @@ mod packets;
 mod relay_client;
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    io::{BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,6 +29,7 @@ use serde_json::Value;
 
 use crate::{
     lab::{Daemon, End, Lab, PATIENCE, RELAY_A, RELAY_B, acquaint, converse, geneve},
+    netns::{run, spawn_in},
     relay_client::{Derp, RelayClient, RelayNode},
 };
 
@@ -226,4 +228,111 @@ fn case_29_stun_servers_tell_the_relay_where_it_is_seen() {
             running.iter().for_each(|(_, stop)| stop.store(true, Ordering::Relaxed));
         }
     }
+}
+
+/// Answers as EC2's metadata service does, at its address in the relay's namespace, about one interface. Returns which paths
+/// are asked for.
+fn metadata_service(lab: &Lab, is_silent: &Arc<AtomicBool>) -> Receiver<String> {
+    run(&format!("ip -n {} addr add 169.254.169.254/32 dev lo", lab.relay)).expect("ip");
+    let (sender, receiver) = channel();
+    let (bound, is_bound) = channel();
+    let is_silent = Arc::clone(is_silent);
+    spawn_in(&lab.relay, move || {
+        let listener = TcpListener::bind("169.254.169.254:80").expect("the service's port");
+        bound.send(()).expect("the test waits");
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let Some((head, path)) = request(&stream) else { continue };
+            let is_token = head.starts_with("put /latest/api/token ")
+                && head.contains("x-aws-ec2-metadata-token-ttl-seconds: 10");
+            assert!(is_token || head.contains("x-aws-ec2-metadata-token: c2vjcmv0"), "{head}");
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let (status, body) = match name {
+                "token" => ("200 OK", "c2VjcmV0"),
+                "" => ("200 OK", "0e:49:61:0f:c3:11/"),
+                "public-ipv4s" => ("200 OK", "203.0.113.21\n203.0.113.22"),
+                _ => ("404 Not Found", "<html>"),
+            };
+            if sender.send(path).is_err() {
+                return;
+            }
+            if is_silent.load(Ordering::Relaxed) {
+                kept.push(stream);
+                continue;
+            }
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nServer: EC2ws\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            stream.write_all(answer.as_bytes()).expect("an answer");
+        }
+    });
+    is_bound.recv().expect("the service starts");
+    receiver
+}
+
+/// The head of a request in small letters, and its path; nothing if the connection was closed before.
+fn request(stream: &TcpStream) -> Option<(String, String)> {
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let mut text = String::new();
+    let mut reader = BufReader::new(stream);
+    while !text.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut text).ok()? == 0 {
+            return None;
+        }
+    }
+    let path = text.split(' ').nth(1)?.to_owned();
+    Some((text.to_lowercase(), path))
+}
+
+/// This machine is found to be in no cloud, so the service is not asked unless the file says so.
+#[test]
+fn a_clouds_metadata_service_tells_the_relay_its_public_addresses() {
+    let Some(lab) = Lab::create("metadata of a cloud") else { return };
+    let is_silent = Arc::<AtomicBool>::default();
+    let asked = metadata_service(&lab, &is_silent);
+    let vendor = std::fs::read_to_string("/sys/class/dmi/id/bios_vendor").unwrap_or_default();
+    let is_in_cloud = vendor.to_lowercase().contains("amazon");
+    if is_in_cloud {
+        println!("skipped: a machine in no cloud: this one is in Amazon EC2");
+    }
+    for line in ["", "cloud = \"off\""].into_iter().skip(usize::from(is_in_cloud)) {
+        let (daemon, _) = start(&lab, MODES[1], line);
+        wait_for(&daemon, "addresses", |view| view["addresses"][0].is_string());
+        thread::sleep(Duration::from_secs(1));
+        assert!(asked.try_recv().is_err(), "it is asked, with {line:?}");
+    }
+
+    let (daemon, node) = start(&lab, MODES[1], "cloud = \"aws\"");
+    let view = wait_for(&daemon, "addresses of the cloud", |view| view["cloud"][1].is_string());
+    let (_, _, endpoint) = clients(&lab, &node);
+    let told: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(told[..2], ["203.0.113.21:40000", "203.0.113.22:40000"], "{view:#}");
+    assert!(told.contains(&"10.78.1.1:40000".to_owned()), "interfaces follow: {told:?}");
+    assert!(!told.iter().any(|it| it.starts_with("169.254.")), "{told:?}");
+    let paths: Vec<_> = asked.try_iter().collect();
+    let interfaces = "/latest/meta-data/network/interfaces/macs/";
+    let interface = format!("{interfaces}0e:49:61:0f:c3:11");
+    let expected = [
+        "/latest/api/token".to_owned(),
+        interfaces.to_owned(),
+        format!("{interface}/public-ipv4s"),
+        format!("{interface}/ipv6s"),
+    ];
+    assert_eq!(paths, expected);
+    drop(daemon);
+
+    // A service that says nothing keeps nobody waiting, and is complained of once.
+    is_silent.store(true, Ordering::Relaxed);
+    let (daemon, node) = start(&lab, MODES[1], "cloud = \"aws\"");
+    let (_, _, endpoint) = clients(&lab, &node);
+    let told: Vec<_> = endpoint.addresses.iter().map(ToString::to_string).collect();
+    assert!(told.contains(&"10.78.1.1:40000".to_owned()), "{told:?}");
+    let words = "peer relay: the metadata service of Amazon EC2: no answer within 2s";
+    let deadline = Instant::now() + PATIENCE;
+    while !daemon.log().contains(words) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(daemon.log().matches(words).count(), 1, "{}", daemon.log());
 }

@@ -32,10 +32,9 @@ use crate::{derp_map, namespaces};
 pub(super) const WAY: &str = "peer-relay(";
 /// How many nodes may use it.
 const CLIENTS: u64 = 2;
-/// Most time without traffic when the port of a client changes: clients trust a way for 6.5 s.
-const LONGEST_GAP: Duration = Duration::from_secs(7);
-/// The same when the relay is killed.
-const LONGEST_GAP_KILLED: Duration = Duration::from_secs(10);
+/// Most time without traffic when the port of a client changes or the relay is killed: clients trust a way for 6.5 s, and
+/// all processors may be busy.
+const LONGEST_GAP: Duration = Duration::from_secs(10);
 /// Longest until what the relay has decided is in the tables of both data planes.
 const SETTLING: Duration = Duration::from_millis(100);
 /// What the copy beside a change of port takes.
@@ -226,7 +225,7 @@ impl Test<'_> {
             "killed:     longest silence {}; after {gone:.1} s: {pong}",
             in_seconds(gaps)
         ));
-        ensure!(gaps.iter().all(|gap| *gap < LONGEST_GAP_KILLED), "silent for too long: {gaps:?}");
+        ensure!(gaps.iter().all(|gap| *gap < LONGEST_GAP), "silent for too long: {gaps:?}");
         let streams = self.start_streams()?;
         relay.start_again()?;
         let start = Instant::now();
