@@ -25,7 +25,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
-    lab::{Daemon, End, Lab, PATIENCE, RELAY_A, RELAY_B, acquaint, converse, geneve},
+    lab::{Daemon, End, Lab, acquaint, converse, geneve},
     pins::BpfFs,
     tailscaled::{Manner, Session, Tailscaled},
 };
@@ -58,8 +58,7 @@ impl Scene {
             "[dataplane]\npin = {pin}\n[companion]\nsocket = \"{}\"\npoll = \"100ms\"\nsample = \"1s\"\n",
             socket(&self.lab).display()
         );
-        let interfaces = [RELAY_A, RELAY_B].map(|name| format!("-xdp-interface={name}"));
-        self.lab.start(&configuration, &[&interfaces[0], &interfaces[1], "-xdp-mode=native"])
+        self.lab.start_native(&configuration)
     }
 
     fn ends(&self) -> [End<'_>; 2] {
@@ -103,14 +102,6 @@ fn control(key: [u8; 8]) -> Vec<u8> {
     packet
 }
 
-fn wait_for(what: &str, daemon: &Daemon, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}\n{:#?}\n{}", daemon.flows(), daemon.log());
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// The only flow is forwarded by the kernel, both ways.
 fn wait_for_kernel(daemon: &Daemon) {
     daemon.wait_for_flow("forwarded by the kernel", |flow| {
@@ -119,12 +110,6 @@ fn wait_for_kernel(daemon: &Daemon) {
             && ends.is_some_and(|ends| ends.iter().all(|end| end["forwarder"] == "kernel"))
     });
     thread::sleep(Duration::from_millis(50));
-}
-
-fn kernel_packets(daemon: &Daemon) -> f64 {
-    let forwarded = ["reason=\"forwarded\"", "reason=\"redirected\""];
-    let labels = forwarded.map(|label| label.replace("reason", "prog_end"));
-    labels.iter().map(|label| daemon.metric("xdp_stun_server_packets_total", &[label])).sum()
 }
 
 fn lines(daemon: &Daemon, text: &str) -> usize {
@@ -147,15 +132,15 @@ fn the_kernel_takes_a_session_over_and_gives_it_back_when_an_end_moves() {
 
     // Samples, one a second and end, and what looks half computed.
     let started = Instant::now();
-    let before = kernel_packets(&daemon);
+    let before = daemon.kernel_packets();
     let seen = scene.converse(5000);
     let most = 2 * (started.elapsed().as_secs() + 2) + 3;
     assert!(seen <= most, "tailscaled has seen {seen} of 10,000, not {most}");
-    let forwarded = kernel_packets(&daemon) - before;
+    let forwarded = daemon.kernel_packets() - before;
     assert!(forwarded + seen as f64 >= 10_000.0, "{forwarded} in the kernel, {seen}");
     // A sample is due again, so that tailscaled knows the session to be in use.
     let before = scene.tailscaled.received();
-    wait_for("no samples", &daemon, || {
+    daemon.wait_until("no samples", || {
         scene.converse(1);
         scene.tailscaled.received() >= before + 4
     });
@@ -164,7 +149,7 @@ fn the_kernel_takes_a_session_over_and_gives_it_back_when_an_end_moves() {
     let moved = "10.78.1.3:5000";
     let elsewhere = scene.lab.socket(&scene.lab.a, moved);
     elsewhere.send_to(&control(KEYS[0]), relay("10.78.1.1")).expect("send");
-    wait_for("it is not held", &daemon, || {
+    daemon.wait_until("it is not held", || {
         daemon.metric("derpd_companion_sessions", &["state=\"held\""]) == 1.0
     });
     assert_eq!(scene.converse(20), 40);
@@ -176,10 +161,10 @@ fn the_kernel_takes_a_session_over_and_gives_it_back_when_an_end_moves() {
     let before = scene.tailscaled.received();
     converse(&ends, 0, 1000, packet);
     assert!(scene.tailscaled.received() - before < 100, "the kernel has it again");
-    let before = (kernel_packets(&daemon), scene.tailscaled.received());
+    let before = (daemon.kernel_packets(), scene.tailscaled.received());
     scene.a.send_to(&packet(1), a.relay).expect("send");
-    wait_for("the former address", &daemon, || scene.tailscaled.received() > before.1);
-    assert_eq!(kernel_packets(&daemon), before.0, "the former address is tailscaled's");
+    daemon.wait_until("the former address", || scene.tailscaled.received() > before.1);
+    assert_eq!(daemon.kernel_packets(), before.0, "the former address is tailscaled's");
     assert_eq!(daemon.metric("derpd_companion_suspicions_total", &[]), 1.0);
 }
 
@@ -195,10 +180,10 @@ fn case_44_a_restart_of_tailscaled_flushes_the_kernel() {
     );
 
     scene.tailscaled.close();
-    wait_for("it is not flushed", &daemon, || daemon.flows().is_empty());
-    let before = kernel_packets(&daemon);
+    daemon.wait_until("it is not flushed", || daemon.flows().is_empty());
+    let before = daemon.kernel_packets();
     assert_eq!(scene.converse(20), 40, "whoever has the socket has the packets");
-    assert_eq!(kernel_packets(&daemon), before);
+    assert_eq!(daemon.kernel_packets(), before);
     let words = format!("{}: No such file or directory", socket(&scene.lab).display());
     assert_eq!(lines(&daemon, "tailscaled cannot be asked, its packets are left to it"), 1);
     assert_eq!(lines(&daemon, &words), 1, "{}", daemon.log());
@@ -211,12 +196,12 @@ fn case_44_a_restart_of_tailscaled_flushes_the_kernel() {
     scene.tailscaled.open();
     wait_for_kernel(&daemon);
     assert_eq!(daemon.flows()[0]["ends"][0]["remote"], "10.78.1.3:5000");
-    let before = kernel_packets(&daemon);
+    let before = daemon.kernel_packets();
     scene.a.send_to(&packet(1), relay("10.78.1.1")).expect("send");
-    wait_for("it is dropped", &daemon, || {
+    daemon.wait_until("it is dropped", || {
         daemon.metric("xdp_stun_server_packets_total", &["prog_end=\"unknown_leg\""]) > 0.0
     });
-    assert_eq!(kernel_packets(&daemon), before, "who was there before is nobody");
+    assert_eq!(daemon.kernel_packets(), before, "who was there before is nobody");
 }
 
 #[test]
@@ -237,7 +222,7 @@ fn whatever_tailscaled_says_that_is_not_understood_leaves_everything_to_it() {
     ] {
         wait_for_kernel(&daemon);
         scene.tailscaled.set_manner(manner);
-        wait_for(words, &daemon, || daemon.flows().is_empty());
+        daemon.wait_until(words, || daemon.flows().is_empty());
         assert_eq!(scene.converse(5), 10, "{words}");
         assert_eq!(lines(&daemon, words), 1, "said once: {}", daemon.log());
         scene.tailscaled.set_manner(Manner::Well);
@@ -249,7 +234,7 @@ fn whatever_tailscaled_says_that_is_not_understood_leaves_everything_to_it() {
         (Some(3478), "relay port 3478 is this daemon's own"),
     ] {
         scene.tailscaled.set_port(port);
-        wait_for(words, &daemon, || daemon.flows().is_empty());
+        daemon.wait_until(words, || daemon.flows().is_empty());
         assert_eq!(lines(&daemon, words), 1, "said once: {}", daemon.log());
         scene.tailscaled.set_port(Some(PORT));
         wait_for_kernel(&daemon);
@@ -268,7 +253,7 @@ fn whoever_stands_still_loses_the_kernels_help_and_nothing_else() {
     thread::sleep(Duration::from_secs(2));
     assert_eq!(scene.converse(20), 40, "the lease is over");
     daemon.signal(Signal::SIGCONT);
-    wait_for("it does not go on", &daemon, || scene.converse(100) < 20);
+    daemon.wait_until("it does not go on", || scene.converse(100) < 20);
 }
 
 #[test]
@@ -300,9 +285,7 @@ fn case_49_a_daemon_that_is_killed_leaves_the_traffic_to_tailscaled() {
     }
     // Nor does a daemon without the section find anything of them.
     let configuration = format!("[dataplane]\npin = {pinned}\n");
-    let interfaces = [RELAY_A, RELAY_B].map(|name| format!("-xdp-interface={name}"));
-    let daemon =
-        scene.lab.start(&configuration, &[&interfaces[0], &interfaces[1], "-xdp-mode=native"]);
+    let daemon = scene.lab.start_native(&configuration);
     assert_eq!(scene.converse(20), 40);
     assert_eq!(daemon.flows(), Vec::<Value>::new());
 }

@@ -25,7 +25,7 @@ use std::{
 use nix::sys::signal::Signal;
 
 use crate::{
-    lab::{Daemon, Lab, RELAY_A, RELAY_B},
+    lab::{Daemon, Lab},
     tailnet::{Node, PATIENCE, Programs, Running},
 };
 
@@ -54,8 +54,7 @@ fn start(lab: &Lab, companion: bool) -> Daemon {
         "[dataplane]\npin = false\n[companion]\nenabled = {companion}\nsample = \"1s\"\nsocket = \"{}\"\n",
         lab.directory().join("relay/socket").display()
     );
-    let interfaces = [RELAY_A, RELAY_B].map(|name| format!("-xdp-interface={name}"));
-    lab.start(&configuration, &[&interfaces[0], &interfaces[1], "-xdp-mode=native"])
+    lab.start_native(&configuration)
 }
 
 impl Tailnet {
@@ -148,27 +147,14 @@ fn prepare(test: &str) -> Option<(Lab, Programs)> {
     }
 }
 
-fn wait_for(what: &str, daemon: &Daemon, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}\n{:#?}\n{}", daemon.flows(), daemon.log());
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// Waits until the kernel forwards the session between the clients.
 fn wait_for_kernel(daemon: &Daemon) {
-    wait_for("the kernel forwards no session", daemon, || {
+    daemon.wait_until("the kernel forwards no session", || {
         daemon.flows().iter().any(|flow| {
             let ends = flow["ends"].as_array().expect("ends");
             flow["source"] == "companion" && ends.iter().all(|end| end["forwarder"] == "kernel")
         })
     });
-}
-
-fn kernel_packets(daemon: &Daemon) -> f64 {
-    let labels = ["prog_end=\"forwarded\"", "prog_end=\"redirected\""];
-    labels.iter().map(|label| daemon.metric("xdp_stun_server_packets_total", &[label])).sum()
 }
 
 #[test]
@@ -182,9 +168,9 @@ fn case_41_the_kernel_carries_what_an_unmodified_tailscaled_relays() {
     wait_for_kernel(&daemon);
 
     let packets = (20 * MEGABYTE / MOST_BYTES) as f64;
-    let before = (kernel_packets(&daemon), tailnet.relayed());
+    let before = (daemon.kernel_packets(), tailnet.relayed());
     tailnet.begin_copy().finish();
-    let by_kernel = kernel_packets(&daemon) - before.0;
+    let by_kernel = daemon.kernel_packets() - before.0;
     let by_tailscaled = (tailnet.relayed() - before.1) as f64;
     println!("by {relay}: {by_kernel} packets in the kernel, {by_tailscaled} by tailscaled");
     assert!(by_kernel > 0.9 * packets, "{by_kernel}\n{}", daemon.kernel_counts());
@@ -194,15 +180,15 @@ fn case_41_the_kernel_carries_what_an_unmodified_tailscaled_relays() {
     // Case 44: what tailscaled forgets, the kernel forgets.
     let flushes = daemon.metric("derpd_companion_flushes_total", &[]);
     tailnet.relay.kill();
-    wait_for("not flushed", &daemon, || daemon.flows().is_empty());
+    daemon.wait_until("not flushed", || daemon.flows().is_empty());
     assert_eq!(daemon.metric("derpd_companion_flushes_total", &[]), flushes + 1.0);
-    let flushed = kernel_packets(&daemon);
+    let flushed = daemon.kernel_packets();
     tailnet.relay.run();
     let again = tailnet.wait_for_relay();
     println!("after a restart: {again}");
     wait_for_kernel(&daemon);
     tailnet.begin_copy().finish();
-    assert!(kernel_packets(&daemon) - flushed > 0.5 * packets, "{}", daemon.kernel_counts());
+    assert!(daemon.kernel_packets() - flushed > 0.5 * packets, "{}", daemon.kernel_counts());
 
     // Case 49: killed in the middle of a copy, which goes on.
     let mut copy = tailnet.begin_copy();
@@ -224,7 +210,7 @@ fn case_41_a_session_outlives_tailscaleds_collection() {
     let tailnet = Tailnet::start(&lab, &programs, 1);
     let relay = tailnet.wait_for_relay();
     wait_for_kernel(&daemon);
-    let (before, seen) = (kernel_packets(&daemon), tailnet.relayed());
+    let (before, seen) = (daemon.kernel_packets(), tailnet.relayed());
     let (start, mut pings, mut elsewhere) = (Instant::now(), 0, 0);
     while start.elapsed() < Duration::from_secs(420) {
         tailnet.begin_copy().finish();
@@ -240,7 +226,7 @@ fn case_41_a_session_outlives_tailscaleds_collection() {
         }
     }
     assert_eq!(tailnet.wait_for_relay(), relay);
-    let (by_kernel, by_tailscaled) = (kernel_packets(&daemon) - before, tailnet.relayed() - seen);
+    let (by_kernel, by_tailscaled) = (daemon.kernel_packets() - before, tailnet.relayed() - seen);
     let suspicions = daemon.metric("derpd_companion_suspicions_total", &[]);
     println!(
         "{by_kernel} packets in the kernel, {by_tailscaled} by tailscaled, {suspicions} suspicions; \
@@ -269,7 +255,7 @@ fn what_a_copy_costs_with_and_without_the_companion() {
             if companion {
                 wait_for_kernel(&daemon);
             }
-            let counts = |daemon: &Daemon| (kernel_packets(daemon), tailnet.relayed() as f64);
+            let counts = |daemon: &Daemon| (daemon.kernel_packets(), tailnet.relayed() as f64);
             let before = (cpu(tailnet.relay.id()), daemon.cpu_seconds(), busy(), counts(&daemon));
             let start = Instant::now();
             tailnet.begin_copy().finish();

@@ -140,6 +140,12 @@ impl Lab {
     pub(crate) fn start(&self, configuration: &str, flags: &[&str]) -> Daemon {
         Daemon::start(&self.relay, self.directory(), configuration, flags)
     }
+
+    /// The same with the program attached natively to both interfaces of the relay.
+    pub(crate) fn start_native(&self, configuration: &str) -> Daemon {
+        let interfaces = [RELAY_A, RELAY_B].map(|name| format!("-xdp-interface={name}"));
+        self.start(configuration, &[&interfaces[0], &interfaces[1], "-xdp-mode=native"])
+    }
 }
 
 impl Drop for Lab {
@@ -288,6 +294,21 @@ impl Daemon {
                 && labels.iter().all(|label| line.contains(label))
         });
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until something is so, for a minute at most.
+    pub(crate) fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
+        let deadline = Instant::now() + 3 * PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{what}\n{:#?}\n{}", self.flows(), self.log());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How many packets the kernel has forwarded.
+    pub(crate) fn kernel_packets(&self) -> f64 {
+        let labels = ["prog_end=\"forwarded\"", "prog_end=\"redirected\""];
+        labels.iter().map(|label| self.metric("xdp_stun_server_packets_total", &[label])).sum()
     }
 
     /// What the program has counted, but for zeroes.
