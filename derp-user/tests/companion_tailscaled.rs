@@ -216,7 +216,8 @@ fn case_41_a_session_outlives_tailscaleds_collection() {
         tailnet.begin_copy().finish();
         thread::sleep(Duration::from_secs(1));
         pings += 1;
-        // Another session would have another VNI. A client that has lost a few pings trusts DERP alone for a moment.
+        // Another session would have another VNI. A client whose netcheck finds no time to send ("last netcheck reported
+        // send error. Rebinding." in its log), as on a busy machine, forgets its ways and goes by DERP for half a minute.
         match tailnet.a.ping_by_relay(&tailnet.b) {
             Ok(names) => assert_eq!(names, relay, "after {:?}", start.elapsed()),
             Err(answer) => {
@@ -233,7 +234,7 @@ fn case_41_a_session_outlives_tailscaleds_collection() {
          {elsewhere} of {pings} pings by DERP"
     );
     assert!(by_kernel > 10.0 * by_tailscaled as f64);
-    assert!(elsewhere * 10 < pings, "the relay is not there: {elsewhere} of {pings}");
+    assert!(elsewhere * 3 < pings, "the relay is not there: {elsewhere} of {pings}");
 }
 
 /// Run it alone on the machine, with `--ignored --nocapture --release`.
