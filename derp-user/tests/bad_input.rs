@@ -252,6 +252,11 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         "-config: {}/relay.toml: line 5: [peer_relay] stun: \"stun:x\" is not a STUN server, like stun.example.com:3478",
     ),
     (
+        "-config {}/cloud.toml",
+        1,
+        "-config: {}/cloud.toml: line 5: [peer_relay] cloud: must be \"detect\", \"aws\" or \"off\"",
+    ),
+    (
         "-config {}/control.toml",
         1,
         "-config: {}/control.toml: line 4: [peer_relay] control_url: plain HTTP is only for a private address: whoever is on the way could pose as the control server",
@@ -651,6 +656,10 @@ fn damaged_files(place: &Place) {
         (
             "relay.toml",
             "[peer_relay]\nport = 1\nkey_file = \"/k\"\nallow = []\nstun = [\"stun:x\"]".into(),
+        ),
+        (
+            "cloud.toml",
+            "[peer_relay]\nport = 1\nkey_file = \"/k\"\nallow = []\ncloud = \"gcp\"".into(),
         ),
         ("control.toml", peer_relay(place, "http://control.example").into()),
         ("auth.toml", peer_relay(place, "https://127.0.0.1:1").into()),

@@ -91,10 +91,10 @@ impl Options {
         Self { mesh: true, allow_list: true, ..Self::plain() }
     }
 
-    /// And last: a peer relay that joins the tailnet, forwarding in the kernel if that can be.
+    /// And last: a peer relay, forwarding in the kernel if that can be, known to clients in one way and then the other.
     pub(crate) fn peer_relay(with_kernel: bool) -> Self {
         let xdp_mode = with_kernel.then(|| "native".to_owned());
-        Self { peer_relay: true, join: Some(Join::Control), xdp_mode, ..Self::plain() }
+        Self { peer_relay: true, xdp_mode, ..Self::plain() }
     }
 
     fn admission(&self) -> Admission {

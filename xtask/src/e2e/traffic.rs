@@ -26,6 +26,8 @@ const STREAM_PORT: u16 = 7002;
 const INTERVAL: Duration = Duration::from_millis(10);
 /// How much of a copy is written at once.
 const CHUNK: usize = 64 << 10;
+/// Longest that a copy may take.
+const LONGEST_COPY: Duration = Duration::from_secs(120);
 
 /// Random bytes on their way over TCP.
 pub(super) struct Copy {
@@ -89,6 +91,7 @@ fn receive(listener: &TcpListener) -> Result<(String, Duration)> {
     let start = Instant::now();
     let (mut hash, mut chunk) = (Sha256::new(), vec![0; CHUNK]);
     loop {
+        ensure!(start.elapsed() < LONGEST_COPY, "the copy takes longer than {LONGEST_COPY:?}");
         match stream.read(&mut chunk).context("reading")? {
             0 => return Ok((hex(hash), start.elapsed())),
             length => hash.update(&chunk[..length]),
