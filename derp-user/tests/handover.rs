@@ -16,7 +16,7 @@ use std::{
 
 use derp_user::{
     client::{Client, ClientError, Connector, Target, Trust, new_key},
-    proto::{client::read::Message, keys::NodePrivate},
+    proto::{client::read::Message, keys::NodePrivate, login::ClientInfo},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -145,6 +145,56 @@ async fn a_draining_relay_serves_those_that_are_there_and_ends_with_the_last() {
     assert_eq!(timeout(PATIENCE, relayed).await.expect("in time"), b"still here");
     drop((alice, alice_receives, bob_sends, bob_receives));
     assert_eq!(timeout(PATIENCE, exited(relay)).await.expect("in time"), Some(0));
+}
+
+/// The frames of a connection up to its end, but for packets.
+async fn others_until_the_end(client: Client) -> Vec<String> {
+    let (_sender, mut receiver) = client.split();
+    let mut others = Vec::new();
+    while let Ok(message) = timeout(PATIENCE, receiver.recv()).await.expect("in time") {
+        if !matches!(message, Message::Packet { .. }) {
+            others.push(format!("{message:?}"));
+        }
+    }
+    others
+}
+
+#[tokio::test]
+async fn mesh_peers_are_told_of_a_restart_and_clients_are_not() {
+    for signals in [&[Signal::SIGTERM, Signal::SIGTERM][..], &[Signal::SIGINT]] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let place = Place::new();
+        let key = "5a".repeat(32);
+        std::fs::write(place.path("mesh.key"), &key).unwrap();
+        let mesh_key = format!("-mesh-psk-file={}", place.path("mesh.key"));
+        let relay = start_on(&listener, &place, &["-drain-timeout=1h", &mesh_key]);
+        let (_, client) = connect(address).await.unwrap();
+        let info = ClientInfo { mesh_key: Some(key.parse().unwrap()), ..ClientInfo::default() };
+        let peer = connector(address).with_info(info).connect(&new_key().unwrap()).await.unwrap();
+        let (mut watch, mut heard) = peer.split();
+        watch.watch().await.unwrap();
+        // Of the client, itself, and whoever else.
+        while !matches!(heard.recv().await.unwrap(), Message::PeerPresent { .. }) {}
+
+        let client = tokio::spawn(others_until_the_end(client));
+        signal(&relay, signals[0]);
+        let told = async {
+            loop {
+                let message = heard.recv().await.expect("it is told before the end");
+                if let Message::Restarting { reconnect_in, try_for } = message {
+                    return (reconnect_in, try_for);
+                }
+            }
+        };
+        let told = timeout(PATIENCE, told).await.expect("in time");
+        assert_eq!(told, (Duration::ZERO, Duration::from_secs(10)));
+        if let Some(second) = signals.get(1) {
+            signal(&relay, *second);
+        }
+        assert_eq!(timeout(PATIENCE, exited(relay)).await.expect("in time"), Some(0));
+        assert_eq!(client.await.unwrap(), Vec::<String>::new());
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! The frames that a server writes after login. Each is appended, header included, to the bytes
 //! that are on their way to one client.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::{
     frame::{FrameType, PING_DATA_LENGTH, header},
@@ -68,6 +71,16 @@ pub fn pong(bytes: &mut Vec<u8>, data: &[u8; PING_DATA_LENGTH]) {
     bytes.extend(data);
 }
 
+/// Appends the frame that says that the server is about to restart: whoever gets it is to connect again after
+/// `reconnect_in`, and to try so for `try_for`, each sent as milliseconds. Not every client stands it (reference section
+/// 9.7), so it is for mesh peers alone.
+pub fn restarting(bytes: &mut Vec<u8>, reconnect_in: Duration, try_for: Duration) {
+    let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    bytes.extend(header(FrameType::Restarting, 8));
+    bytes.extend(milliseconds(reconnect_in).to_be_bytes());
+    bytes.extend(milliseconds(try_for).to_be_bytes());
+}
+
 /// Appends a PeerGone frame about `key`.
 pub fn peer_gone(bytes: &mut Vec<u8>, key: &NodePublic, reason: GoneReason) {
     bytes.extend(header(FrameType::PeerGone, KEY_LENGTH as u32 + 1));
@@ -114,6 +127,10 @@ mod tests {
         assert_eq!(
             written(|bytes| peer_gone(bytes, &key, GoneReason::NotHere)),
             [&[8, 0, 0, 0, 33][..], &[0xaa; 32], &[1]].concat()
+        );
+        assert_eq!(
+            written(|bytes| restarting(bytes, Duration::from_millis(258), Duration::MAX)),
+            [0x15, 0, 0, 0, 8, 0, 0, 1, 2, 0xff, 0xff, 0xff, 0xff]
         );
         let present = written(|bytes| {
             peer_present(bytes, &key, "192.0.2.1:258".parse().unwrap(), ClientTraits::default());

@@ -464,6 +464,11 @@ impl<H: Clone> Relay<H> {
         clients.map(move |(_, client)| (&client.handle, figures(client)))
     }
 
+    /// The connections that want to hear who comes and goes.
+    pub fn watchers(&self) -> impl Iterator<Item = &H> {
+        self.watchers.keys().filter_map(|id| self.clients.get(id)).map(|client| &client.handle)
+    }
+
     /// How many connections are registered.
     pub fn connections(&self) -> u64 {
         self.clients.len() as u64

@@ -173,6 +173,11 @@ impl Hub {
         }
     }
 
+    /// Those that want to hear who comes and goes: mesh peers, and whoever else has the mesh key.
+    pub(super) fn watchers(&self) -> Vec<Arc<Connection>> {
+        self.relay.lock().watchers().map(Arc::clone).collect()
+    }
+
     /// At most `most` clients that come after client `after` by name.
     pub(super) fn clients_after(
         &self,

@@ -50,6 +50,7 @@ pub use self::mesh::{
 };
 pub use self::observe::ClientSight;
 use self::{
+    connection::WriteScratch,
     hub::Hub,
     mesh::Board,
     observe::Observers,
@@ -61,7 +62,7 @@ use crate::{
     metrics::{Gauges, MeshView, RoundTripTotals, RoundTrips, Totals, WorkerCounters},
     proto::{
         keys::{NodePrivate, NodePublic},
-        message::ClientTraits,
+        message::{self, ClientTraits},
     },
     proxy_protocol::TrustedProxies,
     relay::{Headcount, limit::TokenBucket},
@@ -70,6 +71,9 @@ use crate::{
 
 /// How many relayed packets of each kind wait for a client whose socket is full, unless set.
 pub const DEFAULT_QUEUE_DEPTH: usize = 32;
+
+/// How soon a server that restarts is there again, as far as it knows.
+const RESTARTS_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many connections are accepted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -219,6 +223,17 @@ impl Statistics {
         let counters = WorkerCounters::default();
         for key in keys {
             self.hub.close_peer(key, &counters);
+        }
+    }
+
+    /// Tells mesh peers that this server is about to restart, so that they connect again at once. Clients are not told,
+    /// because there are some that end a connection on frames they do not know (reference section 9.7).
+    pub fn announce_restart(&self) {
+        let (mut scratch, counters) = (WriteScratch::default(), WorkerCounters::default());
+        for watcher in self.hub.watchers() {
+            watcher.post(|bytes| message::restarting(bytes, Duration::ZERO, RESTARTS_WITHIN));
+            // Its owner may be told to stop before it gets to it.
+            watcher.flush(&mut scratch, &counters);
         }
     }
 

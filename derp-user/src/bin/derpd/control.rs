@@ -147,10 +147,12 @@ pub(crate) async fn control(
         tokio::select! {
             _ = signals.interrupt.recv() => {
                 tracing::info!("received SIGINT, stopping");
+                reloader.statistics.announce_restart();
                 return;
             }
             _ = signals.terminate.recv() => tracing::info!("received SIGTERM, stopping"),
         }
+        reloader.statistics.announce_restart();
         tokio::select! {
             () = drain.run(&reloader.statistics) => {}
             _ = signals.interrupt.recv() => tracing::info!("received SIGINT, stopping at once"),

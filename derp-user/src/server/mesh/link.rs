@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::sleep_until;
 
-use super::Region;
+use super::{Region, Restart};
 use crate::{
     client::SILENCE_TIMEOUT,
     proto::client::read::{Found, FrameTooLong, Message, MessageReader},
@@ -68,15 +68,17 @@ struct Link<'a> {
     last_byte: Instant,
     /// When to log how many clients the peer has.
     report_at: Option<Instant>,
+    /// What the peer has said about its restart.
+    restart: Option<Restart>,
 }
 
-/// Serves a link until it ends. `unread` came behind the login.
+/// Serves a link until it ends. `unread` came behind the login. Returns what the peer has said about its restart, too.
 pub(super) async fn serve(
     region: &Region,
     name: &str,
     connection: Arc<Connection>,
     unread: Vec<u8>,
-) -> End {
+) -> (End, Option<Restart>) {
     let now = Instant::now();
     let mut link = Link {
         region,
@@ -85,10 +87,11 @@ pub(super) async fn serve(
         partial: unread,
         last_byte: now,
         report_at: Some(now + NONE_ANNOUNCED_AFTER),
+        restart: None,
     };
     match link.run(name).await {
         Ok(never) => match never {},
-        Err(end) => end,
+        Err(end) => (end, link.restart),
     }
 }
 
@@ -224,13 +227,15 @@ impl Link<'_> {
                         self.connection.flush(&mut scratch.write, counters);
                     }
                 }
+                Some(Message::Restarting { reconnect_in, try_for }) => {
+                    self.restart = Some(Restart { reconnect_in, try_for });
+                }
                 // Nothing that concerns a mesh: packets for this server's own key among it.
                 Some(
                     Message::Packet { .. }
                     | Message::KeepAlive
                     | Message::Pong(_)
-                    | Message::Health(_)
-                    | Message::Restarting { .. },
+                    | Message::Health(_),
                 )
                 | None => {}
             }

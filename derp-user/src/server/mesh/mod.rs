@@ -7,6 +7,7 @@
 
 mod board;
 mod link;
+mod pauses;
 mod peer;
 mod secret;
 
@@ -37,6 +38,7 @@ pub(super) use self::board::{Board, ForwardTally};
 use self::{
     board::Notice,
     link::{End, Scratch},
+    pauses::{Pauses, Restart},
 };
 pub use self::{
     peer::{MeshPeer, MeshPeerError},
@@ -44,7 +46,7 @@ pub use self::{
 };
 use super::{Statistics, connection::Connection, hub::Hub, transport::Transport};
 use crate::{
-    client::{Backoff, CONNECT_TIMEOUT, ClientError, Connector, Trust, random_fraction},
+    client::{CONNECT_TIMEOUT, ClientError, Connector, Trust, random_fraction},
     metrics::{LinkState, WorkerCounters},
     proto::{
         client::write,
@@ -320,11 +322,11 @@ async fn keep(
     notice: Rc<Notice>,
 ) {
     let name = &peer.peer.name;
-    let mut backoff = Backoff::default();
+    let mut pauses = Pauses::default();
     let mut complaints = Complaints::default();
     while wanted.get() {
         let begun = Instant::now();
-        let failure = match attempt(&region, &peer, address, &notice).await {
+        let (failure, pause) = match attempt(&region, &peer, address, &notice).await {
             Ok(Attempt::Own) => {
                 tracing::info!("mesh({name:?}): {address}: detected self-connect; ignoring host");
                 notice.is(LinkState::Own);
@@ -336,17 +338,20 @@ async fn keep(
                 let _ = timeout(TWIN_PERIOD, region.link_ended.notified()).await;
                 continue;
             }
-            Ok(Attempt::Ended(end)) => {
-                backoff.stood(begun.elapsed());
-                format!("Recv: {end}")
+            Ok(Attempt::Ended(end, restart)) => {
+                let pause = pauses.after_link(begun, restart, Instant::now(), random_fraction());
+                (format!("Recv: {end}"), pause)
             }
-            Err(error) => format!("mesh connect: {error}"),
+            Err(error) => {
+                let pause = pauses.after_failure(Instant::now(), random_fraction());
+                (format!("mesh connect: {error}"), pause)
+            }
         };
         complaints.log(name, &format!("{address}: {failure}"));
         notice.failed(failure);
         region.counters.mesh_failures.increment();
         peer.look_again.notify_one();
-        sleep(backoff.next(random_fraction())).await;
+        sleep(pause).await;
     }
     tracing::info!("mesh({name:?}): {address}: no longer an address of the peer");
 }
@@ -357,8 +362,8 @@ enum Attempt {
     Own,
     /// It is a server that has a link already.
     Twin,
-    /// A link stood, and has ended.
-    Ended(End),
+    /// A link stood, and has ended; with what the peer has said about its restart.
+    Ended(End, Option<Restart>),
 }
 
 /// Why no link came to stand.
@@ -405,7 +410,8 @@ async fn attempt(
     notice.up(id);
     let _standing = Standing { connection: Arc::clone(&connection), region };
     tracing::debug!("mesh({:?}): {address} is {}", peer.peer.name, server_key.short());
-    Ok(Attempt::Ended(link::serve(region, &peer.peer.name, connection, unread).await))
+    let (end, restart) = link::serve(region, &peer.peer.name, connection, unread).await;
+    Ok(Attempt::Ended(end, restart))
 }
 
 /// Sets the options of a link's socket.

@@ -227,6 +227,37 @@ async fn case_49_a_link_that_breaks_takes_its_clients_along_and_comes_again() {
     nodes.drain(..).for_each(Node::stop);
 }
 
+/// Mesh peers alone are told: some clients end a connection on frames that they do not know.
+#[tokio::test]
+async fn a_server_that_says_that_it_restarts_is_dialled_at_short_intervals_until_it_is_there() {
+    let (mut nodes, names) = region(2);
+    let second = nodes.pop().unwrap();
+    let (here, mut sender, mut receiver) = second.client().await;
+    nodes[0].wait_for_remote(1).await;
+    nodes[0].wait_for_links(1).await;
+    second.statistics.announce_restart();
+    sender.send(&here, b"still here").await.unwrap();
+    let next = timeout(PATIENCE, receiver.recv()).await.expect("in time").unwrap();
+    assert!(matches!(next, Message::Packet { packet: b"still here", .. }), "{next:?}");
+    nodes[0].wait_for_links(1).await;
+
+    let address = second.address;
+    let failures = || nodes[0].statistics.totals().mesh_failures;
+    let before = failures();
+    second.stop();
+    let deadline = Instant::now() + PATIENCE;
+    // Otherwise the twelfth comes after 40 s.
+    while failures() < before + 12 {
+        assert!(Instant::now() < deadline, "{}", failures() - before);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let mut second = Node::start_at(&address.to_string(), 2);
+    second.follow(&names);
+    nodes[0].wait_for_links(1).await;
+    second.stop();
+    nodes.drain(..).for_each(Node::stop);
+}
+
 /// The same server under several addresses, and this server itself, cost no second link.
 #[tokio::test]
 async fn addresses_of_one_server_make_one_link() {
