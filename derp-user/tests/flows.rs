@@ -340,6 +340,44 @@ fn case_49_killing_and_restarting_the_daemon_interrupts_no_flow() {
     assert!(!bpf.pins().exists(), "the pins are gone");
 }
 
+/// Tables of another size are new ones. What comes while the programs change places must find the ways in them.
+#[test]
+fn regression_new_tables_hold_the_ways_before_they_are_used() {
+    let Some(lab) = Lab::create("new tables under traffic") else { return };
+    let bpf = match BpfFs::mount() {
+        Ok(bpf) => bpf,
+        Err(reason) => return kernel::skip("new tables under traffic", &reason),
+    };
+    let pins = bpf.pins().display().to_string();
+    let configuration = |slots: u32| {
+        let slots = format!("port = {PORT}\nslots = {slots}");
+        let text = GENEVE4.configuration().replace(&format!("port = {PORT}"), &slots);
+        text.replace("pin = false", &format!("pin = \"{pins}\""))
+    };
+    let mut daemon = start(&lab, &configuration(1024), "native");
+    GENEVE4.converse(&lab, 10);
+    wait_for_kernel(&daemon);
+    let lab = Arc::new(lab);
+    let stop = Arc::new(AtomicBool::new(false));
+    let traffic = thread::spawn({
+        let (lab, stop) = (Arc::clone(&lab), Arc::clone(&stop));
+        move || converse_until(&lab, &stop)
+    });
+    for slots in [2048, 1024, 2048] {
+        thread::sleep(Duration::from_millis(300));
+        daemon.end(Signal::SIGTERM);
+        daemon = start(&lab, &configuration(slots), "native");
+        thread::sleep(Duration::from_millis(300));
+        let [_, in_userspace] = forwarded(&daemon);
+        // The one of 65,536 whose checksum looks half computed.
+        assert!(in_userspace <= 1, "{in_userspace}\n{}", daemon.log());
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (number, lost) = traffic.join().expect("traffic");
+    println!("{number} packets each way over three changes of tables; lost: {lost:?}");
+    assert!(lost.len() as u64 <= 1 + number / 16_384, "{lost:?}");
+}
+
 #[test]
 fn stun_is_shed_and_taken_up_again_on_sighup() {
     for mode in ["native", "off"] {

@@ -208,6 +208,14 @@ impl State {
         }
     }
 
+    /// Takes in what has been found out about ways.
+    pub(super) fn take_answers(&mut self) {
+        for answer in self.ways.as_ref().map(Ways::answers).unwrap_or_default() {
+            self.answer(answer);
+        }
+        self.settle();
+    }
+
     fn answer(&mut self, answer: Answer) {
         let Some(request) = self.asked.get(&answer.claim) else { return };
         if Pair::of(request) != Some(answer.pair) {
@@ -275,7 +283,7 @@ impl State {
     }
 
     /// How long there is nothing to do without a new input.
-    fn idle_for(&self) -> Option<Duration> {
+    pub(super) fn idle_for(&self) -> Option<Duration> {
         let deadline = self.table.next_deadline()?;
         Some(Duration::from_nanos(deadline.saturating_sub(now())))
     }
@@ -322,14 +330,11 @@ pub(super) async fn run(state: &Mutex<State>, changed: &Notify, mut strangers: R
         for stranger in reported.drain(..) {
             state.learn(&stranger);
         }
-        for answer in ways.as_ref().map(Ways::answers).unwrap_or_default() {
-            state.answer(answer);
-        }
         if Instant::now() >= next_review {
             state.review();
             next_review = Instant::now() + REVIEW;
         }
-        state.settle();
+        state.take_answers();
     }
 }
 

@@ -15,7 +15,7 @@ mod monitor;
 mod peer;
 mod wireguard;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc::Receiver};
@@ -70,6 +70,11 @@ pub enum KeeperError {
     Random(#[source] getrandom::Error),
 }
 
+/// How often tables are looked at again that are settled before anybody reads them, and the waits in between.
+const SETTLING_ROUNDS: u32 = 50;
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+const LONGEST_WAIT: Duration = Duration::from_millis(20);
+
 /// Keeps the flow table and its copies.
 #[derive(Clone)]
 pub struct Keeper {
@@ -103,6 +108,18 @@ impl Keeper {
     /// Has the ways of the kernel's flows found.
     pub fn follow(&self, ways: Ways) {
         self.state.lock().follow(ways);
+    }
+
+    /// Writes the ways that have been found until now into the kernel's tables. Changes there wait for those who may
+    /// be reading, so that this takes some tens of milliseconds.
+    pub fn settle_ways(&self) {
+        let mut state = self.state.lock();
+        state.take_answers();
+        for _ in 0..SETTLING_ROUNDS {
+            let Some(wait) = state.idle_for() else { break };
+            std::thread::sleep(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT));
+            state.update(|_| {});
+        }
     }
 
     /// Returns the flows as they are now, with what the last review has found counted. Makes no system call.

@@ -4,7 +4,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    pin::pin,
     sync::Arc,
+    task::{Context, Poll, Waker},
 };
 
 use derp_common::flow::Side;
@@ -305,6 +307,23 @@ impl<C: Copy + Ord> Resolver<C> {
     pub fn new(capacity: usize) -> io::Result<(Self, Ways<C>)> {
         let ways = Ways::new(capacity);
         Ok((Self(Core::new(KernelHost::open()?, ways.clone())), ways))
+    }
+
+    /// Finds what has been asked for until now, for whoever cannot wait for the [`Watcher`](crate::dataplane::Watcher).
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be asked.
+    pub fn find(&mut self) -> io::Result<()> {
+        let news = News::everything();
+        let mut finding = pin!(self.0.refresh(&news));
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            // It waits for nothing: it gives other tasks their turn, and here are none.
+            if let Poll::Ready(result) = finding.as_mut().poll(&mut context) {
+                return result;
+            }
+        }
     }
 
     /// Waits until something is asked for.

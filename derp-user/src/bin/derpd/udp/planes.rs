@@ -63,21 +63,37 @@ impl Planes {
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
         let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
         let keeper = Keeper::start(keeper_options, mirror.clone(), Some(tables))?;
+        let keeper = file.has_flows().then_some(keeper);
+        let resolver = match &keeper {
+            Some(keeper) => Some(find_ways(keeper, slots(file), prepared.is_adopted())?),
+            None => None,
+        };
         prepared.configure(settings)?;
         let Some(mut xdp) = options.degrade(prepared.commit().map(Some))? else {
             return Ok(None);
         };
         let mut watcher = xdp.take_watcher();
-        let keeper = file.has_flows().then_some(keeper);
-        if let (Some(watcher), Some(keeper)) = (&mut watcher, &keeper) {
-            let legs = usize::try_from(slots(file)).unwrap_or(usize::MAX).saturating_mul(2);
-            let (resolver, ways) = Resolver::new(legs).context("cannot ask for routes")?;
+        if let (Some(watcher), Some(resolver)) = (&mut watcher, resolver) {
             watcher.follow_routes(resolver);
-            keeper.follow(ways);
         }
         let events = keeper.is_some().then(|| FlowEvents::take(xdp.kernel_mut())).transpose()?;
         Ok(Some(Self { xdp: Some(xdp), keeper, mirror, watcher, events }))
     }
+}
+
+/// Has the ways of the flows found. New maps, which an earlier daemon's program is about to be exchanged for, hold them
+/// before they are used, so that the kernel passes no packet up in between; adopted ones hold them already.
+fn find_ways(keeper: &Keeper, slots: u32, is_adopted: bool) -> anyhow::Result<Resolver> {
+    let legs = usize::try_from(slots).unwrap_or(usize::MAX).saturating_mul(2);
+    let (mut resolver, ways) = Resolver::new(legs).context("cannot ask for routes")?;
+    keeper.follow(ways);
+    if !is_adopted {
+        match resolver.find() {
+            Ok(()) => keeper.settle_ways(),
+            Err(error) => tracing::warn!("{error}: userspace forwards until routes are known"),
+        }
+    }
+    Ok(resolver)
 }
 
 fn keeper_options(file: &FileSettings) -> KeeperOptions {
