@@ -322,9 +322,9 @@ fn a_session_is_no_more_than_one_line_and_no_key_is_told() {
     assert!(!log.contains("privkey:"), "{log}");
 }
 
-/// What is not a flag's: derper's own, and what Kubernetes makes of a service's name.
-const OTHER_VARIABLES: [&str; 4] =
-    ["DERP_", "DERP_DEBUG_LOGS", "DERP_PORT", "DERP_PROBER_DEBUG_LOGS"];
+/// What is not a flag's: derper's own, that of an image of derper, and what Kubernetes makes of a service's name.
+const OTHER_VARIABLES: [&str; 5] =
+    ["DERP_", "DERP_CERTS", "DERP_DEBUG_LOGS", "DERP_PORT", "DERP_PROBER_DEBUG_LOGS"];
 
 #[test]
 fn packages_and_manual_set_variables_that_there_are() {

@@ -1,6 +1,6 @@
 //! Environment variables that stand for flags, as the container images of derper have them.
 //!
-//! Every flag has one: `DERP_` and its name in capitals, with `_` for `-`. Four have a second name, which those
+//! Every flag has one: `DERP_` and its name in capitals, with `_` for `-`. Four have further names, which those
 //! images made usual. A flag on the command line and a key of the configuration file win over the variable; an empty
 //! variable is none.
 
@@ -12,12 +12,14 @@ use super::{
 };
 
 const PREFIX: &str = "DERP_";
-/// Second names, by flag.
-const USUAL: [(&str, &str); 4] = [
+/// Further names, by flag.
+const USUAL: [(&str, &str); 5] = [
     ("a", "DERP_ADDR"),
     ("certdir", "DERP_CERT_DIR"),
     ("certmode", "DERP_CERT_MODE"),
     ("hostname", "DERP_DOMAIN"),
+    // Of the image for relays without a domain name.
+    ("hostname", "DERP_HOST"),
 ];
 /// Images set this one to the version they were built from.
 const NO_VARIABLE: [&str; 1] = ["version"];
@@ -26,7 +28,7 @@ const NO_VARIABLE: [&str; 1] = ["version"];
 ///
 /// # Errors
 ///
-/// If the two names of a flag have different values.
+/// If two names of a flag have different values.
 pub(super) fn read(
     command: &Command,
     is_decided: impl Fn(&str) -> bool,
@@ -43,8 +45,8 @@ pub(super) fn read(
             Some((name, value))
         });
         let set: Vec<_> = set.collect();
-        if let [(first, first_value), (second, second_value)] = &set[..]
-            && first_value != second_value
+        if let Some((first, first_value)) = set.first()
+            && let Some((second, second_value)) = set.iter().find(|(_, value)| value != first_value)
         {
             return Err(UsageError::InvalidVariable {
                 variable: second.clone(),
@@ -62,12 +64,12 @@ pub(super) fn read(
     Ok(given)
 }
 
-/// The names of the variable that stands for a flag, the usual one first.
+/// The names of the variable that stands for a flag, usual ones first.
 pub fn names(flag: &str) -> impl Iterator<Item = String> {
-    let usual = USUAL.iter().find(|(of, _)| *of == flag).map(|(_, name)| (*name).to_owned());
+    let usual = USUAL.iter().filter(move |(of, _)| *of == flag).map(|(_, name)| (*name).to_owned());
     let own = format!("{PREFIX}{}", flag.to_uppercase().replace('-', "_"));
     let has_any = !NO_VARIABLE.contains(&flag);
-    usual.into_iter().chain([own]).filter(move |_| has_any)
+    usual.chain([own]).filter(move |_| has_any)
 }
 
 /// What may be shown of a flag's value.
@@ -128,6 +130,8 @@ mod tests {
         let domain = Origin::Variable("DERP_DOMAIN".to_owned());
         assert_eq!(options.layers.origin("hostname"), Some(&domain));
         assert_eq!(options.layers.origin("verify-client-url"), None);
+        let without_domain = self::options(&[], &[("DERP_HOST", "192.0.2.1")]).unwrap();
+        assert_eq!(without_domain.hostname, "192.0.2.1");
     }
 
     #[test]
@@ -159,6 +163,10 @@ mod tests {
             (
                 &[("DERP_DOMAIN", "a.example"), ("DERP_HOSTNAME", "b.example")],
                 "DERP_HOSTNAME=\"b.example\": DERP_DOMAIN has another value, and both are for -hostname",
+            ),
+            (
+                &[("DERP_HOST", "a.example"), ("DERP_HOSTNAME", "b.example")],
+                "DERP_HOSTNAME=\"b.example\": DERP_HOST has another value, and both are for -hostname",
             ),
             (
                 &[("DERP_ACME_EAB_KEY", "se!cret")],

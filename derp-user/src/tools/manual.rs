@@ -180,9 +180,12 @@ mod tests {
         assert_eq!(pages.len(), 1 + tools().len());
         let derpd = text(pages[0].text.clone());
         assert_eq!(pages[0].name, "derpd.8");
-        for word in
-            [".TH derpd 8", "verify\\-client\\-url", "DERP_DOMAIN or DERP_HOSTNAME", "one dash"]
-        {
+        for word in [
+            ".TH derpd 8",
+            "verify\\-client\\-url",
+            "DERP_DOMAIN or DERP_HOST or DERP_HOSTNAME",
+            "one dash",
+        ] {
             assert!(derpd.contains(word), "{word} is missing from\n{derpd}");
         }
         assert!(pages.iter().any(|page| page.name == "derpd-bench.8"));
