@@ -13,11 +13,12 @@ use crate::{
 
 const CARGO_DEB: &str = "3.8.0";
 /// What the package must hold, among other things.
-const CONTENTS: [&str; 9] = [
+const CONTENTS: [&str; 10] = [
     "./etc/default/derpd",
     "./etc/derpd/derpd.toml",
     "./usr/bin/derpd",
     "./usr/lib/systemd/system/derpd.service",
+    "./usr/lib/systemd/system/derpd.socket",
     "./usr/lib/sysusers.d/derpd.conf",
     "./usr/share/bash-completion/completions/derpd",
     "./usr/share/derpd/kernel.conf",
@@ -33,7 +34,7 @@ pub(crate) fn command() -> Result<()> {
 }
 
 /// Builds the package, looks into it, and returns its path.
-fn build() -> Result<PathBuf> {
+pub(super) fn build() -> Result<PathBuf> {
     if let Err(reason) = ebpf::build_if_possible()? {
         println!("derpd will be without its XDP program: {reason}");
     }

@@ -40,6 +40,9 @@ pub(crate) fn check() -> Result<Result<(), String>> {
     fs::write(&unit, text.replace(PROGRAM, STAND_IN)).context("writing the unit")?;
     analyze(&["verify", "--man=no"], &unit)?;
     println!("exposure of derpd.service: {}", exposure(&unit, MOST_EXPOSED)?);
+    let socket = directory.join("derpd.socket");
+    fs::copy(source.join("derpd.socket"), &socket).context("the socket unit")?;
+    analyze(&["verify", "--man=no"], &socket)?;
     fs::copy(source.join("kernel.conf"), drop_ins.join("kernel.conf")).context("the drop-in")?;
     analyze(&["verify", "--man=no"], &unit)?;
     println!("with kernel.conf: {}", exposure(&unit, MOST_EXPOSED_WITH_KERNEL)?);
