@@ -6,6 +6,7 @@ mod deb;
 mod documents;
 mod helm;
 mod static_program;
+mod trial;
 mod unit;
 
 use std::path::PathBuf;
@@ -29,6 +30,8 @@ pub(crate) enum Package {
     Deb,
     /// Build the container image, from the static program, without any other image
     Container,
+    /// Install, run, upgrade under load, and remove the Debian package on a Debian of its own, which systemd boots
+    Trial,
     /// Hold the systemd unit and the Helm chart against the real tools
     Check,
 }
@@ -38,6 +41,7 @@ pub(crate) fn command(package: &Package) -> Result<()> {
         Package::Static { all, output } => static_program::command(*all, output.as_deref()),
         Package::Deb => deb::command(),
         Package::Container => container::command(),
+        Package::Trial => trial::command(),
         Package::Check => check::command(),
     }
 }
