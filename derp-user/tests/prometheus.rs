@@ -1,6 +1,9 @@
 //! The metrics as the real Prometheus reads them: its checker over the text, the server scraping a running relay, the
 //! alert rules on made-up series, and every query of the dashboard on what was scraped.
 
+#[path = "support/fake.rs"]
+#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
+mod fake;
 #[path = "support/peer.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod peer;
@@ -22,6 +25,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    fake::{Fake, Reply},
     peer::Peer,
     server::{PATIENCE, Place, Response, Server, skip, wait_until, write_file},
 };
@@ -122,14 +126,15 @@ impl Prometheus {
         Self::start_on(&[target])
     }
 
-    /// Starts one that scrapes all `targets` every second.
+    /// Starts one that scrapes all `targets` every second, and evaluates the alerts as often.
     fn start_on(targets: &[SocketAddr]) -> Self {
         let targets: Vec<_> = targets.iter().map(|target| format!("'{target}'")).collect();
         let targets = targets.join(", ");
         let directory = TempDir::new().expect("a temporary directory");
         let configuration = format!(
-            "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: derpd\n  \
-             metrics_path: /debug/varz\n  static_configs: [{{targets: [{targets}]}}]\n"
+            "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [{}]\nscrape_configs:\n\
+             - job_name: derpd\n  metrics_path: /debug/varz\n  static_configs: [{{targets: [{targets}]}}]\n",
+            write_file(directory.path(), "alerts.yml", RULES)
         );
         let configuration = write_file(directory.path(), "prometheus.yml", &configuration);
         let address = Place::own_address().tls_address();
@@ -147,22 +152,33 @@ impl Prometheus {
 
     /// The samples that a query, as in a URL, finds once Prometheus answers: labels and value of each.
     fn query(&self, query: &str) -> Vec<(Value, String)> {
-        let Ok(mut stream) = TcpStream::connect(self.address) else { return Vec::new() };
-        stream.set_read_timeout(Some(PATIENCE)).expect("a non-zero timeout");
-        let request = format!(
-            "GET /api/v1/query?query={query} HTTP/1.1\r\nHost: prometheus\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(request.as_bytes()).expect("the request is small");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("the answer ends");
-        let body = Response::parse(&answer).body;
-        let Ok(answer) = serde_json::from_str::<Value>(&body) else { return Vec::new() };
-        let result = answer["data"]["result"].as_array().cloned().unwrap_or_default();
+        let data = self.data(&format!("query?query={query}")).unwrap_or_default();
+        let result = data["result"].as_array().cloned().unwrap_or_default();
         let sample = |found: Value| {
             let value = found["value"][1].as_str()?.to_owned();
             Some((found["metric"].clone(), value))
         };
         result.into_iter().filter_map(sample).collect()
+    }
+
+    /// What the API tells under a path once Prometheus answers.
+    fn data(&self, path: &str) -> Option<Value> {
+        let mut stream = TcpStream::connect(self.address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).expect("a non-zero timeout");
+        let request =
+            format!("GET /api/v1/{path} HTTP/1.1\r\nHost: prometheus\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("the request is small");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the answer ends");
+        let answer: Value = serde_json::from_str(&Response::parse(&answer).body).ok()?;
+        Some(answer["data"].clone())
+    }
+
+    /// The alerts as Prometheus has read them.
+    fn rules(&self) -> Vec<Value> {
+        let groups = self.data("rules").unwrap_or_default()["groups"].as_array().cloned();
+        let rules = |group: Value| group["rules"].as_array().cloned().unwrap_or_default();
+        groups.unwrap_or_default().into_iter().flat_map(rules).collect()
     }
 
     fn wait_for(&self, query: &str, wanted: &str) -> Value {
@@ -328,12 +344,23 @@ impl Drop for Cable {
     }
 }
 
+/// An alert's expression as one that says of everything it looks at whether the alert would fire: a comparison by
+/// itself leaves out what is as it should be.
+fn whether(expression: &str) -> String {
+    [" > ", " < ", " == "].iter().fold(expression.to_owned(), |text, comparison| {
+        text.replace(comparison, &format!("{comparison}bool "))
+    })
+}
+
+/// A real Prometheus, a region of two relays that do everything metrics tell of, and a minute.
 #[test]
-fn every_query_of_the_dashboard_finds_something() {
-    if !has(PROMETHEUS, "the queries of the dashboard") {
+fn every_query_of_the_dashboard_and_of_the_alerts_finds_something() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    if !has(PROMETHEUS, "the queries of the dashboard and of the alerts") {
         return;
     }
-    // A region of two relays, one of which also relays UDP.
+    let begun = Instant::now();
+    // One of the relays also relays UDP; the other one asks who may use it, and gets no answer.
     let directory = Arc::new(TempDir::new().expect("a temporary directory"));
     let mesh_key = write_file(directory.path(), "mesh.key", &"5a".repeat(32));
     let flow =
@@ -356,10 +383,20 @@ fn every_query_of_the_dashboard_finds_something() {
         Ok(Cable(name)) => flags.push(format!("-xdp-interface={name}")),
         Err(reason) => skip("queries of the kernel data plane", reason),
     }
+    let token = write_file(directory.path(), "token", "secret\n");
+    let control = Fake::on_tcp(Reply::new(
+        200,
+        &format!(r#"{{"nodes":[{{"nodeKey":"nodekey:{}"}}]}}"#, "5a".repeat(32)),
+    ));
     let second = Server::start_at(
         || second_place,
         Arc::new(TempDir::new().expect("a temporary directory")),
-        &[&format!("-mesh-psk-file={mesh_key}")],
+        &[
+            &format!("-mesh-psk-file={mesh_key}"),
+            &format!("-allow-from-api={}", control.url("/api/v1/node")),
+            &format!("-api-token-file={token}"),
+            "-verify-client-url=http://127.0.0.1:1/",
+        ],
     );
     let hint = second.wait_for_log("\"sha256-raw:");
     let pin = hint.split('"').find(|word| word.starts_with("sha256-raw:")).expect("a pin");
@@ -370,8 +407,17 @@ fn every_query_of_the_dashboard_finds_something() {
     let prometheus = Prometheus::start_on(&[first.http_address(), second.http_address()]);
     let mut peer = Peer::connect(&first);
     let key = peer.key();
-    let mut wanted = queries();
-    assert!(wanted.len() > 30, "{wanted:?}");
+    wait_until("the alerts", || !prometheus.rules().is_empty());
+    let rules = prometheus.rules();
+    let names: Vec<_> = rules.iter().map(|rule| rule["name"].as_str().expect("a name")).collect();
+    assert_eq!(names, alerts());
+    let of_rule = |rule: &Value| {
+        let [name, query] =
+            ["name", "query"].map(|key| rule[key].as_str().expect("text").to_owned());
+        (name, whether(&query))
+    };
+    let mut wanted: Vec<_> = queries().into_iter().chain(rules.iter().map(of_rule)).collect();
+    assert!(wanted.len() > 40, "{wanted:?}");
     if cable.is_err() {
         wanted.retain(|(_, query)| !query.contains("xdp_"));
     }
@@ -384,6 +430,8 @@ fn every_query_of_the_dashboard_finds_something() {
         stranger.send_to(&[7; 100], (first.ip(), port)).expect("it fits");
         peer.send(&key, &[7; 100]);
         peer.receive();
+        // Nobody says whether this one may come in.
+        drop(Peer::connect(&second));
         wanted.retain(|(_, query)| prometheus.query(&in_url(&filled_in(query))).is_empty());
         sleep(Duration::from_millis(100));
     }
@@ -391,4 +439,10 @@ fn every_query_of_the_dashboard_finds_something() {
         "sum(rate(derp_packets_sent{job=~\"$job\"}[$__rate_interval]))",
     )));
     assert!(sent[0].1.parse::<f64>().expect("a number") > 0.0, "{sent:?}");
+    sleep(MINUTE.saturating_sub(begun.elapsed()));
+    // Nothing was missed, and every rule could be evaluated each time.
+    prometheus.wait_for("min%28min_over_time%28up[45s]%29%29", "1");
+    for rule in prometheus.rules() {
+        assert_eq!((&rule["health"], &rule["lastError"]), (&"ok".into(), &Value::Null), "{rule}");
+    }
 }
