@@ -378,3 +378,75 @@ fn regression_logins_that_fail_do_not_flood_the_log() {
     let allowed = AT_ONCE + 2 * usize::try_from(started.elapsed().as_secs()).expect("not long") + 2;
     assert!(written <= allowed, "{written} lines in {:?}\n{}", started.elapsed(), server.log());
 }
+
+#[test]
+fn regression_clients_over_ipv4_are_told_by_their_own_address() {
+    let place = Place::new();
+    let relay = Relay::start(&mut derpd(&place.arguments(&["-a", "[::]:0", "-stun=false"])));
+    let line = relay.lines.iter().find(|line| line.contains("serving on")).expect("a line");
+    let port = line.rsplit(':').next().expect("a port");
+    let url = format!("http://127.0.0.1:{port}");
+    let mut load = Command::new(env!("CARGO_BIN_EXE_derpd"))
+        .args(["bench", "--server", &url, "idle", "--connections", "1", "--hold", "50s"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("derpd starts");
+    let look = || {
+        let arguments = ["top", "--once", "--json", &url];
+        let (status, text, error) = run(&mut derpd(&arguments));
+        assert_eq!(status, 0, "{error}");
+        serde_json::from_str::<Value>(&text).expect("JSON")["clients"]["shown"].clone()
+    };
+    server::wait_until("a client", || look().as_array().is_some_and(|it| !it.is_empty()));
+    let clients = look();
+    load.kill().expect("it runs");
+    load.wait().expect("it ends");
+    let address = clients[0]["address"].as_str().expect("an address");
+    assert!(address.starts_with("127.0.0.1:"), "{clients}");
+}
+
+#[test]
+fn regression_strange_upgrades_do_not_flood_the_log() {
+    const REQUESTS: usize = 100;
+    let server = Server::start();
+    let started = Instant::now();
+    let long = "x".repeat(5000);
+    for _ in 0..REQUESTS {
+        let mut wire = Wire::connect(&server);
+        let request = format!(
+            "GET /derp HTTP/1.1\r\nHost: relay\r\nConnection: upgrade\r\nUpgrade: {long}\r\n\r\n"
+        );
+        wire.write(request.as_bytes());
+        assert!(wire.response_head().starts_with("HTTP/1.1 426 "));
+    }
+    server.wait_for_log("weird upgrade");
+    let log = server.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("weird upgrade")).collect();
+    let allowed = 20 + 2 * usize::try_from(started.elapsed().as_secs()).expect("not long") + 2;
+    assert!(lines.len() <= allowed, "{} lines in {:?}", lines.len(), started.elapsed());
+    assert!(lines.iter().all(|line| line.len() < 300), "{}", lines[0]);
+}
+
+#[test]
+fn a_log_on_a_terminal_has_colours_unless_nobody_wants_them() {
+    if !Path::new("/usr/bin/script").exists() {
+        return skip("colours on a terminal", "/usr/bin/script is not there");
+    }
+    let place = Place::new();
+    // It says who it is, and ends because of this file.
+    let broken = write_file(place.directory.path(), "broken", "no key");
+    let arguments = place.arguments(&["-c", &broken]).join(" ");
+    let command = format!("{} {arguments}", env!("CARGO_BIN_EXE_derpd"));
+    for (no_color, is_coloured) in [(None, true), (Some(""), true), (Some("1"), false)] {
+        let mut terminal = Command::new("/usr/bin/script");
+        terminal.args(["-qec", &command, "/dev/null"]).env_remove("NO_COLOR");
+        terminal.envs(no_color.map(|value| ("NO_COLOR", value)));
+        let output = terminal.output().expect("script runs");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("INFO"), "{text}");
+        assert_eq!(text.contains('\u{1b}'), is_coloured, "NO_COLOR={no_color:?}: {text:?}");
+    }
+    // And none where the log is no terminal.
+    let relay = Relay::start(&mut derpd(&place.arguments(&[])));
+    assert!(relay.lines.iter().all(|line| !line.contains('\u{1b}')), "{:?}", relay.lines);
+}

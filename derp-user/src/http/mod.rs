@@ -45,6 +45,7 @@ use crate::{
     flow::FlowsView,
     metrics::MeshView,
     peer_relay::PeerRelayView,
+    quiet::Quiet,
     status::{Since, Status},
     wireguard::WireGuardView,
 };
@@ -127,6 +128,8 @@ pub struct Site {
     settings: Settings,
     /// What unmatched paths show now.
     home: RwLock<Home>,
+    /// Lines about strange upgrades, which anybody can ask for.
+    strange_upgrades: Quiet,
 }
 
 /// Largest challenge of a captive portal check that is answered.
@@ -139,7 +142,11 @@ const STYLE_PATH: &str = "/derpd.css";
 impl Site {
     /// Makes a site.
     pub fn new(settings: Settings) -> Self {
-        Self { home: RwLock::new(settings.home.clone()), settings }
+        Self {
+            home: RwLock::new(settings.home.clone()),
+            settings,
+            strange_upgrades: Quiet::default(),
+        }
     }
 
     /// Counts a request, which is being served as long as the result lives.
@@ -192,7 +199,7 @@ impl Site {
             "/derp" if !self.settings.derp_enabled => {
                 reply::text(StatusCode::NOT_FOUND, "derp server disabled")
             }
-            "/derp" => upgrade::refusal(request, origin.remote),
+            "/derp" => upgrade::refusal(request, origin.remote, &self.strange_upgrades),
             "/derp/probe" | "/derp/latency-check" => probe(&request.method),
             "/generate_204" => generate_204(request),
             "/bootstrap-dns" => self.bootstrap_dns(request, origin),

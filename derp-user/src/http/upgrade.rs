@@ -1,6 +1,6 @@
 //! What a request for `/derp` wants to become.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Instant};
 
 use hyper::{
     HeaderMap, StatusCode,
@@ -8,6 +8,10 @@ use hyper::{
 };
 
 use super::{Handshake, Reply, reply};
+use crate::quiet::Quiet;
+
+/// Most bytes of a strange `Upgrade` header that are logged.
+const LONGEST_SHOWN: usize = 64;
 
 /// What the `Upgrade` header of a request for `/derp` asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -59,7 +63,7 @@ impl<'a> Upgrade<'a> {
 
 /// The answer to a request for `/derp` that cannot become a DERP connection. A strange upgrade is logged, because
 /// it usually means a proxy in between.
-pub(super) fn refusal(request: &Parts, remote: SocketAddr) -> Reply {
+pub(super) fn refusal(request: &Parts, remote: SocketAddr, quiet: &Quiet) -> Reply {
     match Upgrade::of(&request.headers) {
         Upgrade::Derp | Upgrade::Absent => {}
         Upgrade::WebSocket => {
@@ -68,8 +72,10 @@ pub(super) fn refusal(request: &Parts, remote: SocketAddr) -> Reply {
             }
         }
         Upgrade::Other(value) => {
-            let value = value.escape_ascii();
-            tracing::info!("derp: {remote}: weird upgrade: \"{value}\"");
+            if let Some(suffix) = quiet.suffix(Instant::now()) {
+                let value = value.get(..LONGEST_SHOWN).unwrap_or(value).escape_ascii();
+                tracing::info!("derp: {remote}: weird upgrade: \"{value}\"{suffix}");
+            }
         }
     }
     reply::text(StatusCode::UPGRADE_REQUIRED, "DERP requires connection upgrade")

@@ -217,7 +217,11 @@ async fn accept_until_drained(worker: &Rc<Worker>, listener: TcpListener) {
 async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, remote)) => accept(worker, stream, remote),
+            Ok((stream, remote)) => {
+                // A listener for both families shows IPv4 addresses as IPv6 ones.
+                let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+                accept(worker, stream, remote);
+            }
             // The client gave up while it waited to be accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {

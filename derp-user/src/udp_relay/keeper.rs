@@ -23,6 +23,7 @@ use crate::{
         StateView, TableSettings, Viewer, WayRequest,
     },
     forward::Stranger,
+    quiet::Quiet,
     udp::now,
 };
 
@@ -46,6 +47,8 @@ pub(super) struct State {
     interfaces: HashMap<u32, Option<String>>,
     /// When counts were last read, in nanoseconds.
     counted: Option<u64>,
+    /// Lines about ends that come and fall silent, which whoever may be learnt can cause.
+    comings: Quiet,
     /// What became of the flows that another process has left.
     resumed: Vec<Option<FlowId>>,
 }
@@ -80,6 +83,7 @@ impl State {
             asked: HashMap::new(),
             interfaces: HashMap::new(),
             counted: None,
+            comings: Quiet::default(),
             resumed: resumed.into_iter().map(Result::ok).collect(),
         };
         // The kernel's copy may hold all this already; the forwarder's is empty.
@@ -199,7 +203,14 @@ impl State {
         let Stranger { datagram, class, .. } = stranger;
         match self.table.unknown(datagram, *class, now()) {
             Outcome::Learnt { flow, side, what } => {
-                tracing::info!(slot = flow.slot(), ?side, ?what, "learnt an end of a flow");
+                if let Some(suffix) = self.comings.suffix(std::time::Instant::now()) {
+                    tracing::info!(
+                        slot = flow.slot(),
+                        ?side,
+                        ?what,
+                        "learnt an end of a flow{suffix}"
+                    );
+                }
             }
             Outcome::Refused(refusal) => {
                 tracing::debug!(reason = refusal.label(), "a packet of no flow");
@@ -274,9 +285,12 @@ impl State {
         });
         self.observe();
         for expired in self.table.expire(now()) {
+            let Some(suffix) = self.comings.suffix(std::time::Instant::now()) else { continue };
             match expired.end {
-                Some(side) => tracing::info!(flow = expired.name, ?side, "an end fell silent"),
-                None => tracing::info!(flow = expired.name, "a flow fell silent"),
+                Some(side) => {
+                    tracing::info!(flow = expired.name, ?side, "an end fell silent{suffix}");
+                }
+                None => tracing::info!(flow = expired.name, "a flow fell silent{suffix}"),
             }
         }
         self.mend_kernel();

@@ -52,7 +52,9 @@ pub(crate) fn log(facts: &Facts<'_>) {
 
 /// Says who may use the relay: loudly if that is anybody who can reach it.
 fn admission(facts: &Facts<'_>) {
-    let reachable = facts.listen.ip.is_none_or(|ip| !ip.to_canonical().is_loopback());
+    // By way of a proxy everybody can come.
+    let reachable = facts.listen.ip.is_none_or(|ip| !ip.to_canonical().is_loopback())
+        || !facts.config.proxies.is_empty();
     if facts.admission.is_open() && reachable {
         tracing::warn!(
             "derper: anybody who can reach this relay may use it; to admit your own nodes only, give \

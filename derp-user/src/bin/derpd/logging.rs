@@ -50,9 +50,14 @@ where
 {
     tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_ansi(is_coloured())
         .with_target(false)
         .boxed()
+}
+
+/// Levels have a colour on a terminal, unless `NO_COLOR` says that nobody wants any (no-color.org).
+fn is_coloured() -> bool {
+    io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|it| it.is_empty())
 }
 
 fn journal<S>() -> anyhow::Result<Box<dyn Layer<S> + Send + Sync>>
