@@ -43,6 +43,9 @@ pub(crate) fn binary() -> PathBuf {
 /// the system's.
 pub(crate) const AUTHORITY_FILE: &str = "authority.pem";
 
+/// A file of this name there holds the secret that opens the debug pages.
+pub(crate) const DEBUG_KEY_FILE: &str = "debug.key";
+
 /// Which implementation [`binary`] is.
 pub(crate) fn kind() -> Kind {
     kind_of(&binary())
@@ -124,8 +127,10 @@ impl Server {
     fn spawn(binary: &Path, place: Place, directory: Arc<TempDir>, flags: &[&str]) -> Self {
         let path = directory.path();
         let authorities = path.join(AUTHORITY_FILE);
+        let debug_key = path.join(DEBUG_KEY_FILE);
         let mut process = Command::new(binary)
             .envs(authorities.exists().then_some(("SSL_CERT_FILE", authorities)))
+            .envs(debug_key.exists().then_some(("TS_DEBUG_KEY_PATH", debug_key)))
             .arg(format!("-a={}:{}", place.address, place.tls_port))
             .arg(format!("-http-port={}", place.http_port))
             .arg(format!("-stun-port={}", place.stun_port))

@@ -28,7 +28,7 @@ impl Report {
     pub fn to_vars(&self) -> String {
         let mut vars = Map::new();
         let arguments = std::env::args_os().map(|text| text.to_string_lossy().into_owned());
-        vars.insert("cmdline".to_owned(), Value::from_iter(arguments));
+        vars.insert("cmdline".to_owned(), Value::from_iter(without_secrets(arguments)));
         vars.insert("version".to_owned(), self.version.into());
         for family in self.families().as_slice() {
             let Some((group, name)) = place(family) else { continue };
@@ -45,6 +45,34 @@ impl Report {
         }
         format!("{:#}\n", Value::from(vars))
     }
+}
+
+/// The flag whose value is a secret itself, not the name of a file with one.
+const SECRET: &str = "acme-eab-key";
+/// What is shown in the place of a secret.
+const HIDDEN: &str = "...";
+
+/// The command line without its secrets, and without the queries of addresses, in which services have tokens.
+fn without_secrets(arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let mut is_secret = false;
+    let hide = |argument: String| {
+        if std::mem::take(&mut is_secret) {
+            return HIDDEN.to_owned();
+        }
+        let (flag, value) = match argument.split_once('=') {
+            Some((flag, value)) => (flag, Some(value)),
+            None => (argument.as_str(), None),
+        };
+        if flag.starts_with('-') && flag.trim_start_matches('-') == SECRET {
+            is_secret = value.is_none();
+            return value.map_or_else(|| argument.clone(), |_| format!("{flag}={HIDDEN}"));
+        }
+        match argument.split_once('?') {
+            Some((address, _)) if address.contains("://") => format!("{address}?{HIDDEN}"),
+            Some(_) | None => argument,
+        }
+    };
+    arguments.map(hide).collect()
 }
 
 /// Returns the group and the name of a metric among derper's variables; `None` if it is not one of them.
@@ -125,4 +153,32 @@ fn object<'a>(
     name: &str,
 ) -> Option<&'a mut Map<String, Value>> {
     within.entry(name).or_insert_with(|| Value::Object(Map::new())).as_object_mut()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_the_command_line_is_shown_without_its_secrets() {
+        let shown = |text: &str| without_secrets(text.split(' ').map(str::to_owned)).join(" ");
+        for (given, expected) in [
+            ("derpd -a :443 -acme-eab-key c2VjcmV0 -dev", "derpd -a :443 -acme-eab-key ... -dev"),
+            (
+                "derpd --acme-eab-key=c2VjcmV0 -acme-eab-kid=me",
+                "derpd --acme-eab-key=... -acme-eab-kid=me",
+            ),
+            (
+                "derpd -verify-client-url=http://h/?token=t",
+                "derpd -verify-client-url=http://h/?...",
+            ),
+            (
+                "derpd -verify-client-url http://h/?token=t",
+                "derpd -verify-client-url http://h/?...",
+            ),
+            ("derpd -log x?y -acme-eab-key", "derpd -log x?y -acme-eab-key"),
+        ] {
+            assert_eq!(shown(given), expected);
+        }
+    }
 }
