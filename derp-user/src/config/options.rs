@@ -246,6 +246,8 @@ const USAGE: &str = "derpd [flags]
        derpd netcheck --help     shows how this machine reaches the relays of a DERP map
        derpd probe --help        checks the relays of a DERP map, for monitoring
        derpd bench --help        measures any DERP server by putting load on it
+       derpd top [URL]           shows how a relay is doing, in a terminal
+       derpd wireguard --help    checks the configuration of WireGuard peers, and shows them at work
        derpd healthcheck [flags] asks the relay with these flags, on this machine, whether it serves
        derpd completions SHELL   prints completions for bash, zsh, fish and others
        derpd man [DIRECTORY]     prints the manual page, or writes those of all tools
@@ -256,20 +258,27 @@ configuration file says, then as the environment says, then the default.";
 
 const ENVIRONMENT_HELP: &str = "\
 Environment:
-  DERP_<FLAG>                                as the flag, if neither that nor its key in the configuration file is
-                                             given: DERP_STUN_PORT is for -stun-port. So are DERP_DOMAIN for -hostname,
-                                             DERP_ADDR for -a, DERP_CERT_MODE for -certmode and DERP_CERT_DIR for -certdir
-  TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH  packets that wait for one client, per kind [default: 32]
-  TS_ALLOW_DEBUG_IP                          address that may see /debug/
-  TS_DEBUG_TRUSTED_CIDRS                     networks that may see /debug/, separated by commas
-  TS_DEBUG_KEY_PATH                          file with a secret; /debug/?debugkey=SECRET opens the pages
-  TS_DEBUG_VERBOSE_DROPS                     keys, 64 hex digits each, separated by commas: log packets lost on the way
-                                             to these
-  TS_DERP_DISABLE_RTT_STATS                  true: do not sample the round trip times of clients
-  DERP_DEBUG_LOGS                            true: log every frame that clients send
-  DERP_PROBER_DEBUG_LOGS                     true: log every frame that probers send
-  TAILSCALE_DERPER_MESH_KEY                  mesh key, only with -dev
-  RUST_LOG                                   as -log, if that is not given
+  DERP_<FLAG>                 as the flag, if neither that nor its key in the configuration file is
+                              given: DERP_STUN_PORT is for -stun-port. So are DERP_DOMAIN for
+                              -hostname, DERP_ADDR for -a, DERP_CERT_MODE for -certmode and
+                              DERP_CERT_DIR for -certdir
+  TS_ALLOW_DEBUG_IP           address that may see /debug/
+  TS_DEBUG_TRUSTED_CIDRS      networks that may see /debug/, separated by commas
+  TS_DEBUG_KEY_PATH           file with a secret; /debug/?debugkey=SECRET opens the pages
+  TS_DEBUG_VERBOSE_DROPS      keys, 64 hex digits each, separated by commas: log packets lost on the
+                              way to these
+  TS_DERP_DISABLE_RTT_STATS   true: do not sample the round trip times of clients
+  TS_DEBUG_DERP_PER_CLIENT_SEND_QUEUE_DEPTH
+                              packets that wait for one client, per kind [default: 32]
+  DERP_DEBUG_LOGS             true: log every frame that clients send
+  DERP_PROBER_DEBUG_LOGS      true: log every frame that probers send
+  TAILSCALE_DERPER_MESH_KEY   mesh key, only with -dev
+  RUST_LOG                    as -log, if that is not given
+  NO_COLOR                    not empty: no colours on the terminal
+
+Exit status 0: stopped by a signal, or -version or -help was asked for; 1: a file, a port, an
+interface, a capability or a variable is at fault; 2: the command line is wrong, or a variable that
+stands for a flag.
 ";
 
 /// Most threads that make sense anywhere.

@@ -10,6 +10,8 @@ use crate::config::{self, Config, ConfigError, Options, Surroundings, UsageError
 /// Shows the configuration of the relay that runs with these flags.
 ///
 /// Give the relay's own flags, exactly as it runs with them, and its environment. Nothing is started or changed.
+///
+/// Exit status 0: shown; 1: the file or a variable is at fault; 2: the command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd config",

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, fmt, path::PathBuf};
 
 use clap::Parser;
+use serde_json::json;
 
 use super::{Invocation, PinPlace, ToolError, parse_arguments};
 use crate::dataplane::inspect::{self, Detached};
@@ -12,6 +13,9 @@ use crate::dataplane::inspect::{self, Detached};
 ///
 /// Where nothing is pinned it does nothing. A derpd that runs with the pins is in the way, unless --force is
 /// given.
+///
+/// Exit status 0: nothing is pinned any more; 1: something could not be removed, or a derpd is in the way; 2: the
+/// command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd detach",
@@ -26,6 +30,9 @@ pub struct Arguments {
     /// Also while a derpd runs; it goes on in userspace
     #[arg(long)]
     pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Parses the arguments after `detach`.
@@ -54,6 +61,24 @@ pub fn run(arguments: &Arguments) -> Result<Outcome, ToolError> {
 pub struct Outcome {
     place: PathBuf,
     detached: Detached,
+}
+
+impl Outcome {
+    /// What was removed, as one JSON object.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let Detached { links, generations, directory } = &self.detached;
+        let links: Vec<_> = links
+            .iter()
+            .map(|link| {
+                let (interface, mode) = (&link.interface, link.mode.to_string());
+                json!({ "interface": interface, "index": link.index, "mode": mode })
+            })
+            .collect();
+        let place = self.place.to_string_lossy();
+        json!({ "pin": place, "links": links, "sets_of_maps": generations, "directory_removed": directory })
+            .to_string()
+    }
 }
 
 impl fmt::Display for Outcome {

@@ -25,8 +25,11 @@ Asks the relay that runs with these flags whether it serves, from its own machin
 Usage: derpd healthcheck [flags of the relay]
 
 Give the relay's own flags, or none where variables of the environment stand for them. The page /derp/probe is asked
-for, by TLS where the relay speaks it, whatever its certificate is. The status is 0 if it answers within 10 seconds.
+for, by TLS where the relay speaks it, whatever its certificate is.
 ";
+/// What the exit status means, for help and manual.
+pub(super) const EXIT_STATUS: &str = "\
+Exit status 0: it has answered within 10 seconds; 1: it has not, or with something else; 2: the command line is wrong.";
 
 /// Why the relay does not serve, or that it cannot be asked.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +89,7 @@ pub fn parse(
 ) -> Result<Invocation<Options>, HealthError> {
     Ok(match config::parse(arguments, surroundings)? {
         config::Invocation::Run(options) => Invocation::Run(*options),
-        config::Invocation::Help(_) => Invocation::Help(HELP.to_owned()),
+        config::Invocation::Help(_) => Invocation::Help(format!("{HELP}\n{EXIT_STATUS}\n")),
     })
 }
 

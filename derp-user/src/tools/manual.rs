@@ -2,20 +2,27 @@
 
 use std::{ffi::OsString, io, path::PathBuf};
 
-use clap::{Arg, Command, CommandFactory as _, Id, Parser};
+use clap::{Arg, Command, CommandFactory as _, Id, Parser, builder::Resettable};
 use clap_complete::Shell;
-use clap_mangen::Man;
+use clap_mangen::{
+    Man,
+    roff::{Roff, roman},
+};
 
 use super::{
-    Invocation, ToolError, bench, check, config, derpmap, detach, netcheck, parse_arguments, probe,
-    top, wireguard,
+    Invocation, ToolError, bench, check, config, derpmap, detach, healthcheck, netcheck,
+    parse_arguments, probe, top, wireguard,
 };
 use crate::config::{Options, variable_names};
 
+/// How the end of a paragraph of a help text begins that says what the exit status means.
+const EXIT_STATUS: &str = "Exit status 0: ";
 /// Section of the manual for daemons and their tools.
 const SECTION: &str = "8";
 
 /// Prints the completions of derpd's command line for a shell.
+///
+/// Exit status 0: printed; 1: standard output could not be written to; 2: the command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd completions",
@@ -30,6 +37,8 @@ pub struct CompletionArguments {
 }
 
 /// Writes the manual pages of derpd and its tools, or prints one.
+///
+/// Exit status 0: written; 1: something could not be written; 2: the command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd man",
@@ -95,10 +104,53 @@ pub fn pages() -> io::Result<Vec<Page>> {
 
 fn page(command: Command, name: &'static str) -> io::Result<Page> {
     let mut text = Vec::new();
+    let (command, exit_status, notes) = divided(command);
     // The page's name has a dash where the command line has a space.
     let command = command.name(name);
     Man::new(command).section(SECTION).render(&mut text)?;
+    let mut sections = Roff::new();
+    for note in &notes {
+        let (title, lines) = match note.split_once(":\n") {
+            Some((title, lines)) if !title.contains(' ') => (title.to_uppercase(), lines),
+            Some(_) | None => ("NOTES".to_owned(), note.as_str()),
+        };
+        // Lines stay as they are.
+        sections.control("SH", [title.as_str()]).control("nf", []);
+        for line in lines.lines() {
+            sections.text([roman(line)]);
+        }
+        sections.control("fi", []);
+    }
+    if let Some(exit_status) = exit_status {
+        sections.control("SH", ["EXIT STATUS"]).text([roman(exit_status)]);
+    }
+    sections.to_writer(&mut text)?;
     Ok(Page { name: format!("{name}.{SECTION}"), text })
+}
+
+/// Takes apart what a help text has in one piece and a manual in sections: the command without these, what its exit
+/// status means, and its notes by paragraph.
+fn divided(command: Command) -> (Command, Option<String>, Vec<String>) {
+    let texts = [command.get_long_about(), command.get_after_help()];
+    let mut exit_status = None;
+    let [about, notes] = texts.map(|text| {
+        let text = text.map(ToString::to_string).unwrap_or_default();
+        let mut paragraphs = Vec::new();
+        for paragraph in text.trim_end().split("\n\n") {
+            let (paragraph, rest) =
+                paragraph.split_at(paragraph.find(EXIT_STATUS).unwrap_or(paragraph.len()));
+            if !rest.is_empty() {
+                exit_status = Some(rest.split_whitespace().collect::<Vec<_>>().join(" "));
+            }
+            if !paragraph.trim().is_empty() {
+                paragraphs.push(paragraph.trim_end().to_owned());
+            }
+        }
+        paragraphs
+    });
+    let command = command.after_help(Resettable::Reset);
+    let command = if about.is_empty() { command } else { command.long_about(about.join("\n\n")) };
+    (command, exit_status, notes)
 }
 
 /// The command line of the relay, with the variables that stand for its flags.
@@ -126,6 +178,10 @@ fn relay() -> Command {
 fn tools() -> [(&'static str, &'static str, Command); 12] {
     let healthcheck = Command::new("derpd healthcheck")
         .about("Asks the relay with these flags, on this machine, whether it serves")
+        .long_about(format!(
+            "Asks the relay with these flags, on this machine, whether it serves.\n\n{}",
+            healthcheck::EXIT_STATUS
+        ))
         .disable_help_flag(true)
         .after_help("The flags are the relay's own, see derpd(8).");
     [
@@ -188,7 +244,25 @@ mod tests {
         ] {
             assert!(derpd.contains(word), "{word} is missing from\n{derpd}");
         }
-        assert!(pages.iter().any(|page| page.name == "derpd-bench.8"));
+        for page in pages {
+            let text = text(page.text);
+            // Once, in its own section.
+            let parts: Vec<_> = text.split("Exit status 0: ").collect();
+            assert_eq!(parts.len(), 2, "{}:\n{text}", page.name);
+            assert!(parts[0].trim_end().ends_with(".SH \"EXIT STATUS\""), "{}:\n{text}", page.name);
+            assert!(parts[1].contains("; 2: "), "{}:\n{text}", page.name);
+        }
+    }
+
+    #[test]
+    fn the_daemons_help_names_every_tool() {
+        let help = relay().render_long_help().to_string();
+        for (tool, _, _) in tools() {
+            assert!(
+                help.contains(&format!("       derpd {tool} ")),
+                "{tool} is missing from\n{help}"
+            );
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod manual;
 mod monitor;
 pub mod netcheck;
 pub mod probe;
+mod progress;
 mod relays;
 mod stun;
 pub mod top;

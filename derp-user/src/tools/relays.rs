@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::{
     admit::web::{Question, Web},
     client::{ClientError, Target, Trust, map::DerpMap},
+    config::GoDuration,
     files,
 };
 
@@ -46,6 +47,29 @@ pub struct Relays {
     /// Accept any certificate of a relay where the map names none
     #[arg(long, conflicts_with = "ca")]
     pub insecure: bool,
+}
+
+/// How they are asked.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Patience {
+    /// Longest that a relay may take to connect, to answer, and to pass on whatever it is sent
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = some_time)]
+    pub timeout: Duration,
+    /// Leave out STUN over IPv6, which this machine may not have
+    #[arg(long)]
+    pub no_ipv6: bool,
+}
+
+/// Longest time that makes sense anywhere: a day.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Reads a duration as Go writes it; none, and more than a day, are refused.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    let parsed: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
+    match parsed.to_duration() {
+        Some(time) if !time.is_zero() && time <= LONGEST => Ok(time),
+        Some(_) | None => Err("must be more than 0s and at most 24h".to_owned()),
+    }
 }
 
 /// Why it is not known which relays to look at.

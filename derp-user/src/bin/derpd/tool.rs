@@ -114,7 +114,12 @@ fn detach(arguments: Vec<OsString>) -> Result<ExitCode, ToolError> {
         Invocation::Run(arguments) => arguments,
         Invocation::Help(text) => return Ok(help(&text)),
     };
-    print!("{}", detach::run(&arguments)?);
+    let outcome = detach::run(&arguments)?;
+    if arguments.json {
+        println!("{}", outcome.to_json());
+    } else {
+        print!("{outcome}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 

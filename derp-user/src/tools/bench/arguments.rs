@@ -14,6 +14,9 @@ use crate::{
 ///
 /// Every workload opens connections of its own, with new keys, and measures from outside; with --pid it
 /// also measures the server's process on this machine. Ctrl-C ends it early and reports what there is.
+///
+/// Exit status 0: it was measured; 1: the server could not be reached, trusted or measured; 2: the command line is
+/// wrong; 130: ended by a second Ctrl-C.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "derpd bench", bin_name = "derpd bench", term_width = 100, disable_version_flag = true, disable_help_subcommand = true, subcommand_value_name = "WORKLOAD", subcommand_help_heading = "Workloads", next_help_heading = "Server and output", after_help = EXAMPLES)]
 pub struct Arguments {

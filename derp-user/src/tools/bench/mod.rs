@@ -11,7 +11,6 @@ mod frames;
 mod load;
 mod pace;
 mod process;
-mod progress;
 mod report;
 mod statistics;
 mod stop;
@@ -27,7 +26,8 @@ pub use frames::Size;
 pub use report::Report;
 pub use stop::Stop;
 
-use self::{process::ServerProcess, progress::Progress};
+use self::process::ServerProcess;
+use super::progress::Progress;
 use crate::client::Connector;
 
 /// What all workloads need to know.

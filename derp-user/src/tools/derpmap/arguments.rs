@@ -29,6 +29,8 @@ pub enum Format {
 ///
 /// Give the relay's own flags, exactly as it runs with them, and those below. Its mesh peers become further
 /// nodes of the region. Nothing is started or changed.
+///
+/// Exit status 0: here it is; 1: the certificate is missing or cannot be used; 2: the command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd derpmap",

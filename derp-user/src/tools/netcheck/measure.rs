@@ -1,16 +1,19 @@
 //! Asks the relays of a map.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use tokio::{net::UdpSocket, time::timeout};
 
 use super::report::{Family, Measured, Report, Way};
 use crate::{
     client::{
-        CONNECT_TIMEOUT, ClientError, Connector, UsualJudge,
+        ClientError, Connector, UsualJudge,
         map::{DerpMap, Node, Region},
     },
-    tools::{addresses::stun_addresses, in_lanes, stun},
+    tools::{addresses::stun_addresses, in_lanes, progress::Progress, relays::Patience, stun},
 };
 
 /// Names that are looked up at any time.
@@ -23,15 +26,23 @@ const PER_REGION: usize = 4;
 pub(in crate::tools) const LATENCY_CHECK: &str = "/derp/latency-check";
 
 /// Asks every region of the map.
-pub(super) async fn measure(map: &DerpMap, usual: &UsualJudge<'_>) -> Report {
+pub(super) async fn measure(
+    map: &DerpMap,
+    usual: &UsualJudge<'_>,
+    Patience { timeout, no_ipv6 }: Patience,
+    progress: &Progress,
+) -> Report {
     let nodes: Vec<_> = map
         .regions
         .values()
         .flat_map(|region| region.nodes.iter().take(PER_REGION).map(move |node| (region, node)))
         .collect();
+    progress.begin("looking names up", nodes.len() as u64);
     let found = in_lanes(LOOK_UPS, nodes.len(), async |at| {
         let (region, node) = nodes[at];
-        (region.id, stun_addresses(node).await)
+        let found = stun_addresses(node).await;
+        progress.step();
+        (region.id, found)
     });
     let mut problems = Vec::new();
     let mut servers = Vec::new();
@@ -41,10 +52,17 @@ pub(super) async fn measure(map: &DerpMap, usual: &UsualJudge<'_>) -> Report {
             Err(error) => problems.push(error.to_string()),
         }
     }
+    servers.retain(|(_, server)| !(no_ipv6 && server.is_ipv6()));
+    progress.begin("asking by STUN", 1);
     let regions: Vec<_> = map.regions.values().collect();
     let (ipv4, ipv6) = tokio::join!(survey(Family::Ipv4, &servers), survey(Family::Ipv6, &servers));
     // Not at the same time: handshakes take the processor, and answers would seem to be late.
-    let https = in_lanes(HANDSHAKES, regions.len(), async |at| ask_https(regions[at], usual).await);
+    progress.begin("asking by HTTPS", regions.len() as u64);
+    let https = in_lanes(HANDSHAKES, regions.len(), async |at| {
+        let answer = ask_https(regions[at], usual, timeout).await;
+        progress.step();
+        answer
+    });
     let mut measured = Vec::new();
     for (family, surveyed) in [(Family::Ipv4, ipv4), (Family::Ipv6, ipv6)] {
         match surveyed {
@@ -81,11 +99,15 @@ async fn survey(family: Family, servers: &[(u32, SocketAddr)]) -> std::io::Resul
 }
 
 /// Asks the first relay of a region that answers.
-async fn ask_https(region: &Region, usual: &UsualJudge<'_>) -> Result<Option<Measured>, String> {
+async fn ask_https(
+    region: &Region,
+    usual: &UsualJudge<'_>,
+    limit: Duration,
+) -> Result<Option<Measured>, String> {
     let relays = region.nodes.iter().take(PER_REGION).filter(|node| !node.stun_only);
     let mut fault = None;
     for node in relays {
-        match get(node, usual).await {
+        match get(node, usual, limit).await {
             Ok((200, latency)) => {
                 return Ok(Some(Measured { region: region.id, way: Way::Https(latency) }));
             }
@@ -102,12 +124,13 @@ async fn ask_https(region: &Region, usual: &UsualJudge<'_>) -> Result<Option<Mea
 async fn get(
     node: &Node,
     usual: &UsualJudge<'_>,
-) -> Result<(u16, std::time::Duration), ClientError> {
+    limit: Duration,
+) -> Result<(u16, Duration), ClientError> {
     let connector = Connector::to_node_of(node, usual)?;
     let host = connector.target().authority();
-    timeout(CONNECT_TIMEOUT, connector.get(LATENCY_CHECK))
+    timeout(limit, connector.get(LATENCY_CHECK))
         .await
-        .unwrap_or(Err(ClientError::ConnectTimeout { host, limit: CONNECT_TIMEOUT }))
+        .unwrap_or(Err(ClientError::ConnectTimeout { host, limit }))
 }
 
 async fn os_has_ipv6() -> bool {

@@ -11,7 +11,12 @@ use clap::Parser;
 
 pub(super) use self::measure::LATENCY_CHECK;
 pub use self::report::{RegionReport, Report};
-use super::{Invocation, MonitorError, parse_arguments, relays::Relays, runtime};
+use super::{
+    Invocation, MonitorError, parse_arguments,
+    progress::Progress,
+    relays::{Patience, Relays},
+    runtime,
+};
 use crate::client::UsualJudge;
 
 /// Shows how this machine's network reaches the relays of a DERP map: whether UDP gets through, by which
@@ -31,6 +36,9 @@ pub struct Arguments {
     /// Where the relays are.
     #[command(flatten)]
     pub relays: Relays,
+    /// How they are asked.
+    #[command(flatten)]
+    pub patience: Patience,
     /// Print one JSON object, with the field names of `tailscale netcheck --format=json`
     #[arg(long)]
     pub json: bool,
@@ -65,7 +73,10 @@ pub fn run(arguments: &Arguments) -> Result<Report, MonitorError> {
         let trust = arguments.relays.trust();
         let usual = UsualJudge::new(&trust);
         usual.prepare()?;
-        Ok(measure::measure(&map, &usual).await)
+        let progress = Progress::new(true);
+        let report = measure::measure(&map, &usual, arguments.patience, &progress).await;
+        progress.clear();
+        Ok(report)
     });
     // A resolver that hangs does not hold up the end.
     runtime.shutdown_background();

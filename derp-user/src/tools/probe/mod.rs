@@ -16,18 +16,24 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::Parser;
 
 pub use self::report::{Outcome, Report};
-use super::{Invocation, MonitorError, parse_arguments, relays::Relays, runtime};
+use super::{
+    Invocation, MonitorError, parse_arguments,
+    relays::{Patience, Relays, some_time},
+    runtime,
+};
 use crate::{
     client::map::DerpMap,
-    config::{self, GoDuration, MeshKeySource},
+    config::{self, MeshKeySource},
     proto::keys::MeshKey,
 };
 
 /// Checks the relays of a DERP map as monitoring does: for each the certificate, HTTP and STUN, for each pair of a
 /// region's relays whether packets get from one to the other, and if asked for, how fast and how evenly.
 ///
-/// Prints a summary, then one line per probe. Exit status 0: all is well; 1: something deserves a look; 2: something
-/// does not work; 3: there is nothing to check, because the command line or the map is wrong.
+/// Prints a summary, then one line per probe.
+///
+/// Exit status 0: all is well; 1: something deserves a look; 2: something does not work; 3: there is nothing to check,
+/// because the command line or the map is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd probe",
@@ -40,6 +46,9 @@ pub struct Arguments {
     /// Where the relays are.
     #[command(flatten)]
     pub relays: Relays,
+    /// How they are asked.
+    #[command(flatten)]
+    pub patience: Patience,
     /// Days before the end of a certificate from which on to warn
     #[arg(long, value_name = "DAYS", default_value_t = 14)]
     pub expiry_warning: u32,
@@ -58,9 +67,6 @@ pub struct Arguments {
     /// Share of them, in per cent, whose loss is a warning; ten times as many are critical
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0, value_parser = percent)]
     pub loss_warning: f64,
-    /// Longest that one probe may take to connect, to hear an answer, and to transfer --bandwidth-size
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = some_time)]
-    pub timeout: Duration,
     /// Probes at any time
     #[arg(long, value_name = "NUMBER", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
@@ -68,9 +74,6 @@ pub struct Arguments {
     /// the map
     #[arg(long, value_name = "FILE")]
     pub mesh_psk_file: Option<PathBuf>,
-    /// Leave out STUN over IPv6, which this machine may not have
-    #[arg(long)]
-    pub no_ipv6: bool,
     /// Check again and again, each time so long after the last one began
     #[arg(long, value_name = "TIME", value_parser = some_time)]
     pub interval: Option<Duration>,
@@ -84,22 +87,12 @@ pub struct Arguments {
 
 /// Most bytes that one pair is sent: a gigabyte.
 const MOST_BYTES: u64 = 1 << 30;
-/// Longest time that makes sense anywhere: a day.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 const EXAMPLES: &str = "\
 Examples:
   derpd probe --derp-map https://headscale.example.com/derp.json
   derpd probe --derp-map policy.hujson --region fra --bandwidth-size 10000000 --delay-packets 10
   derpd probe --server relay.example.com --interval 1m --json";
-
-fn some_time(text: &str) -> Result<Duration, String> {
-    let parsed: GoDuration = text.parse().map_err(|error| format!("{error}"))?;
-    match parsed.to_duration() {
-        Some(time) if !time.is_zero() && time <= LONGEST => Ok(time),
-        Some(_) | None => Err("must be more than 0s and at most 24h".to_owned()),
-    }
-}
 
 fn percent(text: &str) -> Result<f64, &'static str> {
     match text.parse() {

@@ -90,7 +90,7 @@ pub(super) fn plan<'a>(
                 Some(Ok(addresses)) => {
                     for &address in addresses {
                         match address.is_ipv6() {
-                            true if arguments.no_ipv6 => {}
+                            true if arguments.patience.no_ipv6 => {}
                             true => add("udp6", Kind::Stun(address)),
                             false => add("udp", Kind::Stun(address)),
                         }

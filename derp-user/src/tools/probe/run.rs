@@ -25,6 +25,7 @@ use crate::{
         addresses::stun_addresses,
         in_lanes,
         netcheck::LATENCY_CHECK,
+        progress::Progress,
         stun::{self, Silence},
     },
 };
@@ -58,12 +59,20 @@ pub(super) async fn probe(
         let (class, status, values) = ("derp_map", Severity::Warning, Values::new());
         probes.push(Outcome { name, class, status, text, values });
     }
-    probes.extend(
-        in_lanes(lanes, together.len(), async |at| prober.outcome(&together[at]).await).await,
-    );
+    let progress = Progress::new(true);
+    progress.begin("probing", (together.len() + alone.len()) as u64);
+    let done = in_lanes(lanes, together.len(), async |at| {
+        let outcome = prober.outcome(&together[at]).await;
+        progress.step();
+        outcome
+    });
+    probes.extend(done.await);
     for task in &alone {
+        progress.say(&task.name);
         probes.push(prober.outcome(task).await);
+        progress.step();
     }
+    progress.clear();
     Ok(Report::new(time, probes))
 }
 
@@ -113,13 +122,14 @@ impl Prober<'_> {
             Kind::Bandwidth(pair) => {
                 let size = self.arguments.bandwidth_size;
                 let mut traffic = self.open(*pair, false).await?;
-                let took = match timeout(self.arguments.timeout, traffic.transfer(size)).await {
-                    Ok(took) => took?,
-                    Err(_) => {
-                        let limit = self.arguments.timeout;
-                        return Err(format!("{size} bytes did not arrive within {limit:?}"));
-                    }
-                };
+                let took =
+                    match timeout(self.arguments.patience.timeout, traffic.transfer(size)).await {
+                        Ok(took) => took?,
+                        Err(_) => {
+                            let limit = self.arguments.patience.timeout;
+                            return Err(format!("{size} bytes did not arrive within {limit:?}"));
+                        }
+                    };
                 let rate = size as f64 * 8.0 / took.as_secs_f64().max(1e-9);
                 values.insert("bits_per_second", rate);
                 values.insert("transfer_seconds", took.as_secs_f64());
@@ -178,14 +188,14 @@ impl Prober<'_> {
             is_prober,
             app_name: "derpd probe".to_owned(),
         };
-        Dialled { pair, from, to }.open(info, self.arguments.timeout).await
+        Dialled { pair, from, to }.open(info, self.arguments.patience.timeout).await
     }
 
     async fn limited<T>(
         &self,
         probe: impl Future<Output = Result<T, crate::client::ClientError>>,
     ) -> Result<T, String> {
-        let limit: Duration = self.arguments.timeout;
+        let limit: Duration = self.arguments.patience.timeout;
         match timeout(limit, probe).await {
             Ok(result) => result.map_err(|error| error.to_string()),
             Err(_) => Err(format!("not done within {limit:?}")),

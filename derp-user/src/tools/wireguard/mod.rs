@@ -18,6 +18,9 @@ use crate::{
 };
 
 /// Checks what a configuration file says of WireGuard, and shows a relay at work.
+///
+/// Exit status 0: the file is good, the relay has answered; 1: the file is at fault, or the relay cannot be asked; 2:
+/// the command line is wrong.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "derpd wireguard",

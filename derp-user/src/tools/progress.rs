@@ -34,6 +34,11 @@ impl Progress {
         self.begin(what, u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
     }
 
+    /// Says what is going on within the step.
+    pub(super) fn say(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
+
     /// One part more is done.
     pub(super) fn step(&self) {
         self.bar.inc(1);
