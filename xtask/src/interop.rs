@@ -5,13 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, IsTerminal as _},
     path::{Path, PathBuf},
     process::Stdio,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
 use crate::{
     go,
@@ -37,6 +38,9 @@ pub(crate) struct Options {
     /// Only tests whose name contains this text
     #[arg(long)]
     only: Option<String>,
+    /// Print the table as one JSON array
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
@@ -54,7 +58,11 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         Against::Derper => Some(run(only, Some(&build_derper()?))?),
     };
     let table = Table { ours, theirs, is_whole: only.is_none() };
-    println!("{table}");
+    if options.json {
+        println!("{}", table.to_json());
+    } else {
+        println!("{table}");
+    }
     let failed = table.failures();
     if !failed.is_empty() {
         bail!("failed, and listed in no table of differences: {}", failed.join(", "));
@@ -113,8 +121,21 @@ fn run(only: Option<&str>, relay: Option<&Path>) -> Result<Outcomes> {
     tests.stdout(Stdio::null()).stderr(Stdio::null());
     let mut outcomes = Outcomes::new();
     let mut lines = Vec::new();
+    let shows_progress = std::io::stderr().is_terminal();
+    let mut tests_done = 0;
     for line in BufReader::new(output).lines() {
-        lines.push(line.context("reading the output of the tests")?);
+        let line = line.context("reading the output of the tests")?;
+        if line.starts_with("   Compiling ") {
+            eprintln!("{line}");
+        }
+        if line.starts_with("test ") && shows_progress {
+            tests_done += 1;
+            eprint!("\r{tests_done} tests");
+        }
+        lines.push(line);
+    }
+    if tests_done > 0 {
+        eprintln!();
     }
     let status = child.wait().context("waiting for cargo")?;
     note(&lines, &mut outcomes);
@@ -166,6 +187,26 @@ struct Table {
 }
 
 impl Table {
+    /// One object for each test: its case, if it has one, and what came of it against each relay.
+    fn to_json(&self) -> Value {
+        let outcome = |outcome: &Outcome| match outcome {
+            Outcome::Passed => json!({ "outcome": "ok" }),
+            Outcome::Failed => json!({ "outcome": "failed" }),
+            Outcome::Differs(reason) => json!({ "outcome": "differs", "reason": reason }),
+            Outcome::Skipped(reason) => json!({ "outcome": "not run", "reason": reason }),
+        };
+        let rows = self.ours.iter().map(|(test, ours)| {
+            let theirs = self.theirs.as_ref().and_then(|theirs| theirs.get(test));
+            json!({
+                "test": test,
+                "case": case_number(test),
+                "derpd": outcome(ours),
+                "derper": theirs.map(outcome),
+            })
+        });
+        Value::Array(rows.collect())
+    }
+
     fn failures(&self) -> Vec<String> {
         let failed = |outcomes: &Outcomes, relay: &str| -> Vec<String> {
             let failed = outcomes.iter().filter(|(_, outcome)| **outcome == Outcome::Failed);
@@ -254,6 +295,9 @@ mod tests {
         assert_eq!(table.failures(), ["http::case_9_three against derper"]);
         let untested = table.untested();
         assert!(untested.contains(&1) && !untested.contains(&46) && !untested.contains(&71));
+        let rows = table.to_json();
+        assert_eq!(rows[2]["derper"], json!({ "outcome": "not run", "reason": "SIGHUP ends it" }));
+        assert_eq!(rows[3]["case"], json!(46));
         let text = table.to_string();
         let first = text.lines().nth(1).unwrap();
         assert_eq!(first, "9     ok       FAILED   http::case_9_three");

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::case::{Bar, Beside, Number, Reading, Row};
 
@@ -66,6 +66,11 @@ pub(super) struct Spread {
 }
 
 impl Spread {
+    /// Median, least and most.
+    pub(super) fn to_json(self) -> Value {
+        json!({ "median": self.median, "least": self.least, "most": self.most })
+    }
+
     fn of(reading: Reading, rounds: &[Round]) -> Result<Self> {
         let values = rounds.iter().map(|round| read(reading, round)).collect::<Result<_>>()?;
         Self::among(values).context("no round was run")

@@ -7,6 +7,8 @@ mod case;
 mod cases;
 mod figures;
 mod progress;
+#[cfg(test)]
+mod readme;
 mod report;
 mod results;
 mod server;
@@ -54,6 +56,9 @@ pub(crate) struct Options {
     /// Run only the cases whose name contains this; the report file is then left alone
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
+    /// Print one JSON object instead of tables
+    #[arg(long, conflicts_with_all = ["peer_relay", "wireguard"])]
+    json: bool,
     /// Measure instead what relaying between two real clients costs: DERP, and peer relays in userspace and in the
     /// kernel. Prints the tables
     #[arg(long, conflicts_with = "load_generator")]
@@ -106,14 +111,18 @@ pub(crate) fn command(options: &Options) -> Result<()> {
     bench.results.add(&json!({ "setting": setting }))?;
     let tables = plans.iter().map(|plan| bench.run(plan)).collect();
     let report = Report { setting, tables, missing };
-    print!("{report}");
+    if options.json {
+        println!("{}", report.to_json());
+    } else {
+        print!("{report}");
+    }
     if !bench.failures.is_empty() {
         bail!("failed: {}", bench.failures.join("; "));
     }
     if options.only.is_none() && options.derpd.is_none() {
         let file = workspace::root().join("docs").join("BENCHMARKS.md");
         report.write_into(&file)?;
-        println!("written to {}", file.display());
+        eprintln!("written to {}", file.display());
     }
     Ok(())
 }

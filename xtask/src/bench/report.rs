@@ -3,10 +3,11 @@
 use std::{fmt, fs, path::Path};
 
 use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
 
 use super::{
     case::{Bar, Beside, Limit},
-    figures::{Measured, decimals},
+    figures::{Measured, Spread, decimals},
 };
 
 const BEGIN: &str = "<!-- bench: begin, written by `cargo xtask bench` -->";
@@ -29,6 +30,29 @@ pub(super) struct Table {
 }
 
 impl Report {
+    /// The same as one JSON object.
+    pub(super) fn to_json(&self) -> Value {
+        let rows = self.tables.iter().flat_map(|table| {
+            let rows = table.cases.iter().flat_map(|(case, rows)| {
+                rows.iter().map(move |row| {
+                    json!({
+                        "measured_by": table.title,
+                        "case": case,
+                        "figure": row.label,
+                        "derpd": row.figure.to_json(),
+                        "other": row.other.map(Spread::to_json),
+                        "ratio": row.ratio(),
+                        "bar": row.bar.to_string(),
+                        "is_met": row.is_met(),
+                    })
+                })
+            });
+            rows.collect::<Vec<_>>()
+        });
+        let rows: Vec<_> = rows.collect();
+        json!({ "setting": self.setting, "rows": rows, "not_measured": self.missing })
+    }
+
     /// Replaces what is between the markers of `file`, or adds it at the end.
     pub(super) fn write_into(&self, file: &Path) -> Result<()> {
         let page = fs::read_to_string(file).unwrap_or_else(|_| "# Benchmarks\n\n".to_owned());
@@ -118,8 +142,6 @@ fn replaced(page: &str, report: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::{
         super::{
             case::{Number, Reading, Row},
@@ -162,6 +184,9 @@ mod tests {
              | 10 pairs | again | alone: 5.00 (4.00 to 6.00) | 5.00 (4.00 to 6.00) | 1.00 |  |  |\n\n\
              Not measured: the tunnel: no root\n"
         );
+        let rows = &report.to_json()["rows"];
+        assert_eq!(rows[0]["derpd"], json!({ "median": 5.0, "least": 4.0, "most": 6.0 }));
+        assert_eq!((&rows[1]["is_met"], &rows[1]["other"]), (&json!(false), &Value::Null));
     }
 
     #[test]

@@ -81,9 +81,11 @@ impl Counter {
         let relay_packets = number_from(&self.relay_client)? * f64::from(MANY_ROUNDS - FEW_ROUNDS);
         for size in SIZES {
             for part in PARTS {
+                eprintln!("counting: {part}, {size} B");
                 let count = self.part(part, size)?;
                 counts.insert(format!("{part}, {size} B"), rounded(count / parts_packets));
             }
+            eprintln!("counting: relay, {size} B");
             let count = self.relay(size, MANY_ROUNDS)? - self.relay(size, FEW_ROUNDS)?;
             counts.insert(format!("relay, {size} B"), rounded(count / relay_packets));
         }

@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
+use serde_json::json;
 
 use crate::{
     apt,
@@ -29,6 +30,9 @@ pub(crate) struct Options {
     /// Make what is counted now the baseline
     #[arg(long)]
     bless: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long, conflicts_with = "bless")]
+    json: bool,
 }
 
 /// Counts, and compares with the baseline or replaces it.
@@ -40,8 +44,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         println!("written to {}", baseline_file().display());
         return Ok(());
     }
-    if let Err(reason) = judge(&now)? {
-        println!("not judged: {reason}");
+    if let Err(reason) = judge(&now, options.json)? {
+        eprintln!("not judged: {reason}");
     }
     Ok(())
 }
@@ -51,7 +55,7 @@ pub(crate) fn check_if_possible() -> Result<Result<(), String>> {
     if let Err(reason) = ensure_valgrind() {
         return Ok(Err(format!("{reason:#}")));
     }
-    judge(&count()?)
+    judge(&count()?, false)
 }
 
 fn count() -> Result<Baseline> {
@@ -60,13 +64,19 @@ fn count() -> Result<Baseline> {
 }
 
 /// Prints every count beside the baseline's. The inner error is why they cannot be compared.
-fn judge(now: &Baseline) -> Result<Result<(), String>> {
+fn judge(now: &Baseline, as_json: bool) -> Result<Result<(), String>> {
     let before = Baseline::read(&baseline_file())?;
-    println!("{:<24}{:>10}{:>10}{:>9}", "instructions per packet", "baseline", "now", "change");
+    if as_json {
+        println!("{}", json!({ "baseline": before, "now": now }));
+    } else {
+        println!("{:<24}{:>10}{:>10}{:>9}", "instructions per packet", "baseline", "now", "change");
+    }
     let mut regressed = Vec::new();
     let mut improved = false;
     for (case, verdict) in before.compare(&now.per_packet) {
-        println!("{case:<24}{verdict}");
+        if !as_json {
+            println!("{case:<24}{verdict}");
+        }
         match verdict {
             Verdict::Same { .. } => {}
             Verdict::Less { .. } => improved = true,
@@ -88,7 +98,7 @@ fn judge(now: &Baseline) -> Result<Result<(), String>> {
         );
     }
     if improved {
-        println!("clearly fewer: keep it so with `cargo xtask instructions --bless`");
+        eprintln!("clearly fewer: keep it so with `cargo xtask instructions --bless`");
     }
     Ok(Ok(()))
 }
