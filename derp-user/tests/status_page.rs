@@ -103,6 +103,17 @@ fn picture(browser: &mut Browser, name: &str) {
     fs::write(directory.join(format!("{name}.png")), png).expect("the directory is writable");
 }
 
+/// Words of tables and figures that are broken over two lines.
+const BROKEN_WORDS: &str = "\
+    Array.from(document.querySelectorAll('td, .tiles dd'), (cell) => cell.firstChild) \
+      .filter((text) => text !== null && text.nodeType === Node.TEXT_NODE) \
+      .flatMap((text) => Array.from(text.data.matchAll(/\\S+/g)).filter((word) => { \
+        const range = document.createRange(); \
+        range.setStart(text, word.index); \
+        range.setEnd(text, word.index + word[0].length); \
+        return range.getClientRects().length > 1; \
+      }).map((word) => word[0]))";
+
 /// The page is as wide as the screen, and each chart has drawn something.
 fn check_layout(browser: &mut Browser, width: u32) {
     browser.wait_for(&format!("innerWidth === {width}"));
@@ -116,6 +127,7 @@ fn check_layout(browser: &mut Browser, width: u32) {
     );
     assert_eq!(browser.evaluate(wide), json!([]), "at {width} pixels");
     assert_eq!(browser.evaluate("document.documentElement.scrollWidth"), json!(width));
+    assert_eq!(browser.evaluate(BROKEN_WORDS), json!([]), "at {width} pixels");
     browser.wait_for(
         "Array.from(document.querySelectorAll('#charts .plot')).every((place) => { \
            const canvas = place.querySelector('canvas'); \

@@ -72,7 +72,10 @@ pub fn figures(status: &Status) -> Vec<Figure> {
         figure(
             "Processor",
             format!("{:.1} %", rate("cpu")),
-            format!("of one; {} threads relay", status.value("active_workers")),
+            match status.value("active_workers") {
+                1 => "of one; 1 thread relays".to_owned(),
+                workers => format!("of one; {workers} threads relay"),
+            },
         ),
         figure("Memory", words::bytes(status.value("memory")), "resident".to_owned()),
     ]

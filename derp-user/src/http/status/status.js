@@ -36,7 +36,7 @@
   };
   // On an axis the unit is short, and round numbers are short.
   function mark(unit, value) {
-    const text = scaled(unit === "bits" ? value * 8 : value, prefixes);
+    const text = scaled(value, prefixes);
     return text.replace(/\.0+(?=\D|$)|(\.\d*?)0+(?=\D|$)/, "$1") + (unit === "percent" ? " %" : "");
   }
 
@@ -77,12 +77,17 @@
         stroke: () => colour(`--c${index + 1}`), width: 1.5, points: { show: false },
       }))],
       hooks: { setCursor: [tell] },
-    }, chartData(lines), place);
+    }, chartData(unit, lines), place);
     new ResizeObserver(() => plot.setSize(size())).observe(place);
-    charts.push({ plot, lines, tell });
+    charts.push({ plot, unit, lines, tell });
   }
 
-  const chartData = (lines) => [times, ...lines.map(({ name }) => series[name] ?? times.map(() => null))];
+  // Bytes are drawn as bits where an axis is about these, so that its marks are round.
+  function chartData(unit, lines) {
+    const factor = unit === "bits" ? 8 : 1;
+    const values = ({ name }) => (series[name] ?? times.map(() => null)).map((it) => it && it * factor);
+    return [times, ...lines.map(values)];
+  }
 
   // Puts samples behind those that are there; between two runs of the daemon is a gap.
   function take(status) {
@@ -111,7 +116,7 @@
 
   function draw() {
     for (const chart of charts) {
-      chart.plot.setData(chartData(chart.lines));
+      chart.plot.setData(chartData(chart.unit, chart.lines));
       chart.tell(chart.plot);
     }
   }
