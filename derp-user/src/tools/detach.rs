@@ -3,7 +3,8 @@
 use std::{ffi::OsString, fmt, path::PathBuf};
 
 use clap::Parser;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Invocation, PinPlace, ToolError, parse_arguments};
 use crate::dataplane::inspect::{self, Detached};
@@ -57,27 +58,19 @@ pub fn run(arguments: &Arguments) -> Result<Outcome, ToolError> {
 }
 
 /// What was removed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
+    #[serde(rename = "pin")]
     place: PathBuf,
+    #[serde(flatten)]
     detached: Detached,
 }
 
 impl Outcome {
     /// What was removed, as one JSON object.
     #[must_use]
-    pub fn to_json(&self) -> String {
-        let Detached { links, generations, directory } = &self.detached;
-        let links: Vec<_> = links
-            .iter()
-            .map(|link| {
-                let (interface, mode) = (&link.interface, link.mode.to_string());
-                json!({ "interface": interface, "index": link.index, "mode": mode })
-            })
-            .collect();
-        let place = self.place.to_string_lossy();
-        json!({ "pin": place, "links": links, "sets_of_maps": generations, "directory_removed": directory })
-            .to_string()
+    pub fn to_json(&self) -> Value {
+        json!(self)
     }
 }
 
@@ -101,5 +94,20 @@ impl fmt::Display for Outcome {
             if *generations == 1 { "" } else { "s" }
         )?;
         if *directory { writeln!(f, "removed {place}") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_is_told_in_words_and_as_json() {
+        let detached = Detached { links: Vec::new(), generations: 1, directory: true };
+        let outcome = Outcome { place: "/bpf/derpd".into(), detached };
+        assert_eq!(outcome.to_string(), "removed 1 set of maps\nremoved /bpf/derpd\n");
+        let expected =
+            json!({ "pin": "/bpf/derpd", "links": [], "generations": 1, "directory": true });
+        assert_eq!(outcome.to_json(), expected);
     }
 }
