@@ -220,6 +220,10 @@ pub struct Options {
     /// systemd has connected that output to it, else human
     #[arg(id = "log-format", long, value_name = "FORMAT", default_value = "auto", hide_possible_values = true, help_heading = OTHER)]
     pub log_format: LogFormat,
+    /// Give up, once it serves, every file and system call that is not needed, and core dumps; `-sandbox=false` is for
+    /// looking for a fault
+    #[arg(id = "sandbox", long, value_name = "BOOL", default_value = "true", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), help_heading = OTHER)]
+    pub sandbox: bool,
     /// Print the version and exit
     #[arg(id = "version", long, value_name = "BOOL", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, value_parser = boolean(), hide_default_value = true, help_heading = OTHER)]
     pub version: bool,

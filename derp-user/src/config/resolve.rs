@@ -93,6 +93,8 @@ pub struct Config {
     pub layers: Layers,
     /// Who may see the debug pages.
     pub debug_access: DebugAccessSettings,
+    /// Whether files and system calls are restricted to what is needed.
+    pub sandbox: bool,
     /// Filter of the log.
     pub log: String,
     /// How the log is written.
@@ -313,6 +315,7 @@ impl Config {
             },
             log: log_filter(options.log, environment)?,
             log_format: options.log_format,
+            sandbox: options.sandbox,
             hostname: options.hostname,
             xdp_interfaces: options.xdp_interface,
         })

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use derp_user::{
     config::{self, Config, ConfigError, KeySource, MeshKeySource, Options},
     http::{BootstrapDns, DebugAccess, TlsRequests},
-    privilege::{self, Capability},
+    privilege,
     proto::keys::{MeshKey, NodePrivate},
     server::{self, Mesh, MeshSecret, Server, Statistics},
     tailnet::Tailnet,
@@ -30,6 +30,7 @@ use crate::{
     listen, logging,
     metrics::Sources,
     reload::{self, Counts, MeshFiles, Reloader},
+    sandbox,
     site::{mesh_settings, server_settings, site},
     status::{Facts, StatusBoard},
     udp::{Started, Udp},
@@ -42,6 +43,11 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
     let config = Arc::new(resolve(options)?);
     let levels = logging::start(&config)?;
     tracing::info!("{}", version());
+    if config.sandbox
+        && let Err(error) = privilege::seal_memory()
+    {
+        tracing::warn!("sandbox: core dumps cannot be switched off: {error}");
+    }
 
     if let Some(path) = config.layers.path() {
         tracing::info!("configuration file: {}", path.display());
@@ -75,7 +81,7 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
         udp.xdp.as_ref().map(|xdp| xdp.lock().attachments().to_vec()).unwrap_or_default();
     let stays_attached = udp.xdp.as_ref().is_some_and(|xdp| xdp.lock().stays_attached());
     // Everything is bound and attached, and no other thread runs yet that would keep more.
-    reduce_privilege(&udp);
+    let sandbox = sandbox::enter(&config, &file, &udp);
     let (xdp, keeper, companion) = (udp.xdp.clone(), udp.keeper(), udp.companion());
     let wireguard = udp.wireguard();
     let udp_reloader = udp.reloader(file);
@@ -98,6 +104,7 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
     let mesh_settings = mesh_settings(&config, &private_key, mesh_key.as_ref());
     let mesh_secret = Arc::new(MeshSecret::new(mesh_key));
     let reloads: Arc<Counts> = Arc::default();
+    let is_confined = sandbox.as_ref().is_some_and(|it| it.has(privilege::Layer::Files));
     let bootstrap = Arc::new(BootstrapDns::new(config.bootstrap.clone()));
     let sources = Sources {
         statistics: Arc::clone(&statistics),
@@ -108,6 +115,7 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
         stun: stun_counters,
         bootstrap: Arc::clone(&bootstrap),
         tls_requests: TlsRequests::default(),
+        sandbox,
         sample_round_trips: config.sample_round_trips,
         xdp,
         keeper: keeper.clone(),
@@ -149,6 +157,7 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
         statistics: Arc::clone(&statistics),
         count: reloads,
         levels,
+        is_confined,
     };
     let settings =
         server_settings(&config, private_key, mesh_secret, tls, Arc::clone(&site), &gate);
@@ -236,17 +245,4 @@ fn debug_access(config: &Config) -> Result<DebugAccess, ConfigError> {
         key.as_ref().map(|key| key.as_str()),
         config.dev,
     )?)
-}
-
-fn reduce_privilege(udp: &Udp) {
-    let has_kernel_maps = udp.xdp.is_some();
-    let has_neighbours = has_kernel_maps && udp.keeper().is_some();
-    match privilege::reduce(&privilege::needed_later(has_kernel_maps, has_neighbours)) {
-        Ok(left) if left.is_empty() => tracing::debug!("no capabilities are kept"),
-        Ok(left) => {
-            let names: Vec<_> = left.into_iter().map(Capability::as_str).collect();
-            tracing::info!("capabilities that are kept: {}", names.join(", "));
-        }
-        Err(error) => tracing::warn!("cannot give up capabilities: {error}"),
-    }
 }

@@ -11,6 +11,7 @@ mod listen;
 mod logging;
 mod metrics;
 mod reload;
+mod sandbox;
 mod site;
 mod status;
 mod tailnet;

@@ -10,6 +10,7 @@ use derp_user::{
     dataplane::Xdp,
     http::{BootstrapDns, TlsRequests},
     metrics::{AttachedInterface, KernelCount, Report, StunTotals, UdpFigures},
+    privilege::{Layer, Sandbox},
     proxy_protocol::TrustedProxies,
     server::{Rates, Statistics},
     stun::StunCounters,
@@ -31,6 +32,8 @@ pub(crate) struct Sources {
     pub(crate) stun: Option<Arc<StunCounters>>,
     pub(crate) bootstrap: Arc<BootstrapDns>,
     pub(crate) tls_requests: TlsRequests,
+    /// What is given up, unless switched off.
+    pub(crate) sandbox: Option<Sandbox>,
     pub(crate) sample_round_trips: bool,
     pub(crate) xdp: Option<SharedXdp>,
     pub(crate) keeper: Option<Keeper>,
@@ -61,6 +64,7 @@ impl Sources {
             rates: self.rates.as_ref().map(|rates| rates.limit()),
             proxy_faults: self.proxies.exist().then(|| self.proxies.faults()),
             reloads: self.reloads.read(),
+            sandbox: self.layers(),
             mesh: self.statistics.mesh(),
             bootstrap: self.bootstrap.counts(),
             tls_requests: self.tls_requests.counts(),
@@ -80,6 +84,12 @@ impl Sources {
             kernel: self.xdp.as_ref().map(|xdp| kernel_counts(&xdp.lock())).unwrap_or_default(),
             interfaces: self.interfaces(),
         }
+    }
+
+    /// The layers of the sandbox, and whether they are in force.
+    fn layers(&self) -> Vec<(&'static str, bool)> {
+        let is_in_force = |layer| self.sandbox.as_ref().is_some_and(|it| it.has(layer));
+        Layer::ALL.into_iter().map(|layer| (layer.as_str(), is_in_force(layer))).collect()
     }
 
     /// Where the XDP program is attached.

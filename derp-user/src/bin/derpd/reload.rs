@@ -2,6 +2,7 @@
 
 use std::{
     ffi::OsString,
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -108,6 +109,20 @@ pub(crate) struct Reloader {
     pub(crate) statistics: Arc<Statistics>,
     pub(crate) count: Arc<Counts>,
     pub(crate) levels: Levels,
+    /// Whether only the files that were named at the start can be opened.
+    pub(crate) is_confined: bool,
+}
+
+/// What may be behind a refused access.
+const OUT_OF_REACH: &str =
+    " (files in directories that were not in use at the start need a restart, or -sandbox=false)";
+
+/// Whether an access to a file was refused.
+fn is_denied(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+    })
 }
 
 /// How reloading went.
@@ -150,8 +165,9 @@ impl Reloader {
             }
             Err(error) => {
                 self.count.bad.fetch_add(1, Ordering::Relaxed);
+                let hint = if self.is_confined && is_denied(&error) { OUT_OF_REACH } else { "" };
                 let error = crate::in_words(&error);
-                tracing::error!("derper: reload failed, nothing has changed: {error}");
+                tracing::error!("derper: reload failed, nothing has changed: {error}{hint}");
             }
         }
     }

@@ -100,6 +100,8 @@ pub struct Report {
     pub proxy_faults: Option<u64>,
     /// What came of SIGHUP.
     pub reloads: Reloads,
+    /// The layers of the sandbox, and whether they are in force.
+    pub sandbox: Vec<(&'static str, bool)>,
     /// What `/bootstrap-dns` was asked.
     pub bootstrap: BootstrapCounts,
     /// Requests by version of TLS: so far, and being served.

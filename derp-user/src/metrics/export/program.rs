@@ -87,5 +87,13 @@ impl Report {
             "1, with the version of the program.",
             [Sample { labels: [("version", self.version), ("binary", "derpd")], value: 1.0 }],
         );
+        families.gauges(
+            "derpd_sandbox_in_force",
+            "1 if a layer of the sandbox is in force.",
+            self.sandbox.iter().map(|(layer, is_in_force)| Sample {
+                labels: [("layer", *layer)],
+                value: f64::from(u8::from(*is_in_force)),
+            }),
+        );
     }
 }

@@ -71,6 +71,7 @@ fn full_report() -> Report {
         rates: Some(Some(RateLimit { bytes_per_second: 1000, burst: 65568, announced: false })),
         proxy_faults: Some(6),
         reloads: Reloads { good: 7, bad: 8 },
+        sandbox: vec![("landlock", false), ("seccomp", true)],
         mesh: MeshView {
             peers: vec![PeerView {
                 name: "b.example".to_owned(),
@@ -230,6 +231,7 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_peer_relay_stun_mappings",
         "derpd_proxy_protocol_errors_total",
         "derpd_reloads_total",
+        "derpd_sandbox_in_force",
         "derpd_tailnet_granted_peers",
         "derpd_tailnet_joins_total",
         "derpd_tailnet_key_expiry_timestamp_seconds",
@@ -337,6 +339,8 @@ fn renders_values_with_labels() {
         "process_start_unix_time 1700000000",
         "uptime_sec 12",
         "version{version=\"1.2.3\",binary=\"derpd\"} 1",
+        "derpd_sandbox_in_force{layer=\"landlock\"} 0",
+        "derpd_sandbox_in_force{layer=\"seccomp\"} 1",
     ] {
         assert!(text.lines().any(|candidate| candidate == line), "missing: {line}\n{text}");
     }

@@ -1,9 +1,19 @@
-//! The capabilities derpd needs, which of them this process has, and giving the rest up.
+//! The capabilities derpd needs, which of them this process has, and giving the rest up; with the files and system
+//! calls it does not need, see [`enter`].
+
+mod calls;
+mod files;
+mod sandbox;
 
 use std::{collections::HashSet, fs, io};
 
 use caps::{CapSet, Capability as Name, CapsHashSet};
 use nix::sys::prctl;
+
+pub use self::{
+    files::Files,
+    sandbox::{Layer, Needs, Sandbox, enter, seal_memory},
+};
 
 /// A capability derpd has a use for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
