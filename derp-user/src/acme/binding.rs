@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// An external account (RFC 8555 section 7.3.4).
@@ -15,7 +16,7 @@ pub struct Binding {
 }
 
 /// A shared secret; written in base64, for the web or not, as derper takes it. Never shown.
-#[derive(Clone, Eq, PartialEq)]
+#[derive(Clone)]
 pub struct BindingKey(Zeroizing<Vec<u8>>);
 
 impl BindingKey {
@@ -40,6 +41,14 @@ impl FromStr for BindingKey {
             .map_err(|_| "must be base64")
     }
 }
+
+impl PartialEq for BindingKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for BindingKey {}
 
 impl fmt::Debug for BindingKey {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -94,7 +94,7 @@ pub fn load_mesh_key(source: &MeshKeySource) -> Result<Option<MeshKey>, ConfigEr
     let (text, fault): (_, Box<dyn Fn(String) -> ConfigError>) = match source {
         MeshKeySource::None => return Ok(None),
         MeshKeySource::Text(text) => (
-            Zeroizing::new(text.clone()),
+            text.clone(),
             // The value is a secret and must not appear in the message.
             Box::new(|reason| ConfigError::Variable {
                 name: "TAILSCALE_DERPER_MESH_KEY",

@@ -9,6 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
+use zeroize::Zeroizing;
 
 use super::{
     CertificateMode, ConfigError, FileSettings, GoDuration, Layers, LogFormat, Options,
@@ -151,7 +152,7 @@ pub enum MeshKeySource {
     /// There is none.
     None,
     /// This text, from the environment.
-    Text(String),
+    Text(Zeroizing<String>),
     /// This file.
     File(PathBuf),
 }
@@ -436,7 +437,7 @@ fn key_source(options: &Options, environment: &Environment<'_>) -> Result<KeySou
 fn mesh_key_source(options: &Options, environment: &Environment<'_>) -> MeshKeySource {
     if options.dev {
         return match environment.text("TAILSCALE_DERPER_MESH_KEY") {
-            Some(key) => MeshKeySource::Text(key),
+            Some(key) => MeshKeySource::Text(Zeroizing::new(key)),
             None => MeshKeySource::None,
         };
     }

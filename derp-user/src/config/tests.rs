@@ -359,7 +359,7 @@ fn development_mode() {
     let config = resolve_with(&["-dev"], &[("TAILSCALE_DERPER_MESH_KEY", "abc")], false).unwrap();
     assert_eq!(config.listen.to_string(), ":3340");
     assert_eq!(config.tls, None);
-    assert_eq!(config.mesh_key, MeshKeySource::Text("abc".to_owned()));
+    assert_eq!(config.mesh_key, MeshKeySource::Text("abc".to_owned().into()));
     assert!(!format!("{config:?}").contains("abc"), "secrets are not printed");
 }
 
@@ -650,7 +650,7 @@ fn mesh_key_files() {
     }
     let missing = MeshKeySource::File(directory.path().join("none"));
     assert!(matches!(load_mesh_key(&missing), Err(ConfigError::Read { .. })));
-    let secret = MeshKeySource::Text("not a key".to_owned());
+    let secret = MeshKeySource::Text("not a key".to_owned().into());
     assert!(!load_mesh_key(&secret).unwrap_err().to_string().contains("not a key"));
 }
 

@@ -21,6 +21,12 @@ pub enum DataplaneError {
          `cargo xtask build-ebpf`, or use -xdp-mode off"
     )]
     NoObject,
+    /// The program was not built for this machine.
+    #[error("the XDP program is not loaded: {reason}")]
+    Unfit {
+        /// What it was built for.
+        reason: String,
+    },
     /// A mode was asked for by name, but no interface.
     #[error("-xdp-mode {0} needs an interface; name one with -xdp-interface")]
     NoInterface(Mode),
@@ -173,6 +179,7 @@ impl DataplaneError {
             Self::Pin(error) => error.is_conflict(),
             Self::UnknownInterface { .. } | Self::MapSize { .. } => true,
             Self::NoObject
+            | Self::Unfit { .. }
             | Self::NoInterface(_)
             | Self::MissingCapability { .. }
             | Self::Refused { .. }

@@ -25,6 +25,7 @@ use derp_common::{
 use super::{
     AttachedMode, DataplaneError, MapSizes, embedded_object,
     error::os_error,
+    fit,
     layout::Layout,
     pin::{Generation, LinkPin, PinError},
     tables::{Maps, Tables},
@@ -85,6 +86,7 @@ impl Kernel {
     ///
     /// Those of [`Kernel::load`], and [`DataplaneError::MapSize`].
     pub fn load_with(sizes: MapSizes) -> Result<Self, DataplaneError> {
+        fit::check()?;
         sizes.check()?;
         let object = embedded_object().ok_or(DataplaneError::NoObject)?;
         let layout = Layout::of(object, sizes)?;

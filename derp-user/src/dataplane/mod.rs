@@ -7,6 +7,7 @@
 mod error;
 mod events;
 mod features;
+pub(crate) mod fit;
 mod flows;
 mod host;
 pub mod inspect;

@@ -4,7 +4,7 @@ use aya::programs::ProgramInfo;
 use derp_common::{Settings, maps::DEVICES};
 
 use super::{
-    AttachedMode, Count, DataplaneError, Kernel, MapSizes, Mode, Pin, embedded_object,
+    AttachedMode, Count, DataplaneError, Kernel, MapSizes, Mode, Pin, embedded_object, fit,
     host::HostTables,
     kernel::interface_index,
     layout::Layout,
@@ -98,6 +98,7 @@ impl Xdp {
             }
             Mode::Native | Mode::Generic | Mode::Auto => {}
         }
+        fit::check()?;
         options.sizes.check()?;
         // A misspelt name is a mistake, not a reason to degrade.
         let targets = options.targets()?;

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hyper::{Method, http::request::Parts};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
 
 use super::Origin;
 
@@ -31,7 +32,7 @@ pub enum AccessError {
 pub struct DebugAccess {
     address: Option<IpAddr>,
     networks: Vec<IpNet>,
-    key: Option<String>,
+    key: Option<Zeroizing<String>>,
     hint: bool,
 }
 
@@ -53,7 +54,12 @@ impl DebugAccess {
             .flatten()
             .map(|text| text.parse().map_err(|_| AccessError::Network(text.to_owned())))
             .collect::<Result<_, _>>()?;
-        Ok(Self { address, networks, key: non_empty(key).map(str::to_owned), hint })
+        Ok(Self {
+            address,
+            networks,
+            key: non_empty(key).map(|key| Zeroizing::new(key.to_owned())),
+            hint,
+        })
     }
 
     /// Whether this request may see the debug pages.

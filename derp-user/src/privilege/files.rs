@@ -19,7 +19,7 @@ const WRITE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
 /// The C library's parts and data, the authorities, and figures of the process and the machine. What is not there is
 /// left out.
-const SYSTEM: [&str; 15] = [
+const SYSTEM: [&str; 16] = [
     "/bin",
     "/dev/null",
     "/dev/urandom",
@@ -33,6 +33,7 @@ const SYSTEM: [&str; 15] = [
     "/run/nscd",
     "/run/resolvconf",
     "/run/systemd/resolve",
+    "/sys/class/dmi/id",
     "/sys/devices/system/cpu",
     "/usr",
 ];

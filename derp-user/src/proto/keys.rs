@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use subtle::ConstantTimeEq;
-use zeroize::ZeroizeOnDrop;
+use zeroize::{ZeroizeOnDrop, Zeroizing};
 
 /// Bytes of every key in the protocol.
 pub const KEY_LENGTH: usize = 32;
@@ -118,7 +118,8 @@ impl PrivateBytes {
 
     /// The text form `privkey:` and 64 digits.
     pub(crate) fn to_secret_text(&self) -> String {
-        format!("{PRIVATE_PREFIX}{}", encode_hex(&self.0))
+        let digits = Zeroizing::new(encode_hex(&self.0));
+        [PRIVATE_PREFIX, &digits].concat()
     }
 
     pub(crate) fn secret(&self) -> crypto_box::SecretKey {
@@ -131,11 +132,11 @@ impl FromStr for PrivateBytes {
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
         let digits = text.strip_prefix(PRIVATE_PREFIX).ok_or(KeyError::Prefix(PRIVATE_PREFIX))?;
-        let bytes = decode_hex(digits)?;
-        if bytes == [0; KEY_LENGTH] {
+        let key = Self(decode_hex(digits)?);
+        if key.0.ct_eq(&[0; KEY_LENGTH]).into() {
             return Err(KeyError::Zero);
         }
-        Ok(Self(bytes))
+        Ok(key)
     }
 }
 
@@ -219,11 +220,11 @@ impl fmt::Debug for MeshKey {
 /// The lower-case hexadecimal digits of `bytes`.
 pub fn encode_hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
+    // In one piece from the start: the bytes may be a secret.
+    let mut text = String::with_capacity(2 * bytes.len());
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    text.extend(digits.map(|digit| char::from(DIGITS[usize::from(digit)])));
+    text
 }
 
 /// Reads 64 hexadecimal digits.

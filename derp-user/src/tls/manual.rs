@@ -17,6 +17,7 @@ use rustls::{
     server::ParsedCertificate,
     sign::CertifiedKey,
 };
+use zeroize::Zeroizing;
 
 use super::{TlsError, self_signed::self_signed};
 use crate::{files, proto::keys::encode_hex};
@@ -208,9 +209,9 @@ pub fn shown_certificate(
 }
 
 /// The contents of `path`, or `None` if it does not exist.
-fn read(path: &Path) -> Result<Option<Vec<u8>>, TlsError> {
+fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, TlsError> {
     match files::read_bounded(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+        Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(TlsError::Read { path: path.to_owned(), source }),
     }

@@ -131,7 +131,7 @@ impl ResolvesServerCert for Resolver {
 #[cfg(test)]
 pub(crate) fn self_signed_pem(address: IpAddr) -> (String, String) {
     let pair = self_signed::self_signed(address, std::time::SystemTime::now()).expect("a pair");
-    (pair.key_pem, pair.certificate_pem)
+    (pair.key_pem.to_string(), pair.certificate_pem)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use rcgen::{
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivateSec1KeyDer};
+use zeroize::Zeroizing;
 
 use super::TlsError;
 
@@ -25,7 +26,7 @@ pub(super) struct SelfSigned {
     /// PEM block `CERTIFICATE`.
     pub(super) certificate_pem: String,
     /// PEM block `EC PRIVATE KEY`.
-    pub(super) key_pem: String,
+    pub(super) key_pem: Zeroizing<String>,
 }
 
 /// Makes an ECDSA P-256 certificate for `address`, valid one calendar year from `now`.
@@ -59,10 +60,10 @@ pub(super) fn self_signed(address: IpAddr, now: SystemTime) -> Result<SelfSigned
     let key_block = pem::Pem::new("EC PRIVATE KEY", sec1.secret_der());
     Ok(SelfSigned {
         certificate_pem: certificate.pem(),
-        key_pem: pem::encode_config(
+        key_pem: Zeroizing::new(pem::encode_config(
             &key_block,
             pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
-        ),
+        )),
     })
 }
 

@@ -6,12 +6,9 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Report, files::here};
 use crate::{
-    dataplane::object_hash,
+    dataplane::{fit::OLDEST_KERNEL, object_hash},
     privilege::{Capability, Held, kernel_version},
 };
-
-/// The first kernel with all that is needed: CAP_BPF and CAP_PERFMON are of 5.8, links of 5.9.
-const OLDEST_KERNEL: (u32, u32) = (5, 9);
 
 pub(super) fn kernel(report: &mut Report) {
     let release = setting("osrelease").unwrap_or_default();
