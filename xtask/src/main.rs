@@ -15,6 +15,7 @@ mod namespaces;
 mod package;
 mod process;
 mod proxies;
+mod reproducible;
 mod run;
 mod scale;
 mod test;
@@ -54,6 +55,8 @@ enum Task {
     /// Make what derpd is delivered as: static programs, the Debian package, the container image
     #[command(subcommand)]
     Package(package::Package),
+    /// Build the daemon and the kernel program in two directories, and compare them byte by byte
+    Reproducible(reproducible::Options),
     /// Measure how far one region goes: the tables of docs/SCALE.md
     Scale,
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
         Task::Package(package) => package::command(&package),
+        Task::Reproducible(options) => reproducible::command(&options),
         Task::Scale => scale::command(),
         Task::Check => check::command(),
     };

@@ -13,10 +13,11 @@ use anyhow::{Context as _, Result};
 
 pub(crate) use toolchain::Toolchain;
 
-use crate::{process::CommandExt as _, workspace};
+use crate::{process::CommandExt as _, reproducible, workspace};
 
 const PACKAGE: &str = "derp-ebpf";
 const PASS: &str = "xdp-pass";
+const PASS_OBJECT: &str = "xdp-pass.o";
 const TARGET: &str = "bpfel-unknown-none";
 /// Cargo's directory for this target, below the usual one: sharing that, a build here would wait for
 /// one of the host. Apart from the object's, which the build script of `derp-user` watches.
@@ -31,19 +32,24 @@ pub(crate) fn command() -> Result<()> {
 
 /// Builds the kernel program and returns the path that `derp-user` embeds it from.
 pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let target = workspace::target_dir()?;
+    build_in(toolchain, &workspace::root(), &workspace::target_dir()?)
+}
+
+/// Builds the kernel program of the sources at `root` and returns the path that `derp-user` embeds it from when it is
+/// built with this target directory.
+pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<PathBuf> {
     let build = target.join(BUILD_DIRECTORY);
-    cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], &build).run()?;
+    cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], root, &build).run()?;
     let object = target.join("ebpf").join("derp-ebpf.o");
     let built = build.join(TARGET).join("release");
     copy_if_changed(&built.join(PACKAGE), &object)?;
-    copy_if_changed(&built.join(PASS), &pass_program()?)?;
+    copy_if_changed(&built.join(PASS), &target.join("ebpf").join(PASS_OBJECT))?;
     Ok(object)
 }
 
 /// Returns the path of the program that lets everything pass, which is built beside the other one.
 pub(crate) fn pass_program() -> Result<PathBuf> {
-    Ok(workspace::target_dir()?.join("ebpf").join("xdp-pass.o"))
+    Ok(workspace::target_dir()?.join("ebpf").join(PASS_OBJECT))
 }
 
 /// Builds the kernel program where that is possible; the inner error is why this process could not
@@ -58,7 +64,7 @@ pub(crate) fn build_if_possible() -> Result<Result<(), String>> {
 /// Lints the kernel program for its own target. Needs the toolchain's clippy.
 pub(crate) fn clippy(toolchain: &Toolchain) -> Result<()> {
     let build = workspace::target_dir()?.join(BUILD_DIRECTORY);
-    cargo(toolchain.clippy()?, toolchain, &["clippy", "--bins"], &build)
+    cargo(toolchain.clippy()?, toolchain, &["clippy", "--bins"], &workspace::root(), &build)
         .args(["--", "-Dwarnings"])
         .run()
 }
@@ -68,11 +74,14 @@ fn cargo(
     mut command: Command,
     toolchain: &Toolchain,
     subcommand: &[&str],
+    root: &Path,
     build: &Path,
 ) -> Command {
+    // Debug information has paths, and the object is to be the same wherever it is built.
+    let flags = [toolchain.rustflags(), reproducible::rust_flags(root, build)].concat();
     command
-        .current_dir(workspace::root())
-        .env("CARGO_ENCODED_RUSTFLAGS", toolchain.rustflags().join("\u{1f}"))
+        .current_dir(root)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .args(subcommand)
         .args(["--locked", "--package", PACKAGE, "--target", TARGET, "-Zbuild-std=core"])
         .arg("--target-dir")

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use super::documents;
+use super::{documents, sbom};
 use crate::{
     ebpf,
     process::{self, CommandExt as _},
@@ -22,6 +22,7 @@ const CONTENTS: [&str; 10] = [
     "./usr/lib/sysusers.d/derpd.conf",
     "./usr/share/bash-completion/completions/derpd",
     "./usr/share/derpd/kernel.conf",
+    "./usr/share/doc/derpd/derpd.cdx.json",
     "./usr/share/man/man8/derpd-bench.8.gz",
     "./usr/share/man/man8/derpd.8.gz",
 ];
@@ -41,6 +42,7 @@ pub(super) fn build() -> Result<PathBuf> {
     let cargo_deb =
         workspace::pinned_tool("cargo-deb", CARGO_DEB, "it makes the Debian package", |_| Ok(()))?;
     documents::write(&workspace::build_derpd()?)?;
+    sbom::write()?;
     let printed = process::command(cargo_deb)
         .current_dir(workspace::root())
         .args(["deb", "--no-build", "--locked", "--package", "derp-user"])

@@ -5,6 +5,7 @@ mod container;
 mod deb;
 mod documents;
 mod helm;
+mod sbom;
 mod static_program;
 mod trial;
 mod unit;
@@ -32,6 +33,8 @@ pub(crate) enum Package {
     Container,
     /// Install, run, upgrade under load, and remove the Debian package on a Debian of its own, which systemd boots
     Trial,
+    /// List everything that is in derpd, in CycloneDX
+    Sbom,
     /// Hold the systemd unit and the Helm chart against the real tools
     Check,
 }
@@ -42,6 +45,7 @@ pub(crate) fn command(package: &Package) -> Result<()> {
         Package::Deb => deb::command(),
         Package::Container => container::command(),
         Package::Trial => trial::command(),
+        Package::Sbom => sbom::command(),
         Package::Check => check::command(),
     }
 }
