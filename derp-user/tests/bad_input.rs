@@ -203,6 +203,7 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         2,
         "-xdp-interface \"lo\": without -config the kernel answers only STUN, which -stun=false switches off",
     ),
+    ("-sandbox=on", 2, "-sandbox \"on\": must be true or false"),
     ("-xdp-mode fast", 2, "-xdp-mode \"fast\": must be native, generic, auto or off"),
     ("-xdp-mode native", 1, "-xdp-mode native needs an interface; name one with -xdp-interface"),
     (

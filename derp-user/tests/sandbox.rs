@@ -332,3 +332,21 @@ fn a_reload_says_why_a_new_place_is_out_of_reach() {
     let log = server.wait_for_log("reload failed, nothing has changed: ");
     assert!(log.contains("need a restart, or -sandbox=false"), "{log}");
 }
+
+#[test]
+fn the_systemd_unit_lets_the_sandbox_be_made() {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/derpd.service");
+    let unit = fs::read_to_string(unit).expect("the unit");
+    let filters = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let last = filters.last().expect("filters");
+    let allowed: Vec<_> = last.split(' ').collect();
+    for call in [
+        "capset",
+        "landlock_create_ruleset",
+        "landlock_add_rule",
+        "landlock_restrict_self",
+        "seccomp",
+    ] {
+        assert!(allowed.contains(&call), "{call} comes after what takes it away: {last}");
+    }
+}

@@ -8,9 +8,9 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    e2e, ebpf, go, instructions, package,
+    e2e, ebpf, go, instructions, miri, package,
     process::{self, CommandExt as _},
-    test, vendored,
+    reproducible, test, vendored,
     workspace::{self, HOST_PACKAGES},
 };
 
@@ -28,6 +28,8 @@ pub(crate) fn command() -> Result<()> {
     report.step("vendored files", vendored_files);
     report.step("documentation", documentation);
     report.step("tests", tests);
+    report.step("undefined behaviour", undefined_behaviour);
+    report.step("reproducible kernel program", reproducible_kernel_program);
     report.step("packages", packages);
     report.step("instruction counts", instruction_counts);
     report.step("end to end", || end_to_end(&e2e::Options::plain()));
@@ -174,6 +176,22 @@ fn documentation() -> Result<Outcome> {
 
 fn tests() -> Result<Outcome> {
     test::command(&[])?;
+    Ok(Outcome::Done)
+}
+
+fn undefined_behaviour() -> Result<Outcome> {
+    Ok(match miri::run_if_possible()? {
+        Ok(()) => Outcome::Done,
+        Err(reason) => Outcome::Skipped(reason),
+    })
+}
+
+/// The daemon takes two release builds, and is left to `cargo xtask reproducible`.
+fn reproducible_kernel_program() -> Result<Outcome> {
+    if let Err(reason) = ebpf::Toolchain::find_or_install() {
+        return Ok(Outcome::Skipped(format!("{reason:#}")));
+    }
+    reproducible::command(&reproducible::Options::of_the_kernel_program())?;
     Ok(Outcome::Done)
 }
 

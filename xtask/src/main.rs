@@ -10,6 +10,7 @@ mod ebpf;
 mod go;
 mod instructions;
 mod interop;
+mod miri;
 mod monitoring;
 mod namespaces;
 mod package;
@@ -55,6 +56,8 @@ enum Task {
     /// Make what derpd is delivered as: static programs, the Debian package, the container image
     #[command(subcommand)]
     Package(package::Package),
+    /// Run the tests of the code that the kernel program is made of under Miri, which finds undefined behaviour
+    Miri,
     /// Build the daemon and the kernel program in two directories, and compare them byte by byte
     Reproducible(reproducible::Options),
     /// Measure how far one region goes: the tables of docs/SCALE.md
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
         Task::Package(package) => package::command(&package),
+        Task::Miri => miri::command(),
         Task::Reproducible(options) => reproducible::command(&options),
         Task::Scale => scale::command(),
         Task::Check => check::command(),

@@ -29,6 +29,13 @@ pub(crate) struct Options {
     profile: String,
 }
 
+impl Options {
+    /// Leaves the daemon out.
+    pub(crate) fn of_the_kernel_program() -> Self {
+        Self { kernel_program: true, profile: "release".to_owned() }
+    }
+}
+
 /// `cargo xtask reproducible`: builds the sources twice, in two directories, and compares every byte.
 pub(crate) fn command(options: &Options) -> Result<()> {
     let top = workspace::target_dir()?.join("reproducible");

@@ -19,8 +19,7 @@ const WRITE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | RemoveFile});
 /// The C library's parts and data, the authorities, and figures of the process and the machine. What is not there is
 /// left out.
-const SYSTEM: [&str; 16] = [
-    "/bin",
+const SYSTEM: [&str; 12] = [
     "/dev/null",
     "/dev/urandom",
     "/gnu/store",
@@ -29,10 +28,7 @@ const SYSTEM: [&str; 16] = [
     "/lib64",
     "/nix/store",
     "/proc",
-    "/run/NetworkManager",
     "/run/nscd",
-    "/run/resolvconf",
-    "/run/systemd/resolve",
     "/sys/class/dmi/id",
     "/sys/devices/system/cpu",
     "/usr",
@@ -40,7 +36,7 @@ const SYSTEM: [&str; 16] = [
 const ETC: &str = "/etc";
 const RESOLVER: &str = "/etc/resolv.conf";
 /// What is read of [`ETC`] where not all of it may be.
-const OF_ETC: [&str; 15] = [
+const OF_ETC: [&str; 16] = [
     "/etc/ca-certificates",
     "/etc/gai.conf",
     "/etc/host.conf",
@@ -51,7 +47,8 @@ const OF_ETC: [&str; 15] = [
     "/etc/ld.so.conf.d",
     "/etc/localtime",
     "/etc/nsswitch.conf",
-    "/etc/pki",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/certs",
     RESOLVER,
     "/etc/services",
     "/etc/ssl/certs",
@@ -105,7 +102,14 @@ fn places(paths: &[PathBuf]) -> Vec<PathBuf> {
 /// looked up.
 fn system(is_root: bool) -> Vec<PathBuf> {
     let etc: &[&str] = if is_root && !is_replaced(Path::new(RESOLVER)) { &OF_ETC } else { &[ETC] };
-    SYSTEM.iter().chain(etc).map(PathBuf::from).chain(authorities()).collect()
+    let named: Vec<_> = authorities().chain(resolver_elsewhere()).collect();
+    SYSTEM.iter().chain(etc).map(PathBuf::from).chain(places(&named)).collect()
+}
+
+/// Where the resolver's settings lead, if not to [`ETC`]: what writes them there replaces the file.
+fn resolver_elsewhere() -> Option<PathBuf> {
+    let real = Path::new(RESOLVER).canonicalize().ok()?;
+    (!real.starts_with(ETC)).then_some(real)
 }
 
 /// Whether a file is one of its directory, and not a link out of it or mounted there as containers have it.

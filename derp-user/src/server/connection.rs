@@ -17,11 +17,11 @@ use std::{
     time::Instant,
 };
 
-use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::{
     VerboseDrops,
+    attention::Attention,
     local::LocalInbox,
     mesh::ForwardTally,
     transport::{Outgoing, Phase, Transport, TransportError},
@@ -81,8 +81,8 @@ pub(super) struct Connection {
     routed: AtomicBool,
     duplicate: AtomicBool,
     closing: AtomicBool,
-    attention: AtomicBool,
-    owner: AtomicWaker,
+    /// Whether the owner has something to do.
+    attention: Attention,
     /// Where to tell of lost packets, if anybody wants to know.
     verbose_drops: Option<Arc<VerboseDrops>>,
 }
@@ -161,8 +161,7 @@ impl Connection {
             routed: AtomicBool::new(false),
             duplicate: AtomicBool::new(false),
             closing: AtomicBool::new(false),
-            attention: AtomicBool::new(false),
-            owner: AtomicWaker::new(),
+            attention: Attention::default(),
             verbose_drops: None,
         }
     }
@@ -191,8 +190,7 @@ impl Connection {
     /// Waits until another task leaves something to do: [`Self::is_closing`], or frames to flush.
     /// Only the owner may call this.
     pub(super) fn poll_attention(&self, context: &mut Context<'_>) -> Poll<()> {
-        self.owner.register(context.waker());
-        if self.attention.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
+        self.attention.poll(context)
     }
 
     /// Reads what the socket has, at most `buffer` full; `None` if it has nothing now. Zero bytes
@@ -337,7 +335,7 @@ impl Connection {
             self.closing.store(true, Ordering::Release);
         }
         drop(outbound);
-        self.call_owner();
+        self.attention.call();
     }
 
     /// Leaves a Pong to be sent by the next [`Self::flush`], unless one already waits behind a full
@@ -447,7 +445,7 @@ impl Connection {
     /// Asks the owner to end the session.
     pub(super) fn close(&self) {
         self.closing.store(true, Ordering::Release);
-        self.call_owner();
+        self.attention.call();
     }
 
     /// Whether somebody asked for the end of the session, or a write failed.
@@ -477,11 +475,6 @@ impl Connection {
 
     fn stream(&self) -> io::Result<&TcpStream> {
         self.stream.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-
-    fn call_owner(&self) {
-        self.attention.store(true, Ordering::Release);
-        self.owner.wake();
     }
 
     /// Counts a relayed frame that will not go this way.
@@ -526,7 +519,7 @@ impl Connection {
             }
             outbound.stalled_since = Some(Instant::now());
             self.blocked.store(true, Ordering::Release);
-            self.call_owner();
+            self.attention.call();
         }
         outbound.unsent.extend_from_slice(rest);
         if outbound.unsent.len() > MAX_UNSENT {

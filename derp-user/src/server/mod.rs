@@ -1,6 +1,7 @@
 //! The DERP server: workers that relay, each on its own thread.
 
 mod arrival;
+mod attention;
 #[cfg(feature = "bench")]
 #[doc(hidden)]
 pub mod bench_support;
@@ -15,6 +16,7 @@ mod placement;
 mod processor_time;
 mod reclaim;
 mod session;
+mod sync;
 mod tcp_info;
 mod throttle;
 mod transport;

@@ -16,6 +16,7 @@ mod outbox;
 mod socket;
 mod sources;
 mod state;
+mod sync;
 mod tally;
 
 pub use self::{
@@ -35,4 +36,22 @@ pub fn now() -> u64 {
     let clock = nix::time::ClockId::CLOCK_MONOTONIC;
     let time = nix::time::clock_gettime(clock).map_or(std::time::Duration::ZERO, Into::into);
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use derp_common::{Settings, Switches};
+
+    use super::*;
+
+    #[test]
+    fn a_flipped_switch_is_seen() {
+        let cell = SettingsCell::new(Settings::new(3478));
+        let mut view = SettingsView::new(&cell);
+        assert!(!view.current(&cell).has(Switches::SHED_STUN));
+        cell.update(|settings| settings.switches |= Switches::SHED_STUN);
+        assert!(view.current(&cell).has(Switches::SHED_STUN));
+        cell.store(Settings::new(3478));
+        assert!(!view.current(&cell).has(Switches::SHED_STUN));
+    }
 }

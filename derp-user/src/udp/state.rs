@@ -1,9 +1,8 @@
 //! The settings, shared with threads that look at them for every batch.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use derp_common::Settings;
-use parking_lot::Mutex;
+
+use super::sync::{AtomicU64, Mutex, Ordering};
 
 /// The settings in force, for every thread that decides about packets.
 #[derive(Debug)]
@@ -59,23 +58,5 @@ impl SettingsView {
             *self = Self { version, settings: cell.load() };
         }
         &self.settings
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use derp_common::Switches;
-
-    use super::*;
-
-    #[test]
-    fn a_flipped_switch_is_seen() {
-        let cell = SettingsCell::new(Settings::new(3478));
-        let mut view = SettingsView::new(&cell);
-        assert!(!view.current(&cell).has(Switches::SHED_STUN));
-        cell.update(|settings| settings.switches |= Switches::SHED_STUN);
-        assert!(view.current(&cell).has(Switches::SHED_STUN));
-        cell.store(Settings::new(3478));
-        assert!(!view.current(&cell).has(Switches::SHED_STUN));
     }
 }
