@@ -337,8 +337,8 @@ fn a_reload_says_why_a_new_place_is_out_of_reach() {
 fn the_systemd_unit_lets_the_sandbox_be_made() {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/derpd.service");
     let unit = fs::read_to_string(unit).expect("the unit");
-    let filters = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
-    let last = filters.last().expect("filters");
+    let mut filters = unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let last = filters.next_back().expect("filters");
     let allowed: Vec<_> = last.split(' ').collect();
     for call in [
         "capset",

@@ -156,7 +156,8 @@ const OLDER: &[c_long] = &[];
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 
 /// What is asked of open files besides reading and writing: whether they block, how much there is, whether they are a
-/// terminal, and names and numbers of interfaces. (Its type differs between C libraries.)
+/// terminal, and names and numbers of interfaces.
+#[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
 const REQUESTS: [u64; 6] = [
     libc::FIONBIO as u64,
     libc::FIONREAD as u64,

@@ -117,12 +117,9 @@ pub(crate) struct Reloader {
 const OUT_OF_REACH: &str =
     " (files in directories that were not in use at the start need a restart, or -sandbox=false)";
 
-/// Whether an access to a file was refused.
-fn is_denied(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let cause = cause.downcast_ref::<io::Error>();
-        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
-    })
+/// Whether an error is about a file that could not be accessed. Some errors have their cause in their own words only.
+fn is_denied(error: &str) -> bool {
+    error.contains(&io::Error::from_raw_os_error(libc::EACCES).to_string())
 }
 
 /// How reloading went.
@@ -165,8 +162,8 @@ impl Reloader {
             }
             Err(error) => {
                 self.count.bad.fetch_add(1, Ordering::Relaxed);
-                let hint = if self.is_confined && is_denied(&error) { OUT_OF_REACH } else { "" };
                 let error = crate::in_words(&error);
+                let hint = if self.is_confined && is_denied(&error) { OUT_OF_REACH } else { "" };
                 tracing::error!("derper: reload failed, nothing has changed: {error}{hint}");
             }
         }
