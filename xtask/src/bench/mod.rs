@@ -63,6 +63,10 @@ pub(crate) struct Options {
     /// kernel. Prints the tables
     #[arg(long, conflicts_with = "load_generator")]
     peer_relay: bool,
+    /// With --peer-relay: the least time between two interrupts of an interface, in microseconds; 0 for one whenever a
+    /// packet finds nobody at work
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, requires = "peer_relay")]
+    moderation: u64,
     /// Measure this binary instead of building derpd; the report file is then left alone
     #[arg(long, value_name = "PATH")]
     derpd: Option<PathBuf>,
@@ -134,6 +138,7 @@ fn peer_relay(options: &Options) -> Result<()> {
         derper: &build_derper(&workspace::target_dir()?.join("bench"))?,
         rounds: options.rounds,
         load: Duration::from_secs(options.seconds),
+        moderation: Duration::from_micros(options.moderation),
         only: options.only.as_deref(),
     })?;
     println!("{}\n\n{tables}", setting::describe(options.rounds, options.seconds)?);

@@ -1,15 +1,18 @@
 //! What relays between the two clients.
 
-use std::{fmt, fs, path::Path};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::super::{
     PATIENCE, Programs, cpu_times,
     lab::{Daemon, Host, Lab, RELAYS, retry},
-    node::{Device, Node},
+    node::{Device, Node, socket},
     peer_relay::{Join, PORT, WAY, await_keys, config, start_control},
-    relay::{attach, certificate, relay_command},
+    relay::{attach, certificate, page, relay_command},
 };
 use crate::{derp_map, ebpf};
 
@@ -28,20 +31,39 @@ pub(super) enum Contestant {
     Generic,
     /// derpd as peer relay with the kernel program in the driver.
     Native,
+    /// tailscaled as peer relay, with derpd beside it, whose kernel program is in the driver.
+    Companion,
 }
 
 impl Contestant {
-    pub(super) const ALL: [Self; 6] =
-        [Self::Derper, Self::Derpd, Self::Tailscaled, Self::Userspace, Self::Generic, Self::Native];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Derper,
+        Self::Derpd,
+        Self::Tailscaled,
+        Self::Userspace,
+        Self::Generic,
+        Self::Native,
+        Self::Companion,
+    ];
 
     fn is_derp(self) -> bool {
         matches!(self, Self::Derper | Self::Derpd)
     }
 
+    /// Whether derpd is the peer relay.
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Userspace | Self::Generic | Self::Native)
+    }
+
+    /// Whether tailscaled is the peer relay.
+    fn is_theirs(self) -> bool {
+        matches!(self, Self::Tailscaled | Self::Companion)
+    }
+
     fn xdp_mode(self) -> Option<&'static str> {
         match self {
             Self::Generic => Some("generic"),
-            Self::Native => Some("native"),
+            Self::Native | Self::Companion => Some("native"),
             Self::Derper | Self::Derpd | Self::Tailscaled | Self::Userspace => None,
         }
     }
@@ -56,6 +78,7 @@ impl fmt::Display for Contestant {
             Self::Userspace => "(d) derpd, peer relay, userspace",
             Self::Generic => "(e) derpd, peer relay, XDP generic",
             Self::Native => "(e) derpd, peer relay, XDP native",
+            Self::Companion => "(f) tailscaled, derpd as companion, XDP native",
         })
     }
 }
@@ -86,12 +109,12 @@ impl<'lab> Running<'lab> {
     ) -> Result<Self> {
         let program = if contestant == Contestant::Derper { relays.derper } else { relays.derpd };
         let mut command = relay_command(lab, program, RELAYS[0]);
-        let is_ours =
-            matches!(contestant, Contestant::Userspace | Contestant::Generic | Contestant::Native);
-        if is_ours {
+        if contestant.is_ours() {
             command.arg("-config").arg(config(lab, Join::Keys)?);
+        } else if contestant == Contestant::Companion {
+            command.arg("-config").arg(companion_config(lab)?);
         }
-        if contestant == Contestant::Native {
+        if contestant.xdp_mode() == Some("native") {
             lab.accept_native_xdp(&ebpf::pass_program()?)?;
         }
         if let Some(mode) = contestant.xdp_mode() {
@@ -104,10 +127,10 @@ impl<'lab> Running<'lab> {
         })?;
         let map_file = lab.directory().join("derpmap.json");
         fs::write(&map_file, map).context("writing the DERP map")?;
-        let node = if is_ours { Some(await_keys(&relay)?) } else { None };
+        let node = if contestant.is_ours() { Some(await_keys(&relay)?) } else { None };
         let control =
             start_control(lab, programs, &map_file, !contestant.is_derp(), node.as_deref())?;
-        let beside = if contestant == Contestant::Tailscaled {
+        let beside = if contestant.is_theirs() {
             let node = Node::start(lab, Host::Relay, Device::None, programs)?;
             node.set(&format!("--relay-server-port={PORT}"))?;
             Some(node)
@@ -122,6 +145,13 @@ impl<'lab> Running<'lab> {
             right.await_peer_relay()?;
         }
         retry(&format!("a ping via {way}"), PATIENCE, || left.ping_by(&right, way))?;
+        if contestant.xdp_mode().is_some() {
+            retry("the kernel to forward", PATIENCE, || {
+                left.ping_by(&right, way)?;
+                ensure!(forwarded(lab)? > 0, "the kernel has forwarded nothing");
+                Ok(())
+            })?;
+        }
         let processes = std::iter::once(relay.id()).chain(beside.as_ref().map(Node::id)).collect();
         let daemons = vec![relay, control];
         Ok(Self { left, right, processes, daemons, _beside: beside })
@@ -132,9 +162,13 @@ impl<'lab> Running<'lab> {
         cpu_times(&self.processes)
     }
 
-    /// Checks that everything has gone as it should.
-    pub(super) fn check(&mut self, contestant: Contestant) -> Result<()> {
+    /// Checks that everything has gone as it should, for a contestant through which so many bytes have gone.
+    pub(super) fn check(&mut self, lab: &Lab, contestant: Contestant, bytes: u64) -> Result<()> {
         self.daemons.iter_mut().try_for_each(Daemon::check)?;
+        if contestant.xdp_mode().is_some() {
+            let (forwarded, least) = (forwarded(lab)?, bytes / MOST_BYTES);
+            ensure!(forwarded >= least, "of {least} packets, the kernel has forwarded {forwarded}");
+        }
         let way = if contestant.is_derp() { "DERP(" } else { WAY };
         let pong = self.left.ping_by(&self.right, way)?;
         ensure!(pong.contains(RELAYS_NETWORK) || contestant.is_derp(), "another relay: {pong}");
@@ -144,3 +178,32 @@ impl<'lab> Running<'lab> {
 
 /// What all addresses of the relay's host begin with.
 const RELAYS_NETWORK: &str = "10.77.";
+
+/// More than a packet has of what is delivered.
+const MOST_BYTES: u64 = 1500;
+
+/// Writes the configuration file of derpd beside the tailscaled of its host.
+fn companion_config(lab: &Lab) -> Result<PathBuf> {
+    let socket = socket(lab, Host::Relay);
+    let file = lab.directory().join("derpd.toml");
+    let text = format!("[companion]\nenabled = true\nsocket = {socket:?}\n");
+    fs::write(&file, text).context("writing derpd.toml")?;
+    Ok(file)
+}
+
+/// Returns how many packets the kernel program has sent on.
+fn forwarded(lab: &Lab) -> Result<u64> {
+    let page = page(lab, RELAYS[0].parse()?, "/debug/varz")?;
+    let packets = page.lines().filter(|line| {
+        line.starts_with("xdp_stun_server_packets_total")
+            && ["forwarded", "redirected"]
+                .iter()
+                .any(|end| line.contains(&format!("prog_end=\"{end}\"")))
+    });
+    packets
+        .map(|line| {
+            let value = line.rsplit_once(' ').map_or(line, |(_, value)| value);
+            value.parse::<f64>().map(|count| count as u64).with_context(|| line.to_owned())
+        })
+        .sum()
+}

@@ -35,6 +35,8 @@ pub(crate) struct Options<'a> {
     pub(crate) rounds: u32,
     /// How long each load lasts.
     pub(crate) load: Duration,
+    /// The least time between two "interrupts" of an interface; with 0, one for each packet that finds nobody at work.
+    pub(crate) moderation: Duration,
     /// Only contestants whose name contains it.
     pub(crate) only: Option<&'a str>,
 }
@@ -51,7 +53,7 @@ pub(crate) fn compare(options: &Options<'_>) -> Result<String> {
     for round in 1..=options.rounds {
         for contestant in Contestant::ALL.into_iter().filter(wanted) {
             say(&format!("round {round}: {contestant}"));
-            let result = run(contestant, &relays, &programs, options.load);
+            let result = run(contestant, &relays, &programs, options);
             for (kind, sample) in result.with_context(|| contestant.to_string())? {
                 say(&format!("{kind:?}: {sample}"));
                 table.add(contestant, kind, sample);
@@ -65,27 +67,28 @@ fn run(
     contestant: Contestant,
     relays: &Relays<'_>,
     programs: &Programs,
-    duration: Duration,
+    options: &Options<'_>,
 ) -> Result<Vec<(Kind, Sample)>> {
     let lab = Lab::build_pinned().context("building the network")?;
-    prepare_links(&lab)?;
+    prepare_links(&lab, options.moderation)?;
     let mut running = Running::start(&lab, contestant, relays, programs)?;
     let receivers = pin_receivers()?;
     ensure!(receivers.len() == 2, "{} threads receive for 2 interfaces", receivers.len());
-    let mut samples = Vec::new();
+    let (mut samples, mut bytes) = (Vec::new(), 0);
     for kind in [Kind::Bulk, Kind::Flows] {
         let load = Load::start(&lab, kind, &running.right, &running.left)?;
         std::thread::sleep(WARM_UP);
         let spent = || Ok::<_, anyhow::Error>([running.cpu_time()?, cpu_times(&receivers)?]);
         let (start, received, before) = (Instant::now(), load.received(), spent()?);
         let busy = [Busy::start(Host::Relay)?, Busy::start(Host::Left)?];
-        std::thread::sleep(duration);
+        std::thread::sleep(options.load);
         let (elapsed, received, after) = (start.elapsed(), load.received() - received, spent()?);
         let busy = [busy[0].stop()?, busy[1].stop()?];
         let pings = load.finish()?;
+        bytes += received;
         let times = [after[0].saturating_sub(before[0]), after[1].saturating_sub(before[1])];
         samples.push((kind, Sample::new(received, elapsed, times, busy, &pings)));
     }
-    running.check(contestant)?;
+    running.check(&lab, contestant, bytes)?;
     Ok(samples)
 }

@@ -37,21 +37,30 @@ pub(in crate::e2e) fn pin(thread: i32, host: Host) -> Result<()> {
 }
 
 /// Makes the links like those between machines: packets have the size they have on a wire, and what arrives is merged
-/// and received by threads that can be pinned.
-pub(super) fn prepare_links(lab: &Lab) -> Result<()> {
+/// and received by threads that can be pinned. A thread that has received waits for `moderation` before it may be woken
+/// again, as a network card waits before its next interrupt.
+pub(super) fn prepare_links(lab: &Lab, moderation: Duration) -> Result<()> {
     lab.send_checksums()?;
     for (host, interface) in interfaces() {
         lab.command(host, Path::new("ethtool"))
             .args(["-K", &interface, "gro", "on"])
             .output()
             .context("running ethtool")?;
-        let threaded = format!("/sys/class/net/{interface}/threaded");
-        let status = lab
-            .command(host, Path::new("sh"))
-            .args(["-c", "echo 1 >\"$1\"", "sh", &threaded])
-            .status()
-            .context("running a shell")?;
-        ensure!(status.success(), "{interface} cannot receive in threads");
+        let is_moderated = u8::from(!moderation.is_zero());
+        let settings = [
+            ("threaded", "1".to_owned()),
+            ("napi_defer_hard_irqs", is_moderated.to_string()),
+            ("gro_flush_timeout", moderation.as_nanos().to_string()),
+        ];
+        for (name, value) in settings {
+            let file = format!("/sys/class/net/{interface}/{name}");
+            let status = lab
+                .command(host, Path::new("sh"))
+                .args(["-c", "echo \"$1\" >\"$2\"", "sh", &value, &file])
+                .status()
+                .context("running a shell")?;
+            ensure!(status.success(), "{interface} does not take {name}");
+        }
     }
     Ok(())
 }
