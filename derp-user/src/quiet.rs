@@ -11,6 +11,8 @@ use crate::relay::limit::TokenBucket;
 
 const LINES_PER_SECOND: f64 = 2.0;
 const LINES_AT_ONCE: f64 = 20.0;
+/// For what lasts: a line when it begins, and one a minute while it goes on.
+const LASTING_LINES_PER_SECOND: f64 = 1.0 / 60.0;
 
 /// A kind of log line that may come only so often.
 #[derive(Debug)]
@@ -21,12 +23,21 @@ pub(crate) struct Quiet {
 
 impl Default for Quiet {
     fn default() -> Self {
-        let bucket = TokenBucket::new(LINES_PER_SECOND, LINES_AT_ONCE, Instant::now());
-        Self { bucket: Mutex::new(bucket), silent: AtomicU64::new(0) }
+        Self::new(LINES_PER_SECOND, LINES_AT_ONCE)
     }
 }
 
 impl Quiet {
+    /// For a state of the whole server, where one line tells all: 1 at once, and 1 per minute.
+    pub(crate) fn lasting() -> Self {
+        Self::new(LASTING_LINES_PER_SECOND, 1.0)
+    }
+
+    fn new(lines_per_second: f64, lines_at_once: f64) -> Self {
+        let bucket = TokenBucket::new(lines_per_second, lines_at_once, Instant::now());
+        Self { bucket: Mutex::new(bucket), silent: AtomicU64::new(0) }
+    }
+
     /// What to append to a line that may be written now: nothing, or how many lines like it were
     /// not. `None` if this one must not be written either.
     pub(crate) fn suffix(&self, now: Instant) -> Option<String> {
@@ -57,5 +68,15 @@ mod tests {
         let later = now + Duration::from_secs(1);
         assert_eq!(quiet.suffix(later).unwrap(), " (80 lines like this were left out)");
         assert_eq!(quiet.suffix(later).unwrap(), "");
+    }
+
+    #[test]
+    fn what_lasts_is_told_once_a_minute() {
+        let quiet = Quiet::lasting();
+        let now = Instant::now();
+        assert_eq!(quiet.suffix(now).unwrap(), "");
+        let after = |seconds| quiet.suffix(now + Duration::from_secs(seconds));
+        assert!((1..58).all(|seconds| after(seconds).is_none()));
+        assert_eq!(after(61).unwrap(), " (57 lines like this were left out)");
     }
 }

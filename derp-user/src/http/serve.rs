@@ -9,7 +9,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use super::{Body, Entry, Listener, Origin, Site};
-use crate::proxy_protocol::TrustedProxies;
+use crate::{proxy_protocol::TrustedProxies, quiet::Quiet};
 
 /// A client gets this long to send a request head, also between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -98,6 +98,7 @@ pub async fn serve_port80(
     proxies: Arc<TrustedProxies>,
     shutdown: impl Future<Output = ()>,
 ) {
+    let faults = Quiet::lasting();
     let permits = Arc::new(Semaphore::new(PORT80_CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -120,7 +121,9 @@ pub async fn serve_port80(
                 });
             }
             Err(error) => {
-                tracing::warn!("port 80: accept: {error}");
+                if let Some(suffix) = faults.suffix(Instant::now()) {
+                    tracing::warn!("port 80: accept: {error}{suffix}");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
