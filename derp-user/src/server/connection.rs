@@ -264,10 +264,10 @@ impl Connection {
             let queue = outbound.waiting.get_or_insert_with(|| Box::new(SendQueue::new(depth)));
             let (now, mut waits) = (Instant::now(), Waits::default());
             for frame in frames() {
-                if let Some(oldest) = queue.push(frame, now) {
+                queue.push(frame, now, |oldest| {
                     waits.add(now.saturating_duration_since(oldest.since));
                     self.lose(counters, DropReason::QueueHead, &oldest.frame);
-                }
+                });
             }
             self.count_waits(counters, &waits, false);
             return;
