@@ -43,6 +43,11 @@ const HOME_MOVE_AFTER: Duration = Duration::from_secs(5);
 /// keeps working and merely learns less.
 const MAX_SENDERS_REMEMBERED: usize = 1 << 16;
 
+/// Beyond so many of them for each connection, all connections together are told of this many. Clients choose
+/// their keys, and so could fill memory with senders that nobody misses.
+const SENDERS_OF_ONE: usize = 64;
+const SENDERS_OF_ALL: usize = 1 << 20;
+
 /// What the glue must do, in the order given. `H` is its handle of a connection.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Effect<H> {
@@ -177,6 +182,8 @@ pub struct Relay<H> {
     remote_keys: u64,
     /// Key to the connections that wait to hear of its departure.
     departures: BTreeMap<NodePublic, BTreeSet<ConnectionId>>,
+    /// The senders that all connections remember.
+    senders: usize,
     census: Census,
 }
 
@@ -191,6 +198,7 @@ impl<H: Clone> Relay<H> {
             forwarding: Forwarding::new(),
             remote_keys: 0,
             departures: BTreeMap::new(),
+            senders: 0,
             census: Census::default(),
         }
     }
@@ -238,6 +246,7 @@ impl<H: Clone> Relay<H> {
         let Some(client) = self.clients.remove(&id) else { return effects };
         let key = client.presence.key;
         self.watchers.remove(&id);
+        self.senders -= client.senders.len();
         for sender in &client.senders {
             if let Some(waiting) = self.departures.get_mut(sender) {
                 waiting.remove(&id);
@@ -289,7 +298,10 @@ impl<H: Clone> Relay<H> {
     /// the sender leaves; but only once in its life, as with the reference.
     pub fn first_packet(&mut self, sender: NodePublic, receiver: ConnectionId) {
         let Some(client) = self.clients.get_mut(&receiver) else { return };
-        if client.senders.len() < MAX_SENDERS_REMEMBERED && client.senders.insert(sender) {
+        let remembered = client.senders.len();
+        let may_be_more = remembered < MAX_SENDERS_REMEMBERED && self.senders < SENDERS_OF_ALL;
+        if (remembered < SENDERS_OF_ONE || may_be_more) && client.senders.insert(sender) {
+            self.senders += 1;
             self.departures.entry(sender).or_default().insert(receiver);
         }
     }
@@ -311,10 +323,11 @@ impl<H: Clone> Relay<H> {
     }
 
     /// A trusted client wants to hear who is here, and from now on who comes and goes. It is told the
-    /// beginning now, and the rest by [`Self::watch_more`]. A server that watches itself is ignored.
+    /// beginning now, and the rest by [`Self::watch_more`]. A server that watches itself is ignored, and so is a
+    /// client that already watches: it is being told everything.
     pub fn watch(&mut self, id: ConnectionId) -> Vec<Effect<H>> {
         let is_other = |client: &Client<H>| client.presence.key != self.own_key;
-        if !self.clients.get(&id).is_some_and(is_other) {
+        if !self.clients.get(&id).is_some_and(is_other) || self.watchers.contains_key(&id) {
             return Vec::new();
         }
         self.watchers.insert(id, Watching::NEW);
@@ -537,6 +550,10 @@ impl<H: Clone> Relay<H> {
             }
         }
         self.forwarding.check()?;
+        let senders: usize = self.clients.values().map(|client| client.senders.len()).sum();
+        if senders != self.senders {
+            return Err(format!("{senders} senders are remembered, not {}", self.senders));
+        }
         let remote = self.forwarding.keys().filter(|key| !self.is_here(key)).count() as u64;
         if remote != self.remote_keys {
             return Err(format!("{remote} keys are elsewhere, not {}", self.remote_keys));

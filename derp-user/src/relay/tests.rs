@@ -105,6 +105,41 @@ fn watchers_are_told_in_order() {
     assert_eq!(relay.unregister(2), [route(2, None)]);
 }
 
+/// Each question began the whole list anew, under the lock, and piled it up before a watcher that read nothing.
+#[test]
+fn regression_a_watcher_that_asks_again_is_not_told_again() {
+    let (mut relay, now) = relay();
+    relay.register(1, "a", presence(1), now);
+    relay.register(2, "watcher", presence(2), now);
+    assert_eq!(relay.watch(2).len(), 2);
+    assert_eq!(relay.watch(2), Effects::new());
+    assert!(!relay.tells_more(2));
+    assert_eq!(relay.unregister(1), [route(1, None), gone("watcher", 1)]);
+}
+
+/// Senders are keys, of which anybody can have as many as he likes.
+#[test]
+fn regression_all_connections_together_remember_so_many_senders() {
+    let (mut relay, now) = relay();
+    for id in 1..=2 {
+        relay.register(id, "receiver", presence(id as u8), now);
+    }
+    let sender = |number: u32| {
+        let mut bytes = [0xff; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        NodePublic::from_bytes(bytes)
+    };
+    relay.senders = SENDERS_OF_ALL - 100;
+    (0..1000).for_each(|number| relay.first_packet(sender(number), 1));
+    assert_eq!(relay.clients[&1].senders.len(), 100);
+    (0..1000).for_each(|number| relay.first_packet(sender(number), 2));
+    assert_eq!(relay.clients[&2].senders.len(), SENDERS_OF_ONE, "a few for everybody");
+    relay.unregister(1);
+    relay.unregister(2);
+    assert_eq!(relay.senders, SENDERS_OF_ALL - 100);
+    assert!(relay.departures.is_empty());
+}
+
 fn heard(present: &[u8], gone: &[u8]) -> Vec<Heard> {
     let present = present.iter().map(|&byte| Heard::Present(key(byte)));
     present.chain(gone.iter().map(|&byte| Heard::Gone(key(byte)))).collect()
