@@ -30,6 +30,10 @@ const MAX_TICKET: usize = 16 << 10;
 /// More key updates, or tickets, than this without data between them serve no purpose but to cost
 /// time.
 const MAX_IDLE_KEY_UPDATES: u32 = 32;
+/// Nor do more than these in the time of so many bytes of data: each costs as much as many records, and one is due
+/// after 16 million of those.
+const MAX_KEY_UPDATES: u32 = 128;
+const DATA_PER_KEY_UPDATES: usize = 64 << 10;
 /// A write key is replaced this many records before its limit.
 const KEY_MARGIN: u64 = 1024;
 
@@ -95,6 +99,9 @@ pub(in crate::server) struct Records {
     /// The beginning of a handshake message that goes on in the next record.
     handshake: Vec<u8>,
     idle_key_updates: u32,
+    /// Key updates, and bytes of data, since the latter last came to [`DATA_PER_KEY_UPDATES`].
+    key_updates: u32,
+    data: usize,
     /// The peer asked for a new write key.
     update_owed: bool,
     ended: bool,
@@ -130,6 +137,8 @@ impl Records {
             opening: Cipher::new(secrets.rx)?,
             handshake: Vec::new(),
             idle_key_updates: 0,
+            key_updates: 0,
+            data: 0,
             update_owed: false,
             ended: false,
         })
@@ -211,6 +220,10 @@ impl Records {
         Ok(match (content_type, content) {
             (ContentType::ApplicationData, data) => {
                 self.idle_key_updates = 0;
+                self.data += data.len();
+                if self.data >= DATA_PER_KEY_UPDATES {
+                    (self.key_updates, self.data) = (0, 0);
+                }
                 plain.extend_from_slice(data);
                 Ok(())
             }
@@ -256,7 +269,8 @@ impl Records {
         }
         self.handshake = Vec::new();
         self.idle_key_updates += 1;
-        if self.idle_key_updates > MAX_IDLE_KEY_UPDATES {
+        self.key_updates += 1;
+        if self.idle_key_updates > MAX_IDLE_KEY_UPDATES || self.key_updates > MAX_KEY_UPDATES {
             return Ok(Err(RecordFault::KeyUpdates));
         }
         self.opening = Cipher::new(self.keys.update_rx_secret()?)?;

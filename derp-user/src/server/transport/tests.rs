@@ -220,6 +220,22 @@ fn idle_key_updates_are_limited() {
     assert_eq!(refused, Some(32));
 }
 
+/// One byte between two updates made them as cheap for the client as they are expensive here.
+#[test]
+fn regression_key_updates_with_little_data_between_them_are_limited_too() {
+    let (mut server, mut client) = established(&rustls::version::TLS13, false, true);
+    let update = |server: &mut Transport, client: &mut ClientConnection, data: &[u8]| {
+        client.refresh_traffic_keys().unwrap();
+        std::io::Write::write_all(&mut client.writer(), data).unwrap();
+        feed(server, &client_bytes(client)).is_ok()
+    };
+    for round in 0..300 {
+        assert!(update(&mut server, &mut client, &[0; 1024]), "round {round}");
+    }
+    let more = (0..300).position(|_| !update(&mut server, &mut client, &[0]));
+    assert!(more.is_some_and(|more| (64..=128).contains(&more)), "{more:?}");
+}
+
 /// A write key is replaced before it has sealed as many records as its cipher allows.
 #[test]
 fn the_write_key_is_replaced_in_time() {
