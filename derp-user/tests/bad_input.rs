@@ -172,6 +172,9 @@ const ARGUMENTS: &[(&str, i32, &str)] = &[
         2,
         "-accept-connection-limit \"-1\": must be a number of connections per second, or +Inf",
     ),
+    ("-connection-limit 0", 2, "-connection-limit \"0\": must be a number of connections from 1"),
+    ("-arrival-limit many", 2, "-arrival-limit \"many\": must be a number of connections from 1"),
+    ("-source-limit=-1", 2, "-source-limit \"-1\": must be a number of connections from 1"),
     (
         "-accept-connection-burst 0",
         2,

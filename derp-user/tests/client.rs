@@ -27,7 +27,9 @@ use derp_user::{
         message::GoneReason,
     },
     relay::limit::{LEAST_BURST, RateLimit},
-    server::{DEFAULT_QUEUE_DEPTH, Rates, Server, Settings, Statistics, VerboseClients},
+    server::{
+        ConnectionLimits, DEFAULT_QUEUE_DEPTH, Rates, Server, Settings, Statistics, VerboseClients,
+    },
     tls,
 };
 use tempfile::TempDir;
@@ -108,6 +110,7 @@ impl Relay {
             tcp_user_timeout: None,
             tcp_keepalive_idle: None,
             accept_limit: None,
+            connection_limits: ConnectionLimits::default(),
             proxies: Arc::default(),
             admission: Arc::new(Admission::open()),
             verbose_clients: VerboseClients::None,

@@ -178,6 +178,17 @@ pub struct Options {
     /// New TLS connections at once, over the limit per second
     #[arg(id = "accept-connection-burst", long, value_name = "NUMBER", default_value = "9223372036854775807", hide_default_value = true, value_parser = ValueParser::new(parse_burst), help_heading = LIMITS)]
     pub accept_connection_burst: u64,
+    /// Connections at one time, clients and those that have yet to log in [default: as many as may be open files, less
+    /// some 1000]
+    #[arg(id = "connection-limit", long, value_name = "NUMBER", value_parser = ValueParser::new(parse_limit), help_heading = LIMITS)]
+    pub connection_limit: Option<NonZeroUsize>,
+    /// Of these, connections that have yet to log in; for more, the oldest of whoever has most is closed [default: half
+    /// of -connection-limit, at most 16384]
+    #[arg(id = "arrival-limit", long, value_name = "NUMBER", value_parser = ValueParser::new(parse_limit), help_heading = LIMITS)]
+    pub arrival_limit: Option<NonZeroUsize>,
+    /// Connections of one IPv4 address, or one /64 of IPv6 addresses; more are closed at once [default: no limit]
+    #[arg(id = "source-limit", long, value_name = "NUMBER", value_parser = ValueParser::new(parse_limit), help_heading = LIMITS)]
+    pub source_limit: Option<NonZeroUsize>,
     /// Idle time before TCP keepalive probes; negative for none
     #[arg(id = "tcp-keepalive-time", long, value_name = "DURATION", default_value = "10m", allow_hyphen_values = true, help_heading = LIMITS)]
     pub tcp_keepalive_time: GoDuration,
@@ -324,6 +335,10 @@ fn parse_http_port(text: &str) -> Result<i32, &'static str> {
 
 fn parse_burst(text: &str) -> Result<u64, &'static str> {
     text.parse().ok().filter(|&burst| burst > 0).ok_or("must be a number of connections from 1")
+}
+
+fn parse_limit(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "must be a number of connections from 1")
 }
 
 fn parse_workers(text: &str) -> Result<NonZeroUsize, String> {

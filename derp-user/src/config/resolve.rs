@@ -22,7 +22,9 @@ use crate::{
     http::{self, Home},
     proto::keys::{MeshKey, NodePublic, decode_hex},
     proxy_protocol::parse_networks,
-    server::{AcceptLimit, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError, VerboseClients},
+    server::{
+        AcceptLimit, ConnectionLimits, DEFAULT_QUEUE_DEPTH, MeshPeer, MeshPeerError, VerboseClients,
+    },
 };
 
 /// What the process finds around it; given, so that tests need no real environment.
@@ -181,6 +183,12 @@ pub struct MeshConfig {
 pub struct TcpSettings {
     /// New connections on the TLS listener, if limited.
     pub accept_limit: Option<AcceptLimit>,
+    /// Most connections at one time; `None` for as many as there may be.
+    pub connections: Option<NonZeroUsize>,
+    /// Most of them that have not logged in; `None` for what is left to [`ConnectionLimits::for_files`].
+    pub arrivals: Option<NonZeroUsize>,
+    /// Most connections of one source, if limited.
+    pub per_source: Option<NonZeroUsize>,
     /// Idle time before keepalive probes; `None` for none.
     pub keepalive_idle: Option<Duration>,
     /// TCP_USER_TIMEOUT; `None` for the system's default.
@@ -198,6 +206,18 @@ pub struct DebugAccessSettings {
     pub networks: Option<String>,
     /// `TS_DEBUG_KEY_PATH`.
     pub key_path: Option<PathBuf>,
+}
+
+impl TcpSettings {
+    /// How many connections there may be in a process that may open this many files.
+    pub fn connection_limits(&self, files: u64) -> ConnectionLimits {
+        let most = ConnectionLimits::for_files(files);
+        let connections =
+            self.connections.map_or(most.connections, |limit| limit.get().min(most.connections));
+        let half = most.arrivals.min(connections.div_ceil(2));
+        let arrivals = self.arrivals.map_or(half, |limit| limit.get().min(connections));
+        ConnectionLimits { connections, arrivals, per_source: self.per_source }
+    }
 }
 
 const TLS_PORT: u16 = 443;
@@ -493,6 +513,9 @@ fn tcp_settings(options: &Options) -> Result<TcpSettings, ConfigError> {
     });
     Ok(TcpSettings {
         accept_limit,
+        connections: options.connection_limit,
+        arrivals: options.arrival_limit,
+        per_source: options.source_limit,
         keepalive_idle: keepalive_idle(options.tcp_keepalive_time)?,
         user_timeout: timeout("tcp-user-timeout", options.tcp_user_timeout, MAX_USER_TIMEOUT)?,
         write_timeout: timeout("tcp-write-timeout", options.tcp_write_timeout, Duration::MAX)?,

@@ -11,7 +11,7 @@ use crate::{
     client::Trust,
     http::Home,
     relay::limit::RateLimit,
-    server::{AcceptLimit, VerboseClients},
+    server::{AcceptLimit, ConnectionLimits, VerboseClients},
 };
 
 fn options(arguments: &[&str]) -> Result<Options, UsageError> {
@@ -444,6 +444,16 @@ fn limits_and_timeouts() {
 
     let limited = tcp(&["-accept-connection-limit=2.5", "-accept-connection-burst=4"]).unwrap();
     assert_eq!(limited.accept_limit, Some(AcceptLimit { per_second: 2.5, burst: 4 }));
+    let crowd = |arguments: &[&str], files| {
+        let ConnectionLimits { connections, arrivals, per_source } =
+            tcp(arguments).unwrap().connection_limits(files);
+        (connections, arrivals, per_source.map(NonZeroUsize::get))
+    };
+    assert_eq!(crowd(&[], 20_000), (18_720, 9360, None));
+    assert_eq!(crowd(&["-connection-limit=100", "-source-limit=7"], 20_000), (100, 50, Some(7)));
+    assert_eq!(crowd(&["-connection-limit=99999"], 20_000), (18_720, 9360, None));
+    assert_eq!(crowd(&["-arrival-limit=15000"], 20_000), (18_720, 15_000, None));
+    assert_eq!(crowd(&["-connection-limit=9", "-arrival-limit=15000"], 20_000), (9, 9, None));
     let off = tcp(&["-tcp-keepalive-time=-1s", "-tcp-user-timeout=0", "-tcp-write-timeout", "0"]);
     let off = off.unwrap();
     assert_eq!((off.keepalive_idle, off.user_timeout, off.write_timeout), (None, None, None));

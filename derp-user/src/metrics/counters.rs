@@ -121,6 +121,12 @@ counters! {
     tls_accepted,
     /// TCP connections closed at once because the accept limit was reached.
     tls_rejected,
+    /// TCP connections closed at once because there were as many as there may be.
+    connections_refused,
+    /// Connections closed before they logged in, to make room for others.
+    arrivals_evicted,
+    /// Times that no connection could be accepted, for instance for lack of descriptors.
+    accept_failures,
     /// TLS handshakes that failed.
     tls_handshake_failures,
     /// SendPacket frames from clients.
@@ -236,6 +242,8 @@ fn add_each(totals: &mut [u64], counters: &[Counter]) {
 pub struct Gauges {
     /// Registered DERP connections.
     pub current_connections: u64,
+    /// TCP connections on the main listener that have not logged in.
+    pub arriving_connections: u64,
     /// Connections whose client calls this server its home.
     pub current_home_connections: u64,
     /// Connections whose client would rather use another node of the region.

@@ -61,6 +61,8 @@ pub(super) enum ArrivalError {
     Subprotocol,
     #[error("no {0} within the time allowed")]
     TimedOut(&'static str),
+    #[error("had to make room for others")]
+    Evicted,
     #[error("the system's random number generator failed: {0}")]
     Random(getrandom::Error),
 }
@@ -73,13 +75,26 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>)
         let peer = stranger.remote;
         let origin = proxies.origin(&mut stranger.stream, peer).await;
         let Some(origin) = origin else { return };
-        stranger.remote = origin;
-    }
-    let remote = stranger.remote;
-    match arrive(&worker, stranger).await {
-        Ok(Some(session)) => {
-            spawn_local(life::run(session, worker));
+        if origin != peer {
+            stranger.remote = origin;
+            // From now on it counts as one of its source, not of the proxy.
+            let Some(ticket) = worker.let_in(stranger.id, origin) else { return };
+            stranger.ticket = ticket;
         }
+    }
+    let Stranger { id, remote, stream, mut ticket } = stranger;
+    let arrived = tokio::select! {
+        // First: what has arrived stays.
+        biased;
+        arrived = arrive(&worker, id, remote, stream) => arrived,
+        () = ticket.evicted() => Err(ArrivalError::Evicted),
+    };
+    match arrived {
+        Ok(Some(session)) if ticket.log_in() => {
+            spawn_local(life::run(session.holding(ticket), worker));
+        }
+        // Another worker was quicker, and has evicted it.
+        Ok(Some(session)) => life::abandon(session, worker),
         Ok(None) => {}
         Err(error @ (ArrivalError::Login(_) | ArrivalError::Refused(..))) => {
             if let Some(suffix) = worker.hub().refusals.suffix(Instant::now()) {
@@ -93,7 +108,9 @@ pub(super) async fn serve(worker: Rc<Worker>, mut stranger: Stranger<TcpStream>)
 /// `None` if the connection was served as ordinary HTTP.
 async fn arrive(
     worker: &Worker,
-    Stranger { id, remote, stream }: Stranger<TcpStream>,
+    id: ConnectionId,
+    remote: SocketAddr,
+    stream: TcpStream,
 ) -> Result<Option<Session>, ArrivalError> {
     let mut link = match worker.settings().tls.clone() {
         Some(acceptor) => {
@@ -102,7 +119,7 @@ async fn arrive(
         }
         None => Link::plain(stream),
     };
-    if let Err(error) = timeout(HANDSHAKE_TIMEOUT, link.handshake())
+    if let Err(error) = timeout(HANDSHAKE_TIMEOUT, shake_hands(worker, &mut link))
         .await
         .map_err(|_| ArrivalError::TimedOut("complete TLS handshake"))
         .and_then(|result| result.map_err(ArrivalError::from))
@@ -135,6 +152,7 @@ async fn arrive(
                 not_ideal: options.not_ideal,
             };
             let verbose = worker.settings().verbose_clients.include(traits);
+            // Nothing may wait from here on: the session would be left behind in the relay if it did not come back.
             let session = enter(worker, link, (id, remote), logged_in, traits, early)?;
             Ok(Some(session.serving(tls_request, verbose)))
         }
@@ -144,6 +162,20 @@ async fn arrive(
             Err(error)
         }
     }
+}
+
+/// Completes the TLS handshake.
+async fn shake_hands(worker: &Worker, link: &mut Link) -> io::Result<()> {
+    while link.is_handshaking() {
+        link.readable().await?;
+        let Some(received) = link.read()? else { continue };
+        if let Err(error) = worker.in_turn(|| link.take(received)).await {
+            // The reason matters more than whether the socket takes the farewell.
+            let _ = timeout(FAREWELL_TIMEOUT, link.flush()).await;
+            return Err(error);
+        }
+    }
+    link.flush().await
 }
 
 /// Answers the request for DERP; the client's bytes behind it, of which `unread` are known.
@@ -210,7 +242,8 @@ async fn log_in(
     let early = bytes.split_off(frame_length);
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
     let settings = worker.settings();
-    let logged_in = login::open_client_info(&settings.private_key, payload)?;
+    let open = || login::open_client_info(&settings.private_key, payload);
+    let logged_in = worker.in_turn(open).await?;
     let trusted = settings.mesh_secret.is_shown_by(logged_in.info.mesh_key.as_ref());
     let applicant = Applicant { key: logged_in.key, address: remote.ip(), trusted };
     match settings.admission.decide(&applicant).await {

@@ -11,7 +11,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::connection::Connection;
+use super::{
+    connection::Connection,
+    crowd::{ConnectionLimits, Door},
+};
 use crate::{
     metrics::WorkerCounters,
     proto::{
@@ -34,8 +37,14 @@ pub(super) struct Hub {
     /// Grows whenever a key is no longer routed to the link that it was routed to: what somebody
     /// remembers of such routes holds only as long as this stays.
     forwarding_epoch: AtomicU64,
+    /// Lets connections in, as many as there may be.
+    pub(super) door: Door,
     /// Log lines about clients that are not admitted.
     pub(super) refusals: Quiet,
+    /// Log lines about there being too many connections.
+    pub(super) crowding: Quiet,
+    /// Log lines about connections that could not be accepted.
+    pub(super) accept_faults: Quiet,
 }
 
 /// Keys that are forgotten at once when a link ends: others want the lock too.
@@ -51,7 +60,10 @@ impl Hub {
             routes: papaya::HashMap::new(),
             last_id: AtomicU64::new(0),
             forwarding_epoch: AtomicU64::new(0),
+            door: Door::new(ConnectionLimits::default()),
             refusals: Quiet::default(),
+            crowding: Quiet::lasting(),
+            accept_faults: Quiet::lasting(),
         }
     }
 

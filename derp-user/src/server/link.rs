@@ -36,6 +36,12 @@ pub(super) struct Link {
     first_bytes: [u8; 5],
 }
 
+/// What was read from a link's socket, behind what is incomplete.
+pub(super) struct Received {
+    bytes: Vec<u8>,
+    is_end: bool,
+}
+
 /// What is left of a link when a session begins.
 pub(super) struct Parts {
     pub(super) stream: TcpStream,
@@ -82,16 +88,18 @@ impl Link {
         self.transport.is_validation()
     }
 
-    /// Completes the TLS handshake.
+    /// Whether the TLS handshake has yet to be completed.
+    pub(super) fn is_handshaking(&self) -> bool {
+        self.phase == Phase::Handshaking
+    }
+
+    /// Waits until everything has been sent and there may be something to [`Self::read`].
     ///
     /// # Errors
     ///
-    /// If the peer hangs up or fails it; an alert, or an answer to plain HTTP, has been sent then.
-    pub(super) async fn handshake(&mut self) -> io::Result<()> {
-        while self.phase == Phase::Handshaking {
-            std::future::poll_fn(|context| self.poll_fill(context)).await?;
-        }
-        std::future::poll_fn(|context| self.poll_transmit(context)).await
+    /// If the connection is broken.
+    pub(super) async fn readable(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|context| self.poll_readable(context)).await
     }
 
     /// From now on the peer speaks WebSocket. It has already sent `early`, which nobody has interpreted.
@@ -123,30 +131,60 @@ impl Link {
         })
     }
 
-    /// Reads from the socket once and decrypts. `Ok` also at the end of the stream.
+    fn poll_readable(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_transmit(context))?;
+        self.stream.poll_read_ready(context)
+    }
+
+    /// Reads from the socket once, and decrypts.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let kept = self.transport.incomplete().len();
-        let (mut received, count) = loop {
-            ready!(self.poll_transmit(context))?;
-            ready!(self.stream.poll_read_ready(context))?;
-            let mut received = vec![0; kept + READ_LENGTH];
-            match self.stream.try_read(&mut received[kept..]) {
-                Ok(count) => break (received, count),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+        loop {
+            ready!(self.poll_readable(context))?;
+            let Some(received) = self.read()? else { continue };
+            let taken = self.take(received);
+            if taken.is_err() {
+                // The reason matters more than whether the socket takes the farewell.
+                let _ = self.poll_transmit(context);
             }
+            return Poll::Ready(taken);
+        }
+    }
+
+    /// Reads from the socket once, for [`Self::take`]; `None` if there was nothing. Never waits.
+    ///
+    /// # Errors
+    ///
+    /// If the connection is broken, or the peer hangs up in its handshake.
+    pub(super) fn read(&mut self) -> io::Result<Option<Received>> {
+        let kept = self.transport.incomplete().len();
+        let mut received = vec![0; kept + READ_LENGTH];
+        let count = match self.stream.try_read(&mut received[kept..]) {
+            Ok(0) if self.phase == Phase::Handshaking => {
+                self.phase = Phase::Ended;
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
         };
         received[..kept].copy_from_slice(self.transport.incomplete());
-        if count == 0 {
-            let interrupted = self.phase == Phase::Handshaking;
-            self.phase = Phase::Ended;
-            return Poll::Ready(if interrupted {
-                Err(io::ErrorKind::UnexpectedEof.into())
-            } else {
-                Ok(())
-            });
-        }
         received.truncate(kept + count);
+        // It may wait for its turn, as one of many.
+        received.shrink_to_fit();
+        Ok(Some(Received { bytes: received, is_end: count == 0 }))
+    }
+
+    /// Decrypts what was read.
+    ///
+    /// # Errors
+    ///
+    /// If the peer breaks TLS; an alert, or an answer to plain HTTP, is then to be sent.
+    pub(super) fn take(&mut self, received: Received) -> io::Result<()> {
+        let Received { bytes: mut received, is_end } = received;
+        if is_end {
+            self.phase = Phase::Ended;
+            return Ok(());
+        }
         if self.first_bytes == [0; 5]
             && let Some(first) = received.first_chunk()
         {
@@ -155,7 +193,7 @@ impl Link {
         match self.transport.receive(&mut received, &mut self.plain, &mut self.outgoing) {
             Ok(phase) => {
                 self.phase = phase;
-                Poll::Ready(Ok(()))
+                Ok(())
             }
             Err(error) => {
                 if self.phase == Phase::Handshaking && looks_like_http(&self.first_bytes) {
@@ -164,9 +202,7 @@ impl Link {
                     self.written = 0;
                 }
                 self.phase = Phase::Ended;
-                // The reason matters more than whether the socket takes the farewell.
-                let _ = self.poll_transmit(context);
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
+                Err(io::Error::new(io::ErrorKind::InvalidData, error))
             }
         }
     }

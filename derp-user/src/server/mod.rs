@@ -6,6 +6,7 @@ mod attention;
 #[doc(hidden)]
 pub mod bench_support;
 mod connection;
+mod crowd;
 mod hub;
 mod life;
 mod link;
@@ -45,6 +46,7 @@ pub use throttle::Rates;
 use tokio::sync::{mpsc, watch};
 pub use verbose_drops::VerboseDrops;
 
+pub use self::crowd::ConnectionLimits;
 pub use self::local::{LocalClient, LocalPacket};
 pub use self::mesh::{
     LOOK_UP_PERIOD, LookUp, Mesh, MeshError, MeshPeer, MeshPeerError, MeshReloader, MeshSecret,
@@ -129,6 +131,8 @@ pub struct Settings {
     pub tcp_keepalive_idle: Option<Duration>,
     /// Connections beyond this are closed at once.
     pub accept_limit: Option<AcceptLimit>,
+    /// How many there may be at one time.
+    pub connection_limits: ConnectionLimits,
     /// Proxies that say where connections really come from.
     pub proxies: Arc<TrustedProxies>,
     /// Who may use the relay.
@@ -188,6 +192,7 @@ impl Statistics {
         let census = self.hub.census();
         Gauges {
             current_connections: census.connections,
+            arriving_connections: self.hub.door.arrivals(),
             current_home_connections: census.home_connections,
             current_notideal_connections: census.not_ideal_connections,
             clients_local: census.keys,
@@ -283,6 +288,7 @@ impl Server {
             Mutex::new(TokenBucket::new(limit.per_second, limit.burst as f64, Instant::now()))
         });
         let hub = Arc::clone(&statistics.hub);
+        hub.door.set_limits(settings.connection_limits);
         let active = Arc::clone(&statistics.active_workers);
         active.store(settings.min_workers.get().min(statistics.counters.len()), Ordering::Relaxed);
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..statistics.counters.len())

@@ -16,6 +16,7 @@ use std::{
 
 use super::{
     connection::Connection,
+    crowd::Ticket,
     hub::Hub,
     mesh::ForwardTally,
     throttle::Throttle,
@@ -136,6 +137,8 @@ pub(super) struct Session {
     verbose: bool,
     /// The request that began the session, for as long as it lasts.
     _tls_request: Option<TlsRequest>,
+    /// Its place among all connections, likewise.
+    _ticket: Option<Ticket>,
 }
 
 impl Session {
@@ -163,7 +166,13 @@ impl Session {
             throttle: throttle.map(Box::new),
             verbose: false,
             _tls_request: None,
+            _ticket: None,
         }
+    }
+
+    /// The same session, with its place among all connections.
+    pub(super) fn holding(self, ticket: Ticket) -> Self {
+        Self { _ticket: Some(ticket), ..self }
     }
 
     /// The same session, as what serves this request, and with its frames logged if so wanted.

@@ -83,6 +83,7 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         tcp_user_timeout: None,
         tcp_keepalive_idle: None,
         accept_limit: None,
+        connection_limits: ConnectionLimits::default(),
         proxies: Arc::default(),
         admission: Arc::new(Admission::open()),
         verbose_clients: VerboseClients::None,

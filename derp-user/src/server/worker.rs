@@ -17,14 +17,15 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
-    task::{LocalSet, spawn_local},
+    sync::{Semaphore, mpsc, watch},
+    task::{LocalSet, spawn_local, yield_now},
     time::MissedTickBehavior,
 };
 
 use super::{
     Phase, Settings, arrival,
     connection::WriteScratch,
+    crowd::Ticket,
     hub::Hub,
     life,
     placement::{self, Staffing},
@@ -39,6 +40,12 @@ use crate::{
 
 /// How long accepting rests when the system has no descriptor or memory for another connection.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How many connections that log in may compute before sessions have a turn again: 1 ms or so of work.
+const TURNS: usize = 8;
+
+/// How many connections are accepted before sessions have a turn again.
+const ACCEPTED_AT_ONCE: u64 = 16;
 
 /// How often the load and the number of connections are looked at.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_millis(250);
@@ -76,6 +83,7 @@ pub(super) struct Stranger<S> {
     pub(super) id: ConnectionId,
     pub(super) remote: SocketAddr,
     pub(super) stream: S,
+    pub(super) ticket: Ticket,
 }
 
 /// One worker's view of the server.
@@ -85,6 +93,7 @@ pub(super) struct Worker {
     index: usize,
     scratch: RefCell<Scratch>,
     random: Cell<u64>,
+    turns: Semaphore,
 }
 
 /// Memory that every quantum of the worker uses anew.
@@ -139,9 +148,41 @@ impl Worker {
         (home != self.index).then_some(home)
     }
 
+    /// Lets a connection in, if there may be another one; what comes of it is counted and logged.
+    pub(super) fn let_in(&self, id: ConnectionId, remote: SocketAddr) -> Option<Ticket> {
+        let (complaint, ticket) = match self.hub().door.enter(id, remote.ip()) {
+            Ok((ticket, false)) => return Some(ticket),
+            Ok((ticket, true)) => {
+                self.counters().arrivals_evicted.increment();
+                let complaint = "too many connections that do not log in (-arrival-limit): the oldest are closed";
+                (complaint.to_owned(), Some(ticket))
+            }
+            Err(crowded) => {
+                self.counters().connections_refused.increment();
+                (format!("{crowded}: no more from {}", remote.ip()), None)
+            }
+        };
+        if let Some(suffix) = self.hub().crowding.suffix(Instant::now()) {
+            tracing::warn!("derp: {complaint}{suffix}");
+        }
+        ticket
+    }
+
     /// Leaves a message for worker `place`; whether that worker is still there to take it.
     pub(super) fn send(&self, place: usize, message: Message) -> bool {
         self.shared.desks[place].inbox.send(message).is_ok()
+    }
+
+    /// Does a part of a login that takes long to compute, when it is its turn. However many log in, those who
+    /// have done so wait for no more than [`TURNS`] such parts until their sockets are looked at.
+    pub(super) async fn in_turn<T>(&self, work: impl FnOnce() -> T) -> T {
+        // Never closed.
+        let turn = self.turns.acquire().await;
+        let result = work();
+        // Comes back when the sockets have been looked at.
+        yield_now().await;
+        drop(turn);
+        result
     }
 
     /// A number in [0, 1) to spread timers with (xorshift64).
@@ -179,6 +220,7 @@ pub(super) fn run(
         index,
         scratch: RefCell::default(),
         random: Cell::new(u64::from_ne_bytes(seed) | 1),
+        turns: Semaphore::new(TURNS),
     });
     let tasks = LocalSet::new();
     let result = tasks.block_on(&runtime, async {
@@ -215,7 +257,11 @@ async fn accept_until_drained(worker: &Rc<Worker>, listener: TcpListener) {
 }
 
 async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
-    loop {
+    for count in 1_u64.. {
+        if count.is_multiple_of(ACCEPTED_AT_ONCE) {
+            // Sessions have a turn, also when more come without pause.
+            yield_now().await;
+        }
         match listener.accept().await {
             Ok((stream, remote)) => {
                 // A listener for both families shows IPv4 addresses as IPv6 ones.
@@ -225,7 +271,10 @@ async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
             // The client gave up while it waited to be accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
-                tracing::warn!("accept: {error}");
+                worker.counters().accept_failures.increment();
+                if let Some(suffix) = worker.hub().accept_faults.suffix(Instant::now()) {
+                    tracing::warn!("accept: {error}{suffix}");
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }
@@ -242,19 +291,20 @@ fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
         worker.counters().tls_rejected.increment();
         return;
     }
+    let id = worker.hub().next_id();
+    let Some(ticket) = worker.let_in(id, remote) else { return };
     worker.counters().tls_accepted.increment();
     // Only a hint; a connection without it works.
     let _ = stream.set_nodelay(true);
-    let id = worker.hub().next_id();
     let Some(place) = worker.other_home(id) else {
-        let stranger = Stranger { id, remote, stream };
+        let stranger = Stranger { id, remote, stream, ticket };
         spawn_local(arrival::serve(Rc::clone(worker), stranger));
         return;
     };
     match stream.into_std() {
         Ok(stream) => {
             // Refused only when the server stops.
-            worker.send(place, Message::Stranger(Stranger { id, remote, stream }));
+            worker.send(place, Message::Stranger(Stranger { id, remote, stream, ticket }));
         }
         Err(error) => tracing::debug!("derp: {remote}: {error}"),
     }
@@ -268,10 +318,10 @@ async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Messag
             Message::Session(session) => {
                 spawn_local(life::run(*session, Rc::clone(worker)));
             }
-            Message::Stranger(Stranger { id, remote, stream }) => {
+            Message::Stranger(Stranger { id, remote, stream, ticket }) => {
                 match TcpStream::from_std(stream) {
                     Ok(stream) => {
-                        let stranger = Stranger { id, remote, stream };
+                        let stranger = Stranger { id, remote, stream, ticket };
                         spawn_local(arrival::serve(Rc::clone(worker), stranger));
                     }
                     Err(error) => tracing::debug!("derp: {remote}: {error}"),

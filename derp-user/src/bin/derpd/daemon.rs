@@ -31,7 +31,7 @@ use crate::{
     metrics::Sources,
     reload::{self, Counts, MeshFiles, Reloader},
     sandbox,
-    site::{mesh_settings, server_settings, site},
+    site::{connection_limits, mesh_settings, server_settings, site},
     status::{Facts, StatusBoard},
     udp::{Started, Udp},
     version,
@@ -58,7 +58,7 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
     config.check_mesh_key(mesh_key.as_ref())?;
     let access = debug_access(&config)?;
     let certificates = Source::load(&config, &private_key.public())?.map(Arc::new);
-    listen::raise_file_limit();
+    let connection_limits = connection_limits(&config, listen::raise_file_limit());
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -159,8 +159,15 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
         levels,
         is_confined,
     };
-    let settings =
-        server_settings(&config, private_key, mesh_secret, tls, Arc::clone(&site), &gate);
+    let settings = server_settings(
+        &config,
+        connection_limits,
+        private_key,
+        mesh_secret,
+        tls,
+        Arc::clone(&site),
+        &gate,
+    );
     let server = Server::start(main_listener, settings, &statistics)
         .with_context(|| format!("cannot serve on {listen} (-a)"))?;
     let mesh = mesh_settings

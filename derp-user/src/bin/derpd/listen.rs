@@ -13,6 +13,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+/// Open files that every system allows.
+const LEAST_FILES: u64 = 1024;
 
 /// Listeners that the process was started with: a service manager keeps them open while one process follows another,
 /// so that no connection is refused meanwhile (sd_listen_fds(3)).
@@ -109,11 +111,12 @@ fn is_no_ipv6(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| no_ipv6.contains(&code))
 }
 
-/// Allows as many open files as the system lets this process have: each connection is one.
-pub(crate) fn raise_file_limit() {
+/// Allows as many open files as the system lets this process have: each connection is one. Returns how many.
+pub(crate) fn raise_file_limit() -> u64 {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
+        .and_then(|(_soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    raised.unwrap_or_else(|error| {
         tracing::warn!("cannot raise the limit of open files: {error}");
-    }
+        getrlimit(Resource::RLIMIT_NOFILE).map_or(LEAST_FILES, |(soft, _hard)| soft)
+    })
 }

@@ -6,7 +6,7 @@ use derp_user::{
     config::{Config, MeshConfig},
     http::{self, AcmeChallenge, DebugAccess, Site},
     proto::keys::{MeshKey, NodePrivate},
-    server::{self, MeshSecret, MeshSettings, Settings, VerboseDrops},
+    server::{self, ConnectionLimits, MeshSecret, MeshSettings, Settings, VerboseDrops},
     tls::{self, Certificates},
     udp_relay::{Keeper, PeerRelayMonitor, WireGuardHandle},
 };
@@ -59,8 +59,23 @@ pub(crate) fn site(
     })
 }
 
+/// How many connections there may be; an operator who wants more than there can be is told.
+pub(crate) fn connection_limits(config: &Config, files: u64) -> ConnectionLimits {
+    let limits = config.tcp.connection_limits(files);
+    if let Some(wanted) = config.tcp.connections
+        && wanted.get() > limits.connections
+    {
+        tracing::warn!(
+            "-connection-limit {wanted}: {} with the {files} open files that the system allows",
+            limits.connections
+        );
+    }
+    limits
+}
+
 pub(crate) fn server_settings(
     config: &Config,
+    connection_limits: ConnectionLimits,
     private_key: NodePrivate,
     mesh_secret: Arc<MeshSecret>,
     tls: Option<tls::Acceptor>,
@@ -75,6 +90,7 @@ pub(crate) fn server_settings(
         write_timeout: config.tcp.write_timeout,
         tcp_user_timeout: config.tcp.user_timeout,
         tcp_keepalive_idle: config.tcp.keepalive_idle,
+        connection_limits,
         // Like derper, plain HTTP is not limited: it is a proxy's or a developer's business.
         accept_limit: tls.as_ref().and(config.tcp.accept_limit),
         proxies: Arc::clone(&gate.proxies),

@@ -37,6 +37,11 @@ impl Report {
                 "Connections whose client prefers another node of the region.",
                 gauges.current_notideal_connections,
             ),
+            (
+                "derpd_arriving_connections",
+                "Connections that have not logged in, browsers among them.",
+                gauges.arriving_connections,
+            ),
             ("derp_watchers", "Connections told who comes and goes.", gauges.watchers),
             ("derpd_active_workers", "Threads that relay now.", gauges.active_workers),
         ] {
@@ -47,6 +52,25 @@ impl Report {
             "Connections that joined another one of the same key.",
             gauges.total_dup_client_conns,
         );
+        for (name, help, value) in [
+            (
+                "derpd_connections_refused_total",
+                "Connections closed because there were as many as there may be.",
+                self.totals.connections_refused,
+            ),
+            (
+                "derpd_arrivals_evicted_total",
+                "Connections closed before they logged in, to make room for others.",
+                self.totals.arrivals_evicted,
+            ),
+            (
+                "derpd_accept_failures_total",
+                "Times that no connection could be accepted.",
+                self.totals.accept_failures,
+            ),
+        ] {
+            families.counter(name, help, value);
+        }
         families.counters(
             "derp_tcp_rtt",
             "Round trip times of clients' TCP connections, each sampled every 10 s.",
