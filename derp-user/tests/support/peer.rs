@@ -157,6 +157,11 @@ impl Wire {
         &self.stream.sock
     }
 
+    /// The TLS session and its socket, for a test that misuses them.
+    pub(crate) fn stream(&mut self) -> &mut StreamOwned<ClientConnection, TcpStream> {
+        &mut self.stream
+    }
+
     pub(crate) fn write(&mut self, bytes: &[u8]) {
         self.try_write(bytes).expect("the relay takes what is sent");
     }

@@ -1,0 +1,30 @@
+//! What the kernel tells of the relay's process.
+
+use std::{fs, time::Duration};
+
+/// One look at a process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vitals {
+    /// Resident bytes.
+    pub(crate) memory: u64,
+    /// Open descriptors.
+    pub(crate) descriptors: usize,
+    /// Processor time so far.
+    pub(crate) processor: Duration,
+}
+
+impl Vitals {
+    pub(crate) fn of(process: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = memory.and_then(|text| text.trim().strip_suffix(" kB"));
+        let memory = kibibytes.and_then(|text| text.parse::<u64>().ok()).expect("a number") << 10;
+        let descriptors = fs::read_dir(format!("/proc/{process}/fd")).expect("it runs").count();
+        let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it runs");
+        let nanoseconds = tasks.flatten().filter_map(|task| {
+            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Self { memory, descriptors, processor: Duration::from_nanos(nanoseconds.sum()) }
+    }
+}
