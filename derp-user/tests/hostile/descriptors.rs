@@ -44,7 +44,8 @@ fn regression_connections_that_do_not_log_in_make_room() {
         attack.wait();
     });
     scene.judge(&outcome, 64 * MEGABYTE);
-    assert!(outcome.height.descriptors < 200, "{outcome:?}");
+    // Those that are on their way out count, too.
+    assert!(outcome.height.descriptors < 1000, "{outcome:?}");
     assert!(scene.server.metric("derpd_arrivals_evicted_total") > 500.0);
     let log = scene.server.log();
     let told = log.lines().filter(|line| line.contains("-arrival-limit")).count();

@@ -9,7 +9,6 @@ mod lab;
 #[path = "../support/netns.rs"]
 mod netns;
 #[path = "../support/packets.rs"]
-#[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod packets;
 #[path = "../support/peer.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
