@@ -323,11 +323,10 @@ impl<H: Clone> Relay<H> {
     }
 
     /// A trusted client wants to hear who is here, and from now on who comes and goes. It is told the
-    /// beginning now, and the rest by [`Self::watch_more`]. A server that watches itself is ignored, and so is a
-    /// client that already watches: it is being told everything.
+    /// beginning now, and the rest by [`Self::watch_more`]. A server that watches itself is ignored.
     pub fn watch(&mut self, id: ConnectionId) -> Vec<Effect<H>> {
         let is_other = |client: &Client<H>| client.presence.key != self.own_key;
-        if !self.clients.get(&id).is_some_and(is_other) || self.watchers.contains_key(&id) {
+        if !self.clients.get(&id).is_some_and(is_other) {
             return Vec::new();
         }
         self.watchers.insert(id, Watching::NEW);

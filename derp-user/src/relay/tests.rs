@@ -105,18 +105,6 @@ fn watchers_are_told_in_order() {
     assert_eq!(relay.unregister(2), [route(2, None)]);
 }
 
-/// Each question began the whole list anew, under the lock, and piled it up before a watcher that read nothing.
-#[test]
-fn regression_a_watcher_that_asks_again_is_not_told_again() {
-    let (mut relay, now) = relay();
-    relay.register(1, "a", presence(1), now);
-    relay.register(2, "watcher", presence(2), now);
-    assert_eq!(relay.watch(2).len(), 2);
-    assert_eq!(relay.watch(2), Effects::new());
-    assert!(!relay.tells_more(2));
-    assert_eq!(relay.unregister(1), [route(1, None), gone("watcher", 1)]);
-}
-
 /// Senders are keys, of which anybody can have as many as he likes.
 #[test]
 fn regression_all_connections_together_remember_so_many_senders() {

@@ -50,6 +50,10 @@ const KEEP_ALIVE_JITTER: Duration = Duration::from_secs(5);
 const NOT_HERE_PER_SECOND: f64 = 1.0;
 const NOT_HERE_BURST: f64 = 3.0;
 
+/// How often a watcher may ask anew who is here: each time costs as much as there are clients.
+const QUESTIONS_PER_SECOND: f64 = 1.0;
+const QUESTIONS_AT_ONCE: f64 = 3.0;
+
 /// Most introductions remembered; when exceeded, they start anew. The relay knows them all anyway.
 const MAX_INTRODUCED: usize = 4096;
 
@@ -131,6 +135,8 @@ pub(super) struct Session {
     last_route: Option<Route>,
     /// A watcher that has yet to hear of some who are here.
     pub(super) tells_more: bool,
+    /// What a watcher may still ask; few clients are watchers.
+    questions: Option<Box<TokenBucket>>,
     /// The client's byte rate limit, where clients have one.
     throttle: Option<Box<Throttle>>,
     /// Its every frame is logged.
@@ -163,6 +169,7 @@ impl Session {
             introduced: HashSet::new(),
             last_route: None,
             tells_more: false,
+            questions: None,
             throttle: throttle.map(Box::new),
             verbose: false,
             _tls_request: None,
@@ -344,8 +351,14 @@ impl Quantum<'_> {
                 self.worker.hub().note_preferred(connection.id, home, self.counters());
             }
             Expected::WatchConns => {
-                let more = self.worker.hub().watch(connection.id, self.counters());
-                self.session.tells_more = more;
+                let now = Instant::now();
+                let full =
+                    || Box::new(TokenBucket::new(QUESTIONS_PER_SECOND, QUESTIONS_AT_ONCE, now));
+                if self.session.questions.get_or_insert_with(full).take(now) {
+                    let id = self.session.connection.id;
+                    let more = self.worker.hub().watch(id, self.counters());
+                    self.session.tells_more = more;
+                }
             }
             Expected::ClosePeer => {
                 if let Some(&key) = bytes[payload].first_chunk::<KEY_LENGTH>() {
