@@ -24,7 +24,7 @@ pub enum Origin {
 }
 
 /// The values of one flag, as a command line has them, and who gives them.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 pub(super) struct Given {
     /// The flag's name without dashes.
     pub(super) flag: String,
@@ -41,11 +41,26 @@ impl Given {
 }
 
 /// What is given for the flags, each by whoever counts most: the command line, else the file, else the environment.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Default, Eq, PartialEq)]
 pub struct Layers {
     given: BTreeMap<String, (Vec<String>, Origin)>,
     /// The configuration file, if there is one.
     pub file: Option<ConfigFile>,
+}
+
+/// Without the values, some of which are secrets.
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {:?}", self.flag, self.origin)
+    }
+}
+
+/// Without the values, some of which are secrets.
+impl fmt::Debug for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let origins = self.given.iter().map(|(flag, (_, origin))| (flag, origin));
+        f.debug_map().entries(origins).finish_non_exhaustive()
+    }
 }
 
 impl Layers {
