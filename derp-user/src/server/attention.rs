@@ -14,8 +14,10 @@ pub(super) struct Attention {
 impl Attention {
     /// Calls the owner.
     pub(super) fn call(&self) {
-        self.is_wanted.store(true, Ordering::Release);
-        self.owner.wake();
+        // Whoever called before wakes it, or has done so.
+        if !self.is_wanted.swap(true, Ordering::AcqRel) {
+            self.owner.wake();
+        }
     }
 
     /// Waits for a call. Only the owner may call this.
