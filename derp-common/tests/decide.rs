@@ -3,6 +3,8 @@
 
 #[path = "support/flows.rs"]
 mod flows;
+#[path = "support/fuzz.rs"]
+mod fuzz;
 #[path = "support/host.rs"]
 mod host;
 #[path = "../../derp-user/tests/support/packets.rs"]
@@ -14,8 +16,7 @@ use std::{
 };
 
 use derp_common::{
-    Address, AddressKind, Decision, Family, Host as _, Interface, Rate, Reason, Settings,
-    SlicePacket, Switches, Verdict, decide,
+    Address, Decision, Family, Host as _, Rate, Reason, Settings, Switches, Verdict,
     flow::{Control, Leg, Side, Tables as _, table::statistics_index},
     maps::Event,
 };
@@ -27,37 +28,13 @@ use crate::{
         RELAY_PORT, SENDERS, SLOTS, UNRESOLVED_VNI, VLAN_VNI, client, control, data, forwarded,
         legs, peer, redirected_vni, second_address, server, vni,
     },
+    fuzz::{host, run_with_room},
     host::TestHost,
     packets::{
-        Ip, SERVER_MAC, SERVER4, SERVER6, attribute, fix_ip_checksum, frame, message,
-        tailscale_request, udp_frame, with_fingerprint,
+        Ip, SERVER_MAC, attribute, fix_ip_checksum, frame, message, tailscale_request, udp_frame,
+        with_fingerprint,
     },
 };
-
-fn host() -> TestHost {
-    let mut host = TestHost::new(flows::settings(), SLOTS);
-    for ip in [IpAddr::from(SERVER4), SERVER6.into()] {
-        host.addresses.insert(Address::from(ip), AddressKind::Unicast as u32);
-    }
-    for ip in Ip::BOTH {
-        let address = Address::from(second_address(ip));
-        host.addresses.insert(address, AddressKind::Unicast as u32);
-    }
-    host.interfaces.insert(INTERFACE, Interface::new(SERVER_MAC));
-    let target = Interface { is_redirect_target: 1, ..Interface::new(OTHER_MAC) };
-    host.interfaces.insert(OTHER_INTERFACE, target);
-    Plan::everything().apply(&mut host);
-    host
-}
-
-/// Decides about a frame with this much room behind it; returns what has become of it, too.
-fn run_with_room(host: &TestHost, frame: &[u8], room: usize) -> (Decision, Vec<u8>) {
-    let mut buffer = frame.to_vec();
-    buffer.resize(frame.len() + room, 0);
-    let mut packet = SlicePacket::new(&mut buffer, frame.len());
-    let decision = decide(&mut packet, host);
-    (decision, packet.bytes().to_vec())
-}
 
 fn run(host: &TestHost, frame: &[u8]) -> (Decision, Vec<u8>) {
     run_with_room(host, frame, 64)
@@ -444,4 +421,14 @@ fn settings_of_another_version_serve_nobody() {
     host.settings = Settings { version: Settings::VERSION + 1, ..host.settings };
     assert_eq!(run(&host, &frame(Ip::V4, &tailscale_request())).0.reason, Reason::Unconfigured);
     assert_eq!(run(&host, &tagged(&from_client(Ip::V4, 1), 7)).0.reason, Reason::Vlan);
+}
+
+#[test]
+fn the_corpus_of_the_fuzzer_is_run_again() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/packet");
+    let files: Vec<_> = std::fs::read_dir(corpus).unwrap().collect();
+    assert!(!files.is_empty());
+    for file in files {
+        fuzz::packet(&std::fs::read(file.unwrap().path()).unwrap());
+    }
 }

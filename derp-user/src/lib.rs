@@ -9,6 +9,8 @@ pub mod dataplane;
 mod files;
 pub mod flow;
 pub mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod http;
 mod local_api;
 pub mod metrics;

@@ -99,6 +99,7 @@ fn host_lints() -> Result<Outcome> {
     let selections = HOST_PACKAGES.map(|package| vec!["--package", package]).into_iter().chain(
         ["derp-common", "derp-user"].map(|package| vec!["--package", package, "--all-features"]),
     );
+    let selections = selections.chain([vec!["--package", "derp-fuzz", "--bins"]]);
     let results: Vec<_> = selections
         .map(|selection| {
             let clippy = [&["clippy", "--locked", "--all-targets"], &*selection];

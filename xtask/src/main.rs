@@ -7,6 +7,7 @@ mod check;
 mod derp_map;
 mod e2e;
 mod ebpf;
+mod fuzz;
 mod go;
 mod instructions;
 mod interop;
@@ -49,6 +50,8 @@ enum Task {
     Bench(bench::Options),
     /// Copy a file between two real Tailscale clients through the relay, in network namespaces
     E2e(e2e::Options),
+    /// Look for bytes and histories that break a parser or a state machine
+    Fuzz(fuzz::Options),
     /// Run the protocol cases against derpd and against Tailscale's derper, and compare
     Interop(interop::Options),
     /// Count the instructions of the packet path and compare them with the committed ones
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => test::command(&arguments),
         Task::Bench(options) => bench::command(&options),
         Task::E2e(options) => e2e::command(&options),
+        Task::Fuzz(options) => fuzz::command(&options),
         Task::Interop(options) => interop::command(&options),
         Task::Instructions(options) => instructions::command(&options),
         Task::Package(package) => package::command(&package),

@@ -14,6 +14,9 @@
 mod cache;
 mod control_server;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod keys;
 mod lists;
 mod question;

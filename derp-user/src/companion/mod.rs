@@ -27,5 +27,6 @@ pub use self::{
     view::{CompanionView, Standing, Status},
 };
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod tests;

@@ -9,6 +9,9 @@ mod certificates;
 mod duration;
 mod error;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod key_file;
 mod keys;
 mod layers;

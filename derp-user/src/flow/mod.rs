@@ -40,5 +40,6 @@ pub use self::{
 pub(crate) use self::state::source_of;
 pub(crate) use self::{check::check_address, state::socket_address};
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod tests;

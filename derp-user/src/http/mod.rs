@@ -8,6 +8,9 @@ mod body;
 mod bootstrap;
 mod debug;
 mod flows;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod home;
 mod links;
 mod mesh;

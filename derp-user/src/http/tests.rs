@@ -7,47 +7,16 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::*;
+use super::{
+    fuzz::{STRANGER, main_from, outcome_of, settings},
+    *,
+};
 use crate::{
     metrics::{AddressView, LinkState, PeerView},
     peer_relay::PeerRelayView,
 };
 
 const LOOPBACK: &str = "127.0.0.1:4000";
-const STRANGER: &str = "198.51.100.7:4000";
-
-fn settings() -> Settings {
-    Settings {
-        home: Home::BuiltIn,
-        derp_enabled: true,
-        hostname: "derp.example.com".to_owned(),
-        machine: "relay<1>".to_owned(),
-        version: "1.2.3",
-        has_mesh_key: Box::new(|| false),
-        mesh: Box::new(MeshView::default),
-        status: Box::new(|_| Status::default()),
-        admission: Box::new(|| "open: <everybody>".to_owned()),
-        bootstrap: Arc::default(),
-        access: DebugAccess::default(),
-        acme_challenge: None,
-        started: Instant::now(),
-        varz: Box::new(|| "derp_accepts 1\n".to_owned()),
-        vars: Box::new(String::new),
-        tls_requests: TlsRequests::default(),
-        traffic: Box::new(|| None),
-        flows: Box::new(FlowsView::default),
-        peer_relay: Box::new(|| None),
-        wireguard: Box::new(|| None),
-        check: Box::new(|| Ok(())),
-    }
-}
-
-fn main_from(remote: &str) -> Origin {
-    Origin {
-        remote: remote.parse().unwrap(),
-        listener: Listener::Main { tls: Some(TlsVersion::V13) },
-    }
-}
 
 fn port80_from(remote: &str) -> Origin {
     Origin { remote: remote.parse().unwrap(), listener: Listener::Port80 }
@@ -496,27 +465,6 @@ async fn port_80_serves_until_told_to_stop() {
 }
 
 /// What becomes of a connection on which exactly these bytes arrive.
-fn outcome_of(bytes: &[u8]) -> Outcome<tokio::io::DuplexStream> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    runtime.block_on(async {
-        let (near, mut far) = duplex(64 * 1024);
-        let site = Arc::new(Site::new(settings()));
-        let server = serve_connection(near, main_from(STRANGER), site);
-        let client = async {
-            far.write_all(bytes).await.unwrap();
-            far.shutdown().await.unwrap();
-            let mut answer = Vec::new();
-            far.read_to_end(&mut answer).await.unwrap();
-        };
-        // The client waits for the end of answers, so a hand-over has to end it.
-        tokio::select! {
-            biased;
-            outcome = server => outcome,
-            () = client => Outcome::Done,
-        }
-    })
-}
-
 const UPGRADE_REQUEST: &[u8] =
     b"GET /derp HTTP/1.1\r\nHost: a\r\nUpgrade: DERP\r\nDerp-Fast-Start: 1\r\n\r\n\x02\0\0\0\0";
 

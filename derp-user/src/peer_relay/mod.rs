@@ -58,5 +58,6 @@ pub(crate) use self::cloud::{
     MetadataRound,
 };
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod tests;

@@ -9,6 +9,9 @@
 pub mod client;
 pub mod disco;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 pub mod keys;
 pub mod login;
 pub mod message;

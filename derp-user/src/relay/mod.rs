@@ -14,6 +14,9 @@ mod ways;
 
 pub use forwarding::Heard;
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod model;
 #[cfg(test)]
 mod tests;
 

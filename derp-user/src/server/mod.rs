@@ -53,6 +53,8 @@ pub use self::mesh::{
     MeshSettings, PreparedMesh, Resolver, system_look_up,
 };
 pub use self::observe::ClientSight;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::transport::fuzz;
 use self::{
     connection::WriteScratch,
     hub::Hub,

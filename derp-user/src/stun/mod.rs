@@ -7,6 +7,9 @@
 
 pub(crate) mod client;
 mod counters;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod mapping;
 mod respond;
 mod responder;

@@ -23,6 +23,9 @@ mod control;
 mod error;
 mod filter;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod identity;
 mod keys;
 mod netmap;

@@ -2,49 +2,82 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
+use arbitrary::Arbitrary;
+#[cfg(test)]
 use proptest::prelude::*;
 
 use super::support::*;
-use crate::companion::{Endpoint, Session};
+use crate::{
+    companion::{Endpoint, Session},
+    fuzzing::{below, few, one_of},
+};
 
 /// Where clients may be: few places, so that they are often the same.
 const PLACES: [&str; 5] = [A, B, "198.51.100.10:1", "192.0.2.20:2", "203.0.113.77:9"];
 /// Keys of pairs of clients.
 const PAIRS: [[u64; 2]; 3] = [[1, 2], [1, 3], [2, 3]];
+/// Where the relay may listen.
+const PORTS: [Option<u16>; 5] = [None, Some(0), Some(3478), Some(PORT), Some(PORT)];
 
-#[derive(Clone, Debug)]
-enum Event {
+#[derive(Arbitrary, Clone, Debug)]
+pub(crate) enum Event {
     /// A pair of clients gets an endpoint, if it has none.
-    Allocate { pair: usize },
+    Allocate {
+        #[arbitrary(with = below(PAIRS.len()))]
+        pair: usize,
+    },
     /// A client binds; the kernel sees the handshake, or, if it should ever look otherwise, does not.
-    Bind { which: usize, side: usize, place: usize, is_seen: bool },
+    Bind {
+        #[arbitrary(with = below(3))]
+        which: usize,
+        #[arbitrary(with = below(2))]
+        side: usize,
+        #[arbitrary(with = below(PLACES.len()))]
+        place: usize,
+        is_seen: bool,
+    },
     /// Somebody begins a handshake that comes to nothing.
-    Knock { which: usize, side: usize },
+    Knock {
+        #[arbitrary(with = below(3))]
+        which: usize,
+        #[arbitrary(with = below(2))]
+        side: usize,
+    },
     /// An endpoint expires.
-    Expire { which: usize },
+    Expire {
+        #[arbitrary(with = below(3))]
+        which: usize,
+    },
     /// All sessions are gone, and VNIs start again at 1.
     Restart,
     /// The relay is switched off, or on again, at this port.
-    Port { port: Option<u16> },
+    Port {
+        #[arbitrary(with = one_of(&PORTS))]
+        port: Option<u16>,
+    },
 }
 
-#[derive(Clone, Debug)]
-enum Step {
+#[derive(Arbitrary, Clone, Debug)]
+pub(crate) enum Step {
     Event(Event),
     /// tailscaled is asked; things happen before its answer is looked at, and before it is acted upon.
     Poll {
+        #[arbitrary(with = few)]
         before: Vec<Event>,
+        #[arbitrary(with = few)]
         between: Vec<Event>,
     },
     /// tailscaled cannot be asked.
     Fail,
     Pass {
+        #[arbitrary(with = below(2001))]
         milliseconds: u64,
     },
     /// Undisturbed time.
     Quiet,
 }
 
+#[cfg(test)]
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (0..PAIRS.len()).prop_map(|pair| Event::Allocate { pair }),
@@ -54,11 +87,12 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0usize..3, 0usize..2).prop_map(|(which, side)| Event::Knock { which, side }),
         1 => (0usize..3).prop_map(|which| Event::Expire { which }),
         1 => Just(Event::Restart),
-        1 => prop::sample::select(vec![None, Some(0), Some(3478), Some(PORT), Some(PORT)])
+        1 => prop::sample::select(&PORTS)
             .prop_map(|port| Event::Port { port }),
     ]
 }
 
+#[cfg(test)]
 fn step() -> impl Strategy<Value = Step> {
     let some = || prop::collection::vec(event(), 0..2);
     prop_oneof![
@@ -177,58 +211,62 @@ fn leads(session: &Session, from: SocketAddr, to: SocketAddr) -> bool {
     (one, other) == (from, to) || (other, one) == (from, to)
 }
 
+/// The kernel forwards only what tailscaled would, and in the end all of it.
+pub(crate) fn run(steps: &[Step]) {
+    let mut model =
+        Model { world: World::new(), next_vni: 1, unseen: BTreeMap::new(), asked_at: 0 };
+    for step in steps {
+        match step {
+            Step::Event(event) => model.happen(event),
+            Step::Poll { before, between } => model.poll(before, between),
+            Step::Fail => model.world.fail(),
+            Step::Pass { milliseconds } => model.world.now += milliseconds * MILLISECOND,
+            Step::Quiet => {
+                for _ in 0..4 {
+                    model.poll(&[], &[]);
+                    model.world.now += POLL;
+                    model.world.settle();
+                    model.check();
+                }
+            }
+        }
+        model.world.settle();
+        model.check();
+    }
+    // In the end, whoever can be forwarded is, and the tables hold nothing else.
+    model.world.port = Some(PORT);
+    for _ in 0..8 {
+        model.poll(&[], &[]);
+        model.world.now += POLL;
+        model.world.settle();
+    }
+    let mut forwarded = 0;
+    let mut slots = std::collections::BTreeSet::new();
+    for session in model.world.sessions.values() {
+        let [Endpoint::At(one), Endpoint::At(other)] = session.clients.map(|it| it.endpoint) else {
+            continue;
+        };
+        if one != other && slots.insert(session.vni % SLOTS) {
+            let to = model.world.data(session.vni, &one.to_string());
+            // Of sessions with one place, which of them has it depends on who came first.
+            let has_rival = model
+                .world
+                .sessions
+                .keys()
+                .any(|vni| *vni != session.vni && vni % SLOTS == session.vni % SLOTS);
+            assert!(to == Some(other) || has_rival, "{session:?}");
+            forwarded += 1;
+        }
+    }
+    assert_eq!(model.world.table.len(), forwarded);
+}
+
+#[cfg(test)]
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
     #[test]
     fn the_kernel_forwards_only_what_tailscaled_would(steps in prop::collection::vec(step(), 1..60)) {
-        let mut model = Model {
-            world: World::new(),
-            next_vni: 1,
-            unseen: BTreeMap::new(),
-            asked_at: 0,
-        };
-        for step in &steps {
-            match step {
-                Step::Event(event) => model.happen(event),
-                Step::Poll { before, between } => model.poll(before, between),
-                Step::Fail => model.world.fail(),
-                Step::Pass { milliseconds } => model.world.now += milliseconds * MILLISECOND,
-                Step::Quiet => {
-                    for _ in 0..4 {
-                        model.poll(&[], &[]);
-                        model.world.now += POLL;
-                        model.world.settle();
-                        model.check();
-                    }
-                }
-            }
-            model.world.settle();
-            model.check();
-        }
-        // In the end, whoever can be forwarded is, and the tables hold nothing else.
-        model.world.port = Some(PORT);
-        for _ in 0..8 {
-            model.poll(&[], &[]);
-            model.world.now += POLL;
-            model.world.settle();
-        }
-        let mut forwarded = 0;
-        let mut slots = std::collections::BTreeSet::new();
-        for session in model.world.sessions.values() {
-            let [Endpoint::At(one), Endpoint::At(other)] = session.clients.map(|it| it.endpoint) else {
-                continue;
-            };
-            if one != other && slots.insert(session.vni % SLOTS) {
-                let to = model.world.data(session.vni, &one.to_string());
-                // Of sessions with one place, which of them has it depends on who came first.
-                let has_rival = model.world.sessions.keys().any(|vni| {
-                    *vni != session.vni && vni % SLOTS == session.vni % SLOTS
-                });
-                prop_assert!(to == Some(other) || has_rival, "{session:?}");
-                forwarded += 1;
-            }
-        }
-        prop_assert_eq!(model.world.table.len(), forwarded);
+        run(&steps);
     }
 }

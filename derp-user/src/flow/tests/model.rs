@@ -2,34 +2,68 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use arbitrary::Arbitrary;
 use derp_common::flow::{Class, Side};
+#[cfg(test)]
 use proptest::prelude::*;
 
 use super::support::*;
-use crate::flow::{FlowId, Kind, Outcome, Resolved};
+use crate::{
+    flow::{FlowId, Kind, Outcome, Resolved},
+    fuzzing::below,
+};
 
 const SLOTS: u32 = 4;
 /// Where the ends may be: few places, so that they are often the same.
 const PLACES: [&str; 6] =
     ["10.0.0.1:1", "10.0.0.1:2", "10.1.0.1:1", "198.51.100.1:9", "198.51.100.2:9", "203.0.113.2:9"];
 const NETWORKS: [&str; 3] = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"];
+const ENDS: usize = PLACES.len() + NETWORKS.len();
 
-#[derive(Clone, Debug)]
-enum Input {
-    Add { kind: u32, a: usize, b: usize },
-    Remove { which: usize },
-    Rebind { which: usize, side: bool, place: usize },
-    Packet { which: usize, place: usize },
-    Ways { interface: u32 },
-    Pass { milliseconds: u64 },
+#[derive(Arbitrary, Clone, Debug)]
+pub(crate) enum Input {
+    Add {
+        #[arbitrary(with = below(7))]
+        kind: u32,
+        #[arbitrary(with = below(ENDS))]
+        a: usize,
+        #[arbitrary(with = below(ENDS))]
+        b: usize,
+    },
+    Remove {
+        #[arbitrary(with = below(8))]
+        which: usize,
+    },
+    Rebind {
+        #[arbitrary(with = below(8))]
+        which: usize,
+        side: bool,
+        #[arbitrary(with = below(PLACES.len()))]
+        place: usize,
+    },
+    Packet {
+        #[arbitrary(with = below(8))]
+        which: usize,
+        #[arbitrary(with = below(PLACES.len()))]
+        place: usize,
+    },
+    Ways {
+        #[arbitrary(with = below(3))]
+        interface: u32,
+    },
+    Pass {
+        #[arbitrary(with = below(12))]
+        milliseconds: u64,
+    },
     Expire,
     Poll,
     Settle,
 }
 
+#[cfg(test)]
 fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let place = 0..PLACES.len();
-    let end = 0..PLACES.len() + NETWORKS.len();
+    let end = 0..ENDS;
     let input = prop_oneof![
         4 => (0u32..7, end.clone(), end).prop_map(|(kind, a, b)| Input::Add { kind, a, b }),
         2 => (0usize..8).prop_map(|which| Input::Remove { which }),
@@ -221,33 +255,39 @@ impl Model {
     }
 }
 
+/// No reader ever sees a wrong way, and a restart finds all of it again, or removes what it does not know.
+pub(crate) fn run(inputs: &[Input]) {
+    let mut model = Model::new();
+    for input in inputs {
+        model.input(input);
+    }
+    model.settle();
+    let views: BTreeMap<_, _> =
+        model.rig.views(true).into_iter().map(|view| (view.slot, view)).collect();
+    assert_eq!(views.len(), model.flows.len());
+
+    // A restart finds all of it again, or removes what it does not know.
+    let found = model.rig.tables.found();
+    let mut table = crate::flow::FlowTable::new(settings(SLOTS));
+    table.set_local_addresses(OURS.map(|ip| ip.parse().unwrap()));
+    assert!(table.adopt(&[], &found, model.rig.now).is_empty());
+    model.rig.table = table;
+    while let Some(deadline) = model.rig.table.next_deadline() {
+        model.rig.now = model.rig.now.max(deadline);
+        for change in model.rig.table.poll(model.rig.now) {
+            model.rig.tables.change(&change, model.rig.now);
+        }
+    }
+    assert!(model.seen().is_empty());
+    assert!(model.rig.tables.found().sources.is_empty());
+}
+
+#[cfg(test)]
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
     fn no_reader_ever_sees_a_wrong_way(inputs in inputs()) {
-        let mut model = Model::new();
-        for input in &inputs {
-            model.input(input);
-        }
-        model.settle();
-        let views: BTreeMap<_, _> =
-            model.rig.views(true).into_iter().map(|view| (view.slot, view)).collect();
-        prop_assert_eq!(views.len(), model.flows.len());
-
-        // A restart finds all of it again, or removes what it does not know.
-        let found = model.rig.tables.found();
-        let mut table = crate::flow::FlowTable::new(settings(SLOTS));
-        table.set_local_addresses(OURS.map(|ip| ip.parse().unwrap()));
-        prop_assert!(table.adopt(&[], &found, model.rig.now).is_empty());
-        model.rig.table = table;
-        while let Some(deadline) = model.rig.table.next_deadline() {
-            model.rig.now = model.rig.now.max(deadline);
-            for change in model.rig.table.poll(model.rig.now) {
-                model.rig.tables.change(&change, model.rig.now);
-            }
-        }
-        prop_assert!(model.seen().is_empty());
-        prop_assert!(model.rig.tables.found().sources.is_empty());
+        run(&inputs);
     }
 }

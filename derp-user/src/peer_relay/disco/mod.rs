@@ -10,6 +10,9 @@
 //! The crate `ts_disco_protocol` (0.6) is not used: of the messages of relays, 04 to 09, it has the numbers only,
 //! and what it adds to the 62 bytes above would bring six crates along.
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod keys;
 mod message;
 

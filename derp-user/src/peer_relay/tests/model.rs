@@ -3,12 +3,15 @@
 
 use std::net::SocketAddr;
 
+use arbitrary::Arbitrary;
 use derp_common::Rate;
+#[cfg(test)]
 use proptest::prelude::*;
 
 use super::support::*;
 use crate::{
     flow::Plane,
+    fuzzing::{below, one_of},
     peer_relay::{
         BIND_LIFETIME, Limits, ROTATION, Reaction, Refusal, STEADY_STATE_LIFETIME,
         disco::EndpointRecord,
@@ -18,19 +21,49 @@ use crate::{
 const CLIENTS: usize = 4;
 const PLACES: [(&str, &str); 5] =
     [(A, RELAY), (A_MOVED, RELAY), (B, RELAY), (B, RELAY_2), (B_6, RELAY_6)];
+/// How much time may pass at once, in seconds.
+const PAUSES: [u64; 8] = [1, 5, 29, 31, 100, 120, 240, 301];
 const MOST: usize = 4;
 const MOST_PER_NODE: usize = 2;
 
-#[derive(Clone, Debug)]
-enum Step {
-    Ask { by: usize, other: usize },
-    Bind { endpoint: usize, by: usize, generation: u32, place: usize },
-    Answer { challenge: usize, place: usize },
-    Heard { endpoint: usize, plane: bool, sides: [bool; 2] },
-    Pass { seconds: u64 },
+#[derive(Arbitrary, Clone, Debug)]
+pub(crate) enum Step {
+    Ask {
+        #[arbitrary(with = below(CLIENTS))]
+        by: usize,
+        #[arbitrary(with = below(CLIENTS))]
+        other: usize,
+    },
+    Bind {
+        #[arbitrary(with = below(8))]
+        endpoint: usize,
+        #[arbitrary(with = below(CLIENTS))]
+        by: usize,
+        #[arbitrary(with = below(6))]
+        generation: u32,
+        #[arbitrary(with = below(PLACES.len()))]
+        place: usize,
+    },
+    Answer {
+        #[arbitrary(with = below(8))]
+        challenge: usize,
+        #[arbitrary(with = below(2 * PLACES.len()))]
+        place: usize,
+    },
+    Heard {
+        #[arbitrary(with = below(8))]
+        endpoint: usize,
+        plane: bool,
+        sides: [bool; 2],
+    },
+    Pass {
+        #[arbitrary(with = one_of(&PAUSES))]
+        seconds: u64,
+    },
     Review,
 }
 
+#[cfg(test)]
 fn step() -> impl Strategy<Value = Step> {
     let index = || 0..8usize;
     prop_oneof![
@@ -41,7 +74,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (index(), 0..PLACES.len() * 2).prop_map(|(challenge, place)| Step::Answer { challenge, place }),
         2 => (index(), any::<bool>(), any::<[bool; 2]>())
             .prop_map(|(endpoint, plane, sides)| Step::Heard { endpoint, plane, sides }),
-        2 => prop::sample::select(vec![1, 5, 29, 31, 100, 120, 240, 301])
+        2 => prop::sample::select(&PAUSES)
             .prop_map(|seconds| Step::Pass { seconds }),
         2 => Just(Step::Review),
     ]
@@ -276,15 +309,21 @@ impl Model {
     }
 }
 
+/// Any history ends as the model says.
+pub(crate) fn run(steps: &[Step]) {
+    let mut model = Model::new();
+    for step in steps {
+        model.step(step);
+        model.check();
+    }
+}
+
+#[cfg(test)]
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_ends_as_the_model_says(steps in prop::collection::vec(step(), 1..80)) {
-        let mut model = Model::new();
-        for step in &steps {
-            model.step(step);
-            model.check();
-        }
+        run(&steps);
     }
 }

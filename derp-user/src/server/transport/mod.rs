@@ -1,6 +1,9 @@
 //! What lies between DERP bytes and socket bytes: TLS or nothing, and WebSocket or not. Without I/O.
 
 mod cipher;
+#[cfg(any(test, feature = "fuzzing"))]
+#[allow(clippy::unwrap_used, reason = "these are tests")]
+pub(crate) mod fuzz;
 mod records;
 mod websocket;
 

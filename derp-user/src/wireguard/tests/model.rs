@@ -6,40 +6,105 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
+use arbitrary::{Arbitrary, Unstructured};
+#[cfg(test)]
 use proptest::prelude::*;
 
 use super::support::*;
-use crate::wireguard::{Directory, Limits, MOST_PLACES, Pairs, Relayed, Stored, WireGuardRelay};
+use crate::{
+    fuzzing::below,
+    wireguard::{Directory, Limits, MOST_PLACES, Pairs, Relayed, Stored, WireGuardRelay},
+};
 
 const PEERS: u8 = 4;
 /// Fewer than indexes that are drawn, so that some are equal.
 const INDEXES: u32 = 6;
 const PENDING: u64 = 10 * SECOND;
 
-#[derive(Clone, Debug)]
-enum Step {
+#[derive(Arbitrary, Clone, Debug)]
+pub(crate) enum Step {
     /// A peer begins a handshake, which goes as far as it gets. Cut short, nobody answers.
-    Handshake { from: u8, to: u8, index: u32, other: u32, is_cut: bool },
+    Handshake {
+        #[arbitrary(with = peer(PEERS))]
+        from: u8,
+        #[arbitrary(with = peer(PEERS))]
+        to: u8,
+        #[arbitrary(with = below(INDEXES))]
+        index: u32,
+        #[arbitrary(with = below(INDEXES))]
+        other: u32,
+        is_cut: bool,
+    },
     /// Data of a session, from one of its ends as it was.
-    Data { session: usize, is_back: bool },
+    Data {
+        #[arbitrary(with = below(64))]
+        session: usize,
+        is_back: bool,
+    },
     /// A peer is somewhere else from now on.
-    Move { peer: u8, to: u8 },
+    Move {
+        #[arbitrary(with = peer(PEERS))]
+        peer: u8,
+        #[arbitrary(with = below(8))]
+        to: u8,
+    },
     /// Time passes, with reviews.
-    Pass { seconds: u64 },
+    Pass {
+        #[arbitrary(with = below(300))]
+        seconds: u64,
+    },
     /// Somebody sends an initiation that a peer has sent before.
-    Replay { initiation: usize, at: u8 },
+    Replay {
+        #[arbitrary(with = below(64))]
+        initiation: usize,
+        #[arbitrary(with = below(8))]
+        at: u8,
+    },
     /// Somebody forges an initiation, from anywhere.
-    Forge { at: u8, to: u8, index: u32 },
+    Forge {
+        #[arbitrary(with = below(8))]
+        at: u8,
+        #[arbitrary(with = peer(PEERS + 1))]
+        to: u8,
+        #[arbitrary(with = below(INDEXES))]
+        index: u32,
+    },
     /// Somebody forges a response, from anywhere.
-    Respond { at: u8, to: u8, index: u32, receiver: u32 },
+    Respond {
+        #[arbitrary(with = below(8))]
+        at: u8,
+        #[arbitrary(with = peer(PEERS))]
+        to: u8,
+        #[arbitrary(with = below(INDEXES))]
+        index: u32,
+        #[arbitrary(with = below(INDEXES))]
+        receiver: u32,
+    },
     /// Somebody sends data from anywhere.
-    Inject { at: u8, index: u32 },
+    Inject {
+        #[arbitrary(with = below(8))]
+        at: u8,
+        #[arbitrary(with = below(INDEXES))]
+        index: u32,
+    },
     /// The process ends and another one begins.
-    Restart { seconds: u64 },
+    Restart {
+        #[arbitrary(with = below(300))]
+        seconds: u64,
+    },
     /// The pairs change.
-    Reload { graph: usize },
+    Reload {
+        #[arbitrary(with = below(3))]
+        graph: usize,
+    },
 }
 
+/// One of the peers up to `last`.
+fn peer(last: u8) -> impl FnMut(&mut Unstructured<'_>) -> arbitrary::Result<u8> {
+    move |input| input.int_in_range(1..=last)
+}
+
+#[cfg(test)]
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let peer = || 1..=PEERS;
     let index = || 0..INDEXES;
@@ -336,13 +401,19 @@ fn pick<T: Clone>(list: &[T], number: usize) -> Option<T> {
     list.get(number.checked_rem(list.len())?).cloned()
 }
 
+/// What is relayed follows from what was said, and honest peers get through in the end.
+pub(crate) fn run(steps: &[Step]) {
+    let mut model = Model::new();
+    for step in steps {
+        model.step(step.clone());
+    }
+    model.settle_down();
+}
+
+#[cfg(test)]
 proptest! {
     #[test]
     fn what_is_relayed_follows_from_what_was_said_and_honest_peers_get_through(steps in steps()) {
-        let mut model = Model::new();
-        for step in steps {
-            model.step(step);
-        }
-        model.settle_down();
+        run(&steps);
     }
 }
