@@ -362,7 +362,7 @@ const FILES: &[(&str, &str)] = &[
     ("[server]\naddress = 443", "line 2: [server] address: must be a text in quotes"),
     (
         "[server]\nport = 443",
-        "line 2: [server] port: unknown key (there are address, http_port, derp, home, bootstrap_dns_names, unpublished_bootstrap_dns_names, key_file, hostname, certmode, certdir, dev, proxy_protocol_from)",
+        "line 2: [server] port: unknown key (there are address, http_port, derp, home, bootstrap_dns_names, unpublished_bootstrap_dns_names, key_file, hostname, certmode, certdir, dev, proxy_protocol_from, sandbox)",
     ),
     ("[server]\nadress = \":1\"", "line 2: [server] adress: unknown key; did you mean address?"),
     ("[server]\nc = \"/k\"", "line 2: [server] c: unknown key; -c is key_file in [server]"),

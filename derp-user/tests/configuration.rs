@@ -220,11 +220,18 @@ struct Flow {
 impl Flow {
     fn start([a, b]: [UdpSocket; 2], relay: (std::net::IpAddr, u16)) -> Self {
         let done = Arc::new(AtomicBool::new(false));
+        // Until both ends have spoken, and that has been noted, neither is reached.
+        let reach = |from: &UdpSocket, to: &UdpSocket| {
+            from.send_to(b"hello", relay).expect("sent");
+            to.recv_from(&mut [0; 16]).is_ok()
+        };
+        for socket in [&a, &b] {
+            socket.set_read_timeout(Some(Duration::from_millis(10))).expect("a socket");
+        }
+        server::wait_until("both ends are reached", || reach(&a, &b) && reach(&b, &a));
         for socket in [&a, &b] {
             socket.set_read_timeout(Some(server::PATIENCE)).expect("a socket");
         }
-        // Until both ends have spoken, neither is reached.
-        b.send_to(b"hello", relay).expect("sent");
         let thread = thread::spawn({
             let done = Arc::clone(&done);
             move || {

@@ -8,19 +8,13 @@ mod peer;
 mod server;
 
 use std::{
-    fmt::Write as _,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpListener,
-    num::NonZeroUsize,
     sync::Arc,
     thread,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use derp_user::{
-    config::{self, Config, Environment, Invocation},
-    proto::keys::NodePrivate,
-};
 use tempfile::TempDir;
 
 use self::{
@@ -203,44 +197,4 @@ fn no_secret_and_no_whole_key_of_a_client_is_told() {
     let log = server.log();
     assert!(log.contains("TRACE"), "nothing is kept back");
     subject.check("the log", &log);
-}
-
-#[test]
-fn settings_tell_no_secret_when_they_are_shown_for_debugging() {
-    let directory = TempDir::new().expect("a temporary directory");
-    let eab = STANDARD.encode("canary-of-the-external-account");
-    let token = write_file(directory.path(), "token", TOKEN);
-    let keys = format!(r#"{{"NodeKey":"privkey:{NODE}","DiscoKey":"privkey:{DISCO}"}}"#);
-    let keys = write_file(directory.path(), "relay.keys", &keys);
-    let arguments = [
-        "-dev",
-        "-certmode=gcp",
-        "-acme-eab-kid=me",
-        "-acme-eab-key",
-        &eab,
-        "-allow-from-api=http://127.0.0.1:1/",
-        "-api-token-file",
-        &token,
-    ];
-    let variable = |name: &str| (name == "TAILSCALE_DERPER_MESH_KEY").then(|| MESH.to_lowercase());
-    let Ok(Invocation::Run(options)) = config::parse(arguments.map(Into::into), &variable) else {
-        panic!("{arguments:?} is no command line of the relay");
-    };
-    let mut shown = format!("{options:?}");
-    let environment = Environment {
-        variable: &variable,
-        is_root: false,
-        file_exists: &|_| false,
-        processors: NonZeroUsize::MIN,
-    };
-    let config = Config::resolve(*options, &environment).expect("a good command line");
-    let mesh_key = config::load_mesh_key(&config.mesh_key).expect("a mesh key");
-    let keys = config::load_relay_keys(keys.as_ref(), false).expect("keys");
-    let private: NodePrivate = format!("privkey:{RELAY}").parse().expect("a key");
-    write!(shown, "{config:?} {mesh_key:?} {keys:?} {private:?}").expect("memory");
-    let secrets = [RELAY, NODE, DISCO, MESH].iter().flat_map(|key| shapes(key));
-    for secret in secrets.chain([TOKEN.to_owned(), eab]) {
-        assert!(!shown.to_lowercase().contains(&secret.to_lowercase()), "{secret}: {shown}");
-    }
-    assert!(shown.contains("redacted"), "{shown}");
 }

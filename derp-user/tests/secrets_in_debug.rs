@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize};
 
 use derp_user::{
     acme::BindingKey,
-    config::{self, Config, Environment, Invocation, KeySource, MeshKeySource},
+    config::{self, Config, Environment, Invocation, KeySource, MeshKeySource, Surroundings},
     peer_relay::disco::DiscoPrivate,
     proto::keys::{MeshKey, NodePrivate},
     server::MeshSecret,
@@ -62,9 +62,10 @@ fn settings_that_hold_secrets_do_not_show_them() {
         "-acme-eab-kid=k",
         "-hostname=h.example",
     ];
+    let surroundings = Surroundings { variable: &variable, ..Surroundings::nothing() };
     let mut holders = 0;
     for arguments in [&["-dev"][..], &acme] {
-        let parsed = config::parse(arguments.iter().map(Into::into), &variable);
+        let parsed = config::parse(arguments.iter().map(Into::into), &surroundings);
         let Ok(Invocation::Run(options)) = parsed else { panic!("flags that can be used") };
         assert_hidden("Options", &format!("{options:?}"));
         let environment = Environment {

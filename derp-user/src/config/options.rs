@@ -274,9 +274,9 @@ configuration file says, then as the environment says, then the default.";
 const ENVIRONMENT_HELP: &str = "\
 Environment:
   DERP_<FLAG>                 as the flag, if neither that nor its key in the configuration file is
-                              given: DERP_STUN_PORT is for -stun-port. So are DERP_DOMAIN for
-                              -hostname, DERP_ADDR for -a, DERP_CERT_MODE for -certmode and
-                              DERP_CERT_DIR for -certdir
+                              given: DERP_STUN_PORT is for -stun-port. So are DERP_DOMAIN
+                              (-hostname), DERP_ADDR (-a), DERP_CERT_MODE (-certmode) and DERP_CERT_DIR
+                              (-certdir)
   TS_ALLOW_DEBUG_IP           address that may see /debug/
   TS_DEBUG_TRUSTED_CIDRS      networks that may see /debug/, separated by commas
   TS_DEBUG_KEY_PATH           file with a secret; /debug/?debugkey=SECRET opens the pages

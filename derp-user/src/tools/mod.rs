@@ -155,7 +155,7 @@ mod tests {
         let detach = help(map(detach, |it| format!("{it:?}")));
         assert!(detach.contains("--force") && detach.contains("/sys/fs/bpf/derpd"), "{detach}");
         let error = check::parse(words("--jsn"), &Surroundings::nothing()).expect_err("unknown");
-        assert!(error.to_string().contains("--jsn"), "{error}");
+        assert!(error.to_string().contains("-jsn"), "{error}");
         assert_eq!(error.exit_status(), 2);
     }
 

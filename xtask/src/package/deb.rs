@@ -13,7 +13,7 @@ use crate::{
 
 const CARGO_DEB: &str = "3.8.0";
 /// What the package must hold, among other things.
-const CONTENTS: [&str; 10] = [
+const CONTENTS: [&str; 11] = [
     "./etc/default/derpd",
     "./etc/derpd/derpd.toml",
     "./usr/bin/derpd",

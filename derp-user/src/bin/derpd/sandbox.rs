@@ -105,10 +105,16 @@ mod tests {
     fn what_is_reloaded_is_readable_and_what_is_kept_is_writable() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("derpd.toml");
+        let peer = |byte: char| {
+            let key = format!("{}=", String::from(byte).repeat(43));
+            format!("[[wireguard.network.peer]]\nlabel = \"{byte}\"\npublic_key = \"{key}\"\n")
+        };
+        let peers = format!("{}{}", peer('E'), peer('I'));
         let text = format!(
             "[peer_relay]\nport = 7777\nkey_file = \"/p/keys\"\ncontrol_url = \"https://c.example\"\n\
              auth_key_file = \"/p/auth\"\nca_file = \"/p/ca.pem\"\nderp = \"d.example\"\n\
-             derp_ca_file = \"/p/derp.pem\"\n[wireguard]\nstate_file = \"{}/state\"\n",
+             derp_ca_file = \"/p/derp.pem\"\n[wireguard]\nport = 51820\nstate_file = \"{}/state\"\n\
+             [[wireguard.network]]\nname = \"n\"\n{peers}",
             directory.path().display()
         );
         std::fs::write(&path, text).expect("a file");

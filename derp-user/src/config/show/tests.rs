@@ -36,7 +36,14 @@ fn in_force(config: &Config) -> Vec<(String, Vec<String>)> {
         let of = resolved(&id, config).map(|value| vec![value]);
         (id, of.unwrap_or_else(|| config.layers.values(flag)))
     };
-    command.get_arguments().filter(|flag| Key::of(flag).is_some()).map(value).collect()
+    let is_infinite = |text: &String| text.parse().is_ok_and(f64::is_infinite);
+    // `+Inf` is the same as `inf`.
+    let as_numbers = |(id, values): (String, Vec<String>)| {
+        let value = |text: String| if is_infinite(&text) { "inf".to_owned() } else { text };
+        (id, values.into_iter().map(value).collect())
+    };
+    let flags = command.get_arguments().filter(|flag| Key::of(flag).is_some());
+    flags.map(value).map(as_numbers).collect()
 }
 
 #[test]
