@@ -70,14 +70,16 @@ pub(crate) fn few<'a, T: Arbitrary<'a>>(input: &mut Unstructured<'a>) -> Result<
     (0..input.int_in_range(0..=2)?).map(|_| T::arbitrary(input)).collect()
 }
 
-/// Hands `bytes` to `take` in pieces, whose lengths follow from the bytes.
-pub(crate) fn in_pieces<'a>(bytes: &'a [u8], mut take: impl FnMut(&'a [u8])) {
+/// `bytes` in pieces, whose lengths follow from the bytes.
+pub(crate) fn pieces(bytes: &[u8]) -> Vec<&[u8]> {
+    let mut pieces = Vec::new();
     let mut rest = bytes;
     while let Some((first, _)) = rest.split_first() {
         let (piece, others) = rest.split_at(rest.len().min(1 + usize::from(first % 64)));
-        take(piece);
+        pieces.push(piece);
         rest = others;
     }
+    pieces
 }
 
 /// Texts of other programs, the kind of which is in the first byte.

@@ -9,12 +9,12 @@ use super::{
     keys::{NodePrivate, NodePublic},
     login::{ClientInfo, Progress, client_info_progress, open_client_info},
 };
-use crate::fuzzing::in_pieces;
+use crate::fuzzing::pieces;
 
 /// Frames are the same however the stream is cut, for servers, mesh peers and clients.
 pub(crate) fn frames(bytes: &[u8]) {
     for trusted in [false, true] {
-        let of = |pieces: &mut dyn Iterator<Item = Vec<u8>>| {
+        let of = |pieces: &[&[u8]]| {
             let mut reader = FrameReader::new(trusted);
             walk(pieces, |kept, at| match reader.next(kept, at) {
                 Ok(frame::Found::Frame(_, range)) => Step::Frame(range),
@@ -23,15 +23,15 @@ pub(crate) fn frames(bytes: &[u8]) {
                 Err(violation) => Step::Fault(violation.to_string()),
             })
         };
-        let found = of(&mut std::iter::once(bytes.to_vec()));
-        assert_eq!(found, of(&mut pieces(bytes).into_iter()));
+        let found = of(&[bytes]);
+        assert_eq!(found, of(&pieces(bytes)));
         for mut frame in found.0 {
             let mut other = frame.clone();
             let _ = send_to_recv(&mut frame, &NodePublic::from_bytes([1; 32]));
             let _ = forward_to_recv(&mut other);
         }
     }
-    let of = |pieces: &mut dyn Iterator<Item = Vec<u8>>| {
+    let of = |pieces: &[&[u8]]| {
         let mut reader = MessageReader::default();
         walk(pieces, |kept, at| match reader.next(kept, at) {
             Ok(read::Found::Frame(range)) => Step::Frame(range),
@@ -40,8 +40,8 @@ pub(crate) fn frames(bytes: &[u8]) {
             Err(fault) => Step::Fault(fault.to_string()),
         })
     };
-    let found = of(&mut std::iter::once(bytes.to_vec()));
-    assert_eq!(found, of(&mut pieces(bytes).into_iter()));
+    let found = of(&[bytes]);
+    assert_eq!(found, of(&pieces(bytes)));
     for frame in &found.0 {
         let _ = Message::parse(frame);
     }
@@ -55,12 +55,12 @@ enum Step {
 }
 
 fn walk(
-    pieces: &mut dyn Iterator<Item = Vec<u8>>,
+    pieces: &[&[u8]],
     mut next: impl FnMut(&[u8], usize) -> Step,
 ) -> (Vec<Vec<u8>>, Option<String>) {
     let (mut kept, mut found) = (Vec::new(), Vec::new());
     for piece in pieces {
-        kept.extend_from_slice(&piece);
+        kept.extend_from_slice(piece);
         let mut at = 0;
         loop {
             match next(&kept, at) {
@@ -78,12 +78,6 @@ fn walk(
         }
     }
     (found, None)
-}
-
-fn pieces(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let mut pieces = Vec::new();
-    in_pieces(bytes, |piece| pieces.push(piece.to_vec()));
-    pieces
 }
 
 /// The first byte tells which side hears the rest: as it is, or sealed as if by somebody who has the right keys.

@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::fuzzing::below;
 
-fn key(byte: u8) -> NodePublic {
+pub(super) fn key(byte: u8) -> NodePublic {
     NodePublic::from_bytes([byte; 32])
 }
 
-fn presence(key_byte: u8) -> Presence {
+pub(super) fn presence(key_byte: u8) -> Presence {
     Presence {
         key: key(key_byte),
         address: "192.0.2.1:1000".parse().unwrap(),

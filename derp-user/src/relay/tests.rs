@@ -1,20 +1,11 @@
 //! Scripts: every expected effect of every event.
 
-use super::*;
+use super::{
+    model::{key, presence},
+    *,
+};
 
 type Effects = Vec<Effect<&'static str>>;
-
-fn key(byte: u8) -> NodePublic {
-    NodePublic::from_bytes([byte; 32])
-}
-
-fn presence(key_byte: u8) -> Presence {
-    Presence {
-        key: key(key_byte),
-        address: "192.0.2.1:1000".parse().unwrap(),
-        traits: ClientTraits::default(),
-    }
-}
 
 fn relay() -> (Relay<&'static str>, Instant) {
     (Relay::new(key(0xff)), Instant::now())

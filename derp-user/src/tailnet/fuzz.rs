@@ -8,7 +8,7 @@ use super::{
     noise::{Early, Incoming, MAX_CONTENT, Sealer, answer},
     response::{MapResponse, RegisterResponse},
 };
-use crate::{fuzzing::in_pieces, proto::keys::NodePublic};
+use crate::{fuzzing::pieces, proto::keys::NodePublic};
 
 /// The first byte tells at which layer it says it.
 pub(crate) fn control_server(bytes: &[u8]) {
@@ -54,15 +54,14 @@ fn stream(content: &[u8]) {
     }
     let mut opened = Vec::new();
     let mut incoming = Incoming::new(&[9; 32]);
-    in_pieces(&sealed, |piece| {
+    for piece in pieces(&sealed) {
         opened.extend(records(&mut incoming, piece).expect("they were sealed with this key"));
-    });
+    }
     assert_eq!(opened, content);
 
     let mut without = Vec::new();
     let mut early = Early::default();
-    let mut is_fine = true;
-    in_pieces(content, |piece| is_fine = is_fine && early.strip(piece, &mut without).is_ok());
+    let _ = pieces(content).into_iter().try_for_each(|piece| early.strip(piece, &mut without));
     assert!(without.len() <= content.len());
 
     let messages = |mut pieces: Vec<&[u8]>| {
@@ -79,7 +78,11 @@ fn stream(content: &[u8]) {
     assert_eq!(whole, messages(content.chunks(3).collect()));
 }
 
-fn records(incoming: &mut Incoming, mut bytes: &[u8]) -> Result<Vec<u8>, super::noise::NoiseError> {
+/// What is in the records that come with `bytes`.
+pub(super) fn records(
+    incoming: &mut Incoming,
+    mut bytes: &[u8],
+) -> Result<Vec<u8>, super::noise::NoiseError> {
     let mut content = Vec::new();
     while !bytes.is_empty() {
         let space = incoming.space();

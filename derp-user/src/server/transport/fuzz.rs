@@ -8,7 +8,7 @@ use std::{
 use rustls::ServerConfig;
 
 use super::{Outgoing, Phase, Transport};
-use crate::{fuzzing::in_pieces, proto::keys::NodePublic, tls};
+use crate::{fuzzing::pieces, proto::keys::NodePublic, tls};
 
 static CONFIG: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
     let directory = tempfile::tempdir().expect("a directory can be made");
@@ -26,17 +26,13 @@ pub(crate) fn websocket(bytes: &[u8]) {
         transport.begin_websocket(Vec::new());
         transport
     };
-    let mut cut = Vec::new();
-    in_pieces(bytes, |piece| cut.push(piece));
-    assert_eq!(all(server(), &[bytes]), all(server(), &cut));
+    assert_eq!(all(server(), &[bytes]), all(server(), &pieces(bytes)));
 }
 
 /// TLS, from the first byte on.
 pub(crate) fn tls(bytes: &[u8]) {
     let server = Transport::tls(CONFIG.clone()).expect("the configuration is good");
-    let mut cut = Vec::new();
-    in_pieces(bytes, |piece| cut.push(piece));
-    assert!(all(server, &cut).0.is_empty(), "nobody has the keys");
+    assert!(all(server, &pieces(bytes)).0.is_empty(), "nobody has the keys");
 }
 
 /// The DERP bytes in `pieces` as they arrive one after the other, and what is wrong with them, if anything.

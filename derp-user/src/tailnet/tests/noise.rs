@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
 use super::fake::{accept, machine, refuse, server_key};
 use crate::tailnet::{
+    fuzz::records as opened,
     keys::MachinePublic,
     noise::{
         Answer, Early, HEADER_LENGTH, Handshake, Incoming, MAX_CONTENT, MAX_RECORD, NoiseError,
@@ -12,19 +13,6 @@ use crate::tailnet::{
     },
     stream::NoiseStream,
 };
-
-fn opened(incoming: &mut Incoming, mut bytes: &[u8]) -> Result<Vec<u8>, NoiseError> {
-    let mut content = Vec::new();
-    while !bytes.is_empty() {
-        let space = incoming.space();
-        let count = space.len().min(bytes.len());
-        let (taken, rest) = bytes.split_at(count);
-        space[..count].copy_from_slice(taken);
-        bytes = rest;
-        content.extend(incoming.advance(count)?.unwrap_or_default());
-    }
-    Ok(content)
-}
 
 #[tokio::test]
 async fn both_sides_hear_each_other() {
