@@ -239,7 +239,7 @@ fn case_41_a_session_outlives_tailscaleds_collection() {
 
 /// Run it alone on the machine, with `--ignored --nocapture --release`.
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: cargo test --test companion_tailscaled -- --ignored --nocapture what_a_copy"]
 fn what_a_copy_costs_with_and_without_the_companion() {
     const MEGABYTES: usize = 100;
     const ROUNDS: usize = 4;

@@ -297,6 +297,28 @@ fn converse_until(lab: &Lab, stop: &AtomicBool) -> (u64, Vec<u64>) {
     (number, lost)
 }
 
+/// What [`converse_until`] does, in a thread of its own.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<(u64, Vec<u64>)>,
+}
+
+impl Traffic {
+    fn start(lab: &Arc<Lab>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = thread::spawn({
+            let (lab, stop) = (Arc::clone(lab), Arc::clone(&stop));
+            move || converse_until(&lab, &stop)
+        });
+        Self { stop, thread }
+    }
+
+    fn stop(self) -> (u64, Vec<u64>) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("traffic")
+    }
+}
+
 #[test]
 fn case_49_killing_and_restarting_the_daemon_interrupts_no_flow() {
     let Some(lab) = Lab::create("restart under traffic") else { return };
@@ -311,11 +333,7 @@ fn case_49_killing_and_restarting_the_daemon_interrupts_no_flow() {
     GENEVE4.converse(&lab, 10);
     wait_for_kernel(&daemon);
     let lab = Arc::new(lab);
-    let stop = Arc::new(AtomicBool::new(false));
-    let traffic = thread::spawn({
-        let (lab, stop) = (Arc::clone(&lab), Arc::clone(&stop));
-        move || converse_until(&lab, &stop)
-    });
+    let traffic = Traffic::start(&lab);
     for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
         thread::sleep(Duration::from_millis(300));
         daemon.end(signal);
@@ -324,8 +342,7 @@ fn case_49_killing_and_restarting_the_daemon_interrupts_no_flow() {
         wait_for_kernel(&daemon);
     }
     thread::sleep(Duration::from_millis(300));
-    stop.store(true, Ordering::Relaxed);
-    let (number, lost) = traffic.join().expect("traffic");
+    let (number, lost) = traffic.stop();
     println!("{number} packets each way over three restarts; lost: {lost:?}");
     // While no daemon runs, nobody forwards the one of 65,536 that the kernel hands up because its checksum looks
     // half computed. An interruption would cost at least a dozen.
@@ -358,11 +375,7 @@ fn regression_new_tables_hold_the_ways_before_they_are_used() {
     GENEVE4.converse(&lab, 10);
     wait_for_kernel(&daemon);
     let lab = Arc::new(lab);
-    let stop = Arc::new(AtomicBool::new(false));
-    let traffic = thread::spawn({
-        let (lab, stop) = (Arc::clone(&lab), Arc::clone(&stop));
-        move || converse_until(&lab, &stop)
-    });
+    let traffic = Traffic::start(&lab);
     for slots in [2048, 1024, 2048] {
         thread::sleep(Duration::from_millis(300));
         daemon.end(Signal::SIGTERM);
@@ -374,8 +387,7 @@ fn regression_new_tables_hold_the_ways_before_they_are_used() {
         let counts = daemon.kernel_counts();
         assert!(in_userspace as f64 <= halves, "{in_userspace}\n{counts}\n{}", daemon.log());
     }
-    stop.store(true, Ordering::Relaxed);
-    let (number, lost) = traffic.join().expect("traffic");
+    let (number, lost) = traffic.stop();
     println!("{number} packets each way over three changes of tables; lost: {lost:?}");
     assert!(lost.len() as u64 <= 1 + number / 16_384, "{lost:?}");
 }
