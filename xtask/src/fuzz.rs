@@ -78,7 +78,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
             "--".to_owned(),
             format!("-max_total_time={seconds}"),
             format!("-max_len={LONGEST}"),
-            "-timeout=10".to_owned(),
+            // By the clock on the wall, and the machine may have other things to do.
+            "-timeout=60".to_owned(),
             "-rss_limit_mb=2048".to_owned(),
             "-print_final_stats=1".to_owned(),
         ];
