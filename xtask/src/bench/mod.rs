@@ -63,10 +63,9 @@ pub(crate) struct Options {
     /// kernel. Prints the tables
     #[arg(long, conflicts_with = "load_generator")]
     peer_relay: bool,
-    /// With --peer-relay: the least time between two interrupts of an interface, in microseconds; 0 for one whenever a
-    /// packet finds nobody at work
-    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, requires = "peer_relay")]
-    moderation: u64,
+    /// With --peer-relay: let the relay hand over packets that a network card would have to cut
+    #[arg(long, requires = "peer_relay")]
+    segmentation_offload: bool,
     /// Measure this binary instead of building derpd; the report file is then left alone
     #[arg(long, value_name = "PATH")]
     derpd: Option<PathBuf>,
@@ -138,7 +137,7 @@ fn peer_relay(options: &Options) -> Result<()> {
         derper: &build_derper(&workspace::target_dir()?.join("bench"))?,
         rounds: options.rounds,
         load: Duration::from_secs(options.seconds),
-        moderation: Duration::from_micros(options.moderation),
+        segmentation_offload: options.segmentation_offload,
         only: options.only.as_deref(),
     })?;
     println!("{}\n\n{tables}", setting::describe(options.rounds, options.seconds)?);

@@ -16,7 +16,6 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sched::{CloneFlags, setns};
 
-use super::cost;
 use crate::process::{self, CommandExt as _};
 
 /// Addresses of the relays, on the loopback interface of their host.
@@ -68,8 +67,6 @@ impl Host {
 
 /// The namespaces and a directory for files; gone when dropped.
 pub(super) struct Lab {
-    /// Whether each host has a processor of its own.
-    is_pinned: bool,
     directory: PathBuf,
     janitor: Child,
     /// Closing it sets the janitor to work.
@@ -79,15 +76,6 @@ pub(super) struct Lab {
 impl Lab {
     /// Builds the network. Needs root.
     pub(super) fn build() -> Result<Self> {
-        Self::build_with(false)
-    }
-
-    /// Builds the network, and has what is started on a host run on the host's own processor.
-    pub(super) fn build_pinned() -> Result<Self> {
-        Self::build_with(true)
-    }
-
-    fn build_with(is_pinned: bool) -> Result<Self> {
         let directory = std::env::temp_dir().join(format!("derpd-e2e-{}", std::process::id()));
         fs::create_dir(&directory).with_context(|| format!("creating {}", directory.display()))?;
         let mut janitor = Command::new("sh")
@@ -99,7 +87,7 @@ impl Lab {
             .spawn()
             .context("starting the shell that cleans up")?;
         let signal = janitor.stdin.take();
-        let lab = Self { is_pinned, directory, janitor, signal };
+        let lab = Self { directory, janitor, signal };
         for host in Host::ALL {
             ip(&["netns", "add", &host.namespace()])?;
             lab.ip_in(host, &["link", "set", "lo", "up"])?;
@@ -133,10 +121,7 @@ impl Lab {
     /// pair of virtual interfaces otherwise leaves out.
     pub(super) fn send_checksums(&self) -> Result<()> {
         for client in [Host::Left, Host::Right] {
-            self.command(client, Path::new("ethtool"))
-                .args(["-K", "eth0", "tx", "off"])
-                .read()
-                .context("the program `ethtool` is needed with --xdp-mode")?;
+            self.set_feature(client, "eth0", "tx", false)?;
         }
         Ok(())
     }
@@ -149,6 +134,22 @@ impl Lab {
             self.ip_in(client, &link)?;
         }
         Ok(())
+    }
+
+    /// Makes an interface of a host have or not have a feature, by its name for `ethtool`.
+    pub(super) fn set_feature(
+        &self,
+        host: Host,
+        interface: &str,
+        feature: &str,
+        on: bool,
+    ) -> Result<()> {
+        let value = if on { "on" } else { "off" };
+        self.command(host, Path::new("ethtool"))
+            .args(["-K", interface, feature, value])
+            .read()
+            .context("the program `ethtool` is needed for this")
+            .map(drop)
     }
 
     /// Keeps a client from reaching an address.
@@ -164,11 +165,7 @@ impl Lab {
     ) -> Result<Work<T>> {
         let path = Path::new("/run/netns").join(host.namespace());
         let namespace = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let is_pinned = self.is_pinned;
         Ok(Work(std::thread::spawn(move || {
-            if is_pinned {
-                cost::pin(0, host)?;
-            }
             setns(namespace, CloneFlags::CLONE_NEWNET).context("entering a network namespace")?;
             work()
         })))
@@ -185,13 +182,7 @@ impl Lab {
 
     /// Returns a command that runs `program` on a host.
     pub(super) fn command(&self, host: Host, program: &Path) -> Command {
-        let mut command = if self.is_pinned {
-            let mut command = process::command("taskset");
-            command.args(["-c", &cost::processor_of(host).to_string(), "ip"]);
-            command
-        } else {
-            process::command("ip")
-        };
+        let mut command = process::command("ip");
         command.args(["netns", "exec", &host.namespace()]).arg(program);
         command
     }

@@ -16,8 +16,9 @@ pub(crate) use toolchain::Toolchain;
 use crate::{process::CommandExt as _, reproducible, workspace};
 
 const PACKAGE: &str = "derp-ebpf";
+/// Programs of tests and benchmarks, which are built beside the one of derpd.
 const PASS: &str = "xdp-pass";
-const PASS_OBJECT: &str = "xdp-pass.o";
+const POLLS: &str = "polls";
 const TARGET: &str = "bpfel-unknown-none";
 /// Cargo's directory for this target, below the usual one: sharing that, a build here would wait for
 /// one of the host. Apart from the object's, which the build script of `derp-user` watches.
@@ -43,13 +44,20 @@ pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Res
     let object = target.join("ebpf").join("derp-ebpf.o");
     let built = build.join(TARGET).join("release");
     copy_if_changed(&built.join(PACKAGE), &object)?;
-    copy_if_changed(&built.join(PASS), &target.join("ebpf").join(PASS_OBJECT))?;
+    for program in [PASS, POLLS] {
+        copy_if_changed(&built.join(program), &target.join("ebpf").join(format!("{program}.o")))?;
+    }
     Ok(object)
 }
 
-/// Returns the path of the program that lets everything pass, which is built beside the other one.
+/// Returns the path of the program that lets everything pass.
 pub(crate) fn pass_program() -> Result<PathBuf> {
-    Ok(workspace::target_dir()?.join("ebpf").join(PASS_OBJECT))
+    Ok(workspace::target_dir()?.join("ebpf").join(format!("{PASS}.o")))
+}
+
+/// Returns the path of the programs that measure how long the kernel receives.
+pub(crate) fn polls_program() -> Result<PathBuf> {
+    Ok(workspace::target_dir()?.join("ebpf").join(format!("{POLLS}.o")))
 }
 
 /// Builds the kernel program where that is possible; the inner error is why this process could not

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
+    Spent,
     contestant::Contestant,
     load::{FLOW_BYTES, FLOWS, FLOWS_RATE, Kind},
 };
@@ -14,24 +15,17 @@ pub(super) struct Sample {
     rate: f64,
     /// Seconds of processor time of the relay's processes for each 10^9 bytes.
     processes: f64,
-    /// The same of the threads that receive for the relay's interfaces, where the kernel forwards.
-    receivers: f64,
-    /// How busy the processors are, 1 for always: that of the relay's host, and that of the clients'.
-    shares: [f64; 2],
+    /// The same of the kernel, receiving for the relay's interfaces, which is where XDP forwards.
+    receiving: f64,
+    /// The same of the whole machine, clients included; it is counted by what runs at each tick of the clock.
+    machine: f64,
     /// Round trip beside the load, in milliseconds: median and p99.
     ping: [f64; 2],
 }
 
 impl Sample {
-    /// Computes it from bytes delivered, the time that took, the times of the relay's processes and of its receiving
-    /// threads, for how long the processors were busy, and the sorted round trip times.
-    pub(super) fn new(
-        bytes: u64,
-        elapsed: Duration,
-        [processes, receivers]: [Duration; 2],
-        busy: [Duration; 2],
-        pings: &[Duration],
-    ) -> Self {
+    /// Computes it from bytes delivered, the time and the processor time that took, and the sorted round trip times.
+    pub(super) fn new(bytes: u64, elapsed: Duration, spent: Spent, pings: &[Duration]) -> Self {
         let (gigabytes, elapsed) = (bytes as f64 / 1e9, elapsed.as_secs_f64());
         let at = |part: usize| {
             let index = (pings.len() * part / 100).min(pings.len().saturating_sub(1));
@@ -39,29 +33,26 @@ impl Sample {
         };
         Self {
             rate: gigabytes * 8e3 / elapsed,
-            processes: processes.as_secs_f64() / gigabytes,
-            receivers: receivers.as_secs_f64() / gigabytes,
-            shares: busy.map(|busy| busy.as_secs_f64() / elapsed),
+            processes: spent.processes.as_secs_f64() / gigabytes,
+            receiving: spent.receiving.as_secs_f64() / gigabytes,
+            machine: spent.machine.as_secs_f64() / gigabytes,
             ping: [at(50), at(99)],
         }
     }
 
     /// Returns what relaying costs the relay's host, in seconds for each 10^9 bytes.
     fn cost(&self) -> f64 {
-        self.processes + self.receivers
+        self.processes + self.receiving
     }
 }
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { rate, processes, receivers, shares, ping: [median, p99] } = self;
-        let [relay, clients] = shares;
+        let Self { rate, processes, receiving, machine, ping: [median, p99] } = self;
         write!(
             f,
-            "{rate:.0} Mbit/s, processes {processes:.2} and receiving {receivers:.2} s/GB, \
-             busy {:.0} % (clients {:.0} %), ping {median:.2} ms, p99 {p99:.2} ms",
-            relay * 100.0,
-            clients * 100.0
+            "{rate:.0} Mbit/s, processes {processes:.2} and receiving {receiving:.2} s/GB, \
+             machine {machine:.1} s/GB, ping {median:.2} ms, p99 {p99:.2} ms",
         )
     }
 }
@@ -94,7 +85,7 @@ impl fmt::Display for Table {
         for (kind, title) in [(Kind::Bulk, "bulk TCP"), (Kind::Flows, &flows)] {
             writeln!(
                 f,
-                "| {title} | delivered, Mbit/s | relay's CPU, s/GB | processes | receiving | : (c) | busy, relay / clients | ping, ms | p99, ms |"
+                "| {title} | delivered, Mbit/s | relay's CPU, s/GB | processes | receiving | : (c) | machine, s/GB | ping, ms | p99, ms |"
             )?;
             writeln!(f, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
             let reference = self.median(Contestant::Tailscaled, kind, Sample::cost);
@@ -111,11 +102,10 @@ impl fmt::Display for Table {
                 let ratio = reference.map_or(f64::NAN, |it| median(Sample::cost) / it.1);
                 writeln!(
                     f,
-                    "| {contestant} | {rate} | {cost} | {:.2} | {:.2} | {ratio:.2} | {:.0} % / {:.0} % | {:.2} | {} |",
+                    "| {contestant} | {rate} | {cost} | {:.2} | {:.2} | {ratio:.2} | {:.1} | {:.2} | {} |",
                     median(|it| it.processes),
-                    median(|it| it.receivers),
-                    median(|it| it.shares[0]) * 100.0,
-                    median(|it| it.shares[1]) * 100.0,
+                    median(|it| it.receiving),
+                    median(|it| it.machine),
                     median(|it| it.ping[0]),
                     spread(|it| it.ping[1], 1).unwrap_or_default(),
                 )?;
@@ -134,10 +124,10 @@ mod tests {
     fn costs_are_those_of_processes_and_of_what_the_kernel_does_for_them() {
         let second = Duration::from_secs(1);
         let pings: Vec<_> = (1..=100).map(Duration::from_millis).collect();
-        let times = [second / 2, second / 4];
-        let sample = Sample::new(500_000_000, 2 * second, times, [second, 2 * second], &pings);
+        let spent = Spent { processes: second / 2, receiving: second / 4, machine: 2 * second };
+        let sample = Sample::new(500_000_000, 2 * second, spent, &pings);
         assert_eq!(sample.rate.round(), 2000.0);
-        assert_eq!((sample.processes, sample.receivers, sample.cost()), (1.0, 0.5, 1.5));
-        assert_eq!((sample.shares, sample.ping), ([0.5, 1.0], [51.0, 100.0]));
+        assert_eq!((sample.processes, sample.receiving, sample.cost()), (1.0, 0.5, 1.5));
+        assert_eq!((sample.machine, sample.ping), (4.0, [51.0, 100.0]));
     }
 }
