@@ -41,6 +41,7 @@ pub(crate) fn build(toolchain: &Toolchain) -> Result<PathBuf> {
 pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Result<PathBuf> {
     let build = target.join(BUILD_DIRECTORY);
     cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], root, &build).run()?;
+    mark(target)?;
     let object = target.join("ebpf").join("derp-ebpf.o");
     let built = build.join(TARGET).join("release");
     copy_if_changed(&built.join(PACKAGE), &object)?;
@@ -48,6 +49,17 @@ pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Res
         copy_if_changed(&built.join(program), &target.join("ebpf").join(format!("{program}.o")))?;
     }
     Ok(object)
+}
+
+/// Marks a target directory as cargo does when it makes one, but not when it finds one (a mounted volume, say): the build
+/// script of `derp-user` looks for the mark to find the object.
+fn mark(target: &Path) -> Result<()> {
+    let file = target.join("CACHEDIR.TAG");
+    if !file.exists() {
+        fs::write(&file, "Signature: 8a477f597d28d172789f06886806bc55\n")
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Returns the path of the program that lets everything pass.
@@ -107,4 +119,23 @@ fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
         .map_or(Ok(()), fs::create_dir_all)
         .and_then(|()| fs::write(to, new))
         .with_context(|| format!("writing {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_target_directory_that_cargo_did_not_make_is_marked() {
+        let name = format!("derpd-mark-{}", std::process::id());
+        let target = std::env::temp_dir().join(name);
+        fs::create_dir(&target).expect("a directory");
+        mark(&target).expect("marked");
+        let file = target.join("CACHEDIR.TAG");
+        assert!(fs::read_to_string(&file).expect("there").starts_with("Signature: "));
+        fs::write(&file, "cargo's own").expect("written");
+        mark(&target).expect("marked already");
+        assert_eq!(fs::read_to_string(&file).expect("there"), "cargo's own");
+        fs::remove_dir_all(&target).expect("removed");
+    }
 }

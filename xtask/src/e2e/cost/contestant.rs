@@ -14,7 +14,7 @@ use super::super::{
     peer_relay::{Join, PORT, WAY, await_keys, config, start_control},
     relay::{attach, certificate, page, relay_command},
 };
-use crate::{derp_map, ebpf};
+use crate::derp_map;
 
 /// A relay in one of its ways.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,7 +60,7 @@ impl Contestant {
         matches!(self, Self::Tailscaled | Self::Companion)
     }
 
-    fn xdp_mode(self) -> Option<&'static str> {
+    pub(super) fn xdp_mode(self) -> Option<&'static str> {
         match self {
             Self::Generic => Some("generic"),
             Self::Native | Self::Companion => Some("native"),
@@ -113,9 +113,6 @@ impl<'lab> Running<'lab> {
             command.arg("-config").arg(config(lab, Join::Keys)?);
         } else if contestant == Contestant::Companion {
             command.arg("-config").arg(companion_config(lab)?);
-        }
-        if contestant.xdp_mode() == Some("native") {
-            lab.accept_native_xdp(&ebpf::pass_program()?)?;
         }
         if let Some(mode) = contestant.xdp_mode() {
             attach(&mut command, mode);

@@ -24,6 +24,7 @@ use super::{
     Programs, cpu_times,
     lab::{Host, Lab, relay_interface, say},
 };
+use crate::ebpf;
 
 /// Before a measurement, its traffic is on its way for so long.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -74,7 +75,7 @@ fn run(
     options: &Options<'_>,
 ) -> Result<Vec<(Kind, Sample)>> {
     let lab = Lab::build().context("building the network")?;
-    prepare_links(&lab, options.segmentation_offload)?;
+    prepare_links(&lab, contestant, options.segmentation_offload)?;
     let mut running = Running::start(&lab, contestant, relays, programs)?;
     let (mut samples, mut bytes) = (Vec::new(), 0);
     for kind in [Kind::Bulk, Kind::Flows] {
@@ -127,9 +128,13 @@ impl Spent {
 }
 
 /// Makes the links like those between machines: packets have the size they have on a wire, and are merged where they
-/// arrive. With `segmentation_offload` the relay may send merged ones.
-fn prepare_links(lab: &Lab, segmentation_offload: bool) -> Result<()> {
+/// arrive. With `segmentation_offload` the relay may send merged ones, unless they come from the kernel program.
+fn prepare_links(lab: &Lab, contestant: Contestant, segmentation_offload: bool) -> Result<()> {
     lab.send_checksums()?;
+    if !segmentation_offload || contestant.xdp_mode() == Some("native") {
+        // It keeps merged packets away, too.
+        lab.accept_native_xdp(&ebpf::pass_program()?)?;
+    }
     for client in [Host::Left, Host::Right] {
         let interface = relay_interface(client);
         lab.set_feature(client, "eth0", "gro", true)?;
