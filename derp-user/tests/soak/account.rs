@@ -131,10 +131,16 @@ impl Account {
         let forwarded = metrics.sum("derpd_udp_forwarded_packets_total", &[]);
         let failed = metrics.sum("derpd_udp_send_failures_total", &[]);
         let turned_away = metrics.sum("derpd_udp_refused_packets_total", &[]);
+        let own = metrics.sum("derpd_udp_own_packets_total", &[]);
         line(
             "UDP: passed = forwarded + refused + not sent + for nobody",
             passed,
             forwarded + turned_away + failed + host.unread,
+        );
+        line(
+            "UDP: sent by the relay = forwarded in userspace + its own",
+            host.sent,
+            forwarded + own,
         );
         line(
             "UDP: forwarded by both, and said by the relay = arrived + no room",
