@@ -124,8 +124,10 @@ impl HostTables {
     pub(super) fn refresh(&mut self) -> Result<(), DataplaneError> {
         let mut now = Snapshot::read()?;
         now.macs.retain(|index, _| self.attached.contains_key(index));
-        self.refresh_addresses(&now)?;
-        self.refresh_interfaces(&now)
+        // More addresses than there is room for leave the interfaces' MACs no less current.
+        let addresses = self.refresh_addresses(&now);
+        self.refresh_interfaces(&now)?;
+        addresses
     }
 
     fn refresh_addresses(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
