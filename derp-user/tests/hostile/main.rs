@@ -19,6 +19,8 @@ mod region;
 #[path = "../support/server.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod server;
+#[path = "../support/vitals.rs"]
+mod vitals;
 
 mod arrivals;
 mod descriptors;
@@ -28,5 +30,4 @@ mod scene;
 mod sessions;
 mod tls;
 mod udp;
-mod vitals;
 mod websocket;

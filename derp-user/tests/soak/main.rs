@@ -23,7 +23,7 @@ mod relay_client;
 #[path = "../support/server.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod server;
-#[path = "../hostile/vitals.rs"]
+#[path = "../support/vitals.rs"]
 mod vitals;
 
 mod account;
