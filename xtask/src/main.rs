@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod browser;
 mod check;
+mod clock;
 mod derp_map;
 mod e2e;
 mod ebpf;

@@ -23,6 +23,7 @@ mod server;
 mod vitals;
 
 mod arrivals;
+mod clock;
 mod descriptors;
 mod faults;
 mod pair;
