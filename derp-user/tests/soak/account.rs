@@ -7,6 +7,7 @@ use crate::{
     clients::Clients,
     flows::Flows,
     lab::{Lab, RELAY_A, RELAY_B},
+    laggard::Laggard,
     metrics::Metrics,
     probe::Probe,
     relay::Relay,
@@ -46,6 +47,7 @@ pub(crate) struct Parties<'a> {
     pub(crate) clients: &'a Clients,
     pub(crate) flows: &'a Flows,
     pub(crate) probe: &'a Probe,
+    pub(crate) laggard: &'a Laggard,
 }
 
 fn relay_cables(lab: &Lab) -> Cable {
@@ -74,7 +76,7 @@ impl Base {
 
 impl Account {
     pub(crate) fn draw(parties: &Parties<'_>, base: &Base) -> Self {
-        let Parties { lab, relay, clients, flows, probe } = parties;
+        let Parties { lab, relay, clients, flows, probe, laggard } = parties;
         let cables = relay_cables(lab);
         let metrics = Metrics::read(&relay.daemon);
         let mut lines = Vec::new();
@@ -82,10 +84,12 @@ impl Account {
 
         // DERP. The peer relay's node is a client in the same process: it is asked, and answers.
         let counts = clients.counts();
-        let (probe_sent, probe_received) = probe.counts();
-        let sent = counts.sent.load(Relaxed) + probe_sent + flows.shared.asked.load(Relaxed);
+        let (few_sent, few_received) = [probe.counts(), laggard.counts()]
+            .iter()
+            .fold((0, 0), |sum, it| (sum.0 + it.0, sum.1 + it.1));
+        let sent = counts.sent.load(Relaxed) + few_sent + flows.shared.asked.load(Relaxed);
         let taken =
-            counts.received.load(Relaxed) + probe_received + flows.shared.answered.load(Relaxed);
+            counts.received.load(Relaxed) + few_received + flows.shared.answered.load(Relaxed);
         let requests = metrics.sum("derpd_peer_relay_requests_total", &[]);
         let answers =
             metrics.sum_any("derpd_peer_relay_requests_total", &["allocated", "repeated"]);
@@ -100,7 +104,8 @@ impl Account {
             received,
             metrics.sum("derp_packets_received_kind", &[]),
         );
-        let logins = counts.logins.load(Relaxed) + 2 + Flows::CONNECTIONS as u64;
+        let few = Probe::CONNECTIONS + Laggard::CONNECTIONS + Flows::CONNECTIONS;
+        let logins = counts.logins.load(Relaxed) + few as u64;
         line("DERP: logins of clients = accepted", logins, metrics.sum("derp_accepts", &[]));
 
         // UDP, from the clients' sockets to the program.

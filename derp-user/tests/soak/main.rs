@@ -30,6 +30,7 @@ mod account;
 mod clients;
 mod drift;
 mod flows;
+mod laggard;
 mod metrics;
 mod probe;
 mod relay;

@@ -45,6 +45,9 @@ struct Shared {
 }
 
 impl Probe {
+    /// How many connections it has.
+    pub(crate) const CONNECTIONS: usize = 2;
+
     /// Connects both from a namespace.
     pub(crate) fn start(namespace: &str) -> Self {
         let shared = Arc::<Shared>::default();

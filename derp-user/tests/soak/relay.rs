@@ -60,7 +60,8 @@ impl Relay {
             format!("-hostname={RELAY}"),
             "-certmode=manual".to_owned(),
             format!("-certdir={}", certificates.display()),
-            // All clients are behind one address, and some arrive while others do.
+            // The clients share this machine, and may all have to wait for it.
+            "-tcp-write-timeout=60s".to_owned(),
             format!("-connection-limit={}", 2 * clients + 100),
             format!("-xdp-interface={RELAY_A}"),
             format!("-xdp-interface={RELAY_B}"),

@@ -15,6 +15,7 @@ use crate::{
     drift::{self, HEAD, Sample},
     flows::{Flows, SPOKES},
     lab::Lab,
+    laggard::Laggard,
     metrics::Metrics,
     party::Keys,
     probe::Probe,
@@ -36,6 +37,7 @@ pub(crate) struct Stage<'a> {
     crowd: &'a Crowd,
     // In this order they leave.
     probe: Probe,
+    laggard: Laggard,
     flows: Flows,
     clients: Clients,
     relay: Relay,
@@ -59,8 +61,9 @@ impl<'a> Stage<'a> {
         let base = Base::read(lab, &relay);
         let clients = Clients::start(&crowd.namespace, relay.connector(), plan.clients);
         let probe = Probe::start(&crowd.namespace);
+        let laggard = Laggard::start(&crowd.namespace);
         let flows = Flows::start(lab, &crowd.namespace, relay.node, &hub, &spokes);
-        Self { lab, crowd, probe, flows, clients, relay, base }
+        Self { lab, crowd, probe, laggard, flows, clients, relay, base }
     }
 
     pub(crate) fn run(mut self, plan: &Plan) {
@@ -152,6 +155,7 @@ impl<'a> Stage<'a> {
     fn work(&self) {
         self.clients.set_mode(Mode::Work);
         self.flows.rest(false);
+        self.laggard.rest(false);
         self.probe.rest(false);
     }
 
@@ -159,10 +163,12 @@ impl<'a> Stage<'a> {
     fn rest(&self) -> Still {
         self.clients.set_mode(Mode::Rest);
         self.flows.rest(true);
+        self.laggard.rest(true);
         self.probe.rest(true);
-        self.wait("flows to rest", |this| this.flows.all_rest());
+        self.wait("flows to rest", |this| this.flows.all_rest() && this.laggard.is_resting());
         self.wait("those who go to leave", |this| this.clients.only_those_who_stay());
-        let there = (self.clients.staying() + 2 + Flows::CONNECTIONS) as u64;
+        let few = Probe::CONNECTIONS + Laggard::CONNECTIONS + Flows::CONNECTIONS;
+        let there = (self.clients.staying() + few) as u64;
         self.wait("the relay to see that", |this| {
             let metrics = Metrics::read(&this.relay.daemon);
             let arriving = metrics.sum("derpd_arriving_connections", &[]);
@@ -188,6 +194,7 @@ impl<'a> Stage<'a> {
             clients: &self.clients,
             flows: &self.flows,
             probe: &self.probe,
+            laggard: &self.laggard,
         };
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -216,6 +223,7 @@ impl<'a> Stage<'a> {
         let faults = self.clients.faults();
         assert!(faults.is_empty(), "{faults:#?}\n{}", self.relay.daemon.log());
         assert!(!self.flows.have_failed(), "a thread with flows has ended");
+        assert!(!self.laggard.has_failed(), "the laggard's thread has ended");
     }
 
     /// Nobody complains, and the relay does not contradict itself.
