@@ -8,6 +8,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -221,6 +222,90 @@ fn renewal_leaves_connections_alone() {
     }
     assert!(server.metric(OK) >= 3.0);
     assert_eq!(server.metric(FAILED), 0.0);
+}
+
+/// A relay's program that has a file system of one page for its certificates, which nobody else sees.
+fn with_small_disk(directory: &TempDir) -> Result<PathBuf, String> {
+    let unshare = Command::new("unshare").args(["-m", "true"]).status();
+    if !unshare.is_ok_and(|status| status.success()) {
+        return Err("no mount namespaces: run as root".to_owned());
+    }
+    let write = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).expect("writable");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its own file");
+        path
+    };
+    let certificates = directory.path().join("certs");
+    fs::create_dir(&certificates).expect("a new directory");
+    let inner = write(
+        "inner",
+        format!(
+            "#!/bin/sh\nmount --make-rprivate / && mount -t tmpfs -o size=64k,mode=700 none '{}' || exit 9\nexec '{}' \"$@\"\n",
+            certificates.display(),
+            server::binary().display()
+        ),
+    );
+    Ok(write("derpd", format!("#!/bin/sh\nexec unshare -m '{}' \"$@\"\n", inner.display())))
+}
+
+#[test]
+fn a_full_disk_costs_no_certificate_and_is_said_once() {
+    let brief = |habits| Habits { profiles: &[("brief", 24)], ..habits };
+    let Some(bed) = Bed::new("full disk", brief) else { return };
+    let program = match with_small_disk(&bed.directory) {
+        Ok(program) => program,
+        Err(reason) => return skip("full disk", &reason),
+    };
+    let own = [
+        "-certmode=letsencrypt".to_owned(),
+        format!("-hostname={NAME}"),
+        format!("-acme-directory={}", bed.pebble.url()),
+        format!("-acme-ca-file={}", bed.pebble.authority_file().display()),
+        "-acme-profile=brief".to_owned(),
+    ];
+    let flags: Vec<_> = own.iter().map(String::as_str).collect();
+    let server = Server::start_binary(&program, || bed.place, Arc::clone(&bed.directory), &flags);
+    let first = bed.wait_for_chain(&name());
+    // Its file system, as it sees it itself.
+    let disk = PathBuf::from(format!("/proc/{}/root", server.id()));
+    let file = |name: &str| {
+        let directory = bed.certificate_directory();
+        disk.join(directory.strip_prefix("/").expect("an absolute path")).join(name)
+    };
+    wait_until("the first one to be saved", || file(NAME).exists());
+    let kept = fs::read(file(NAME)).expect("readable");
+    let unsaved = "derpd_certificates_unsaved";
+    assert_eq!(server.metric(unsaved), 0.0);
+
+    let filler = file("filler");
+    let full = fs::write(&filler, vec![0; 128 << 10]).expect_err("it is too large");
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    server.wait_for_metric(unsaved, 1.0);
+    // Two more come, and are served; the file is the old one, and whole.
+    let mut leaf = first[0].clone();
+    for _ in 0..2 {
+        let mut next = leaf.clone();
+        wait_until("the next certificate", || {
+            next = bed.chain(&name()).expect("a certificate that is valid")[0].clone();
+            next != leaf
+        });
+        leaf = next;
+    }
+    assert!(fs::read(file(NAME)).expect("readable") == kept);
+    let lines = |text: &str| server.log().lines().filter(|line| line.contains(text)).count();
+    assert_eq!(lines("a restart would lose it"), 1, "{}", server.log());
+    assert_eq!(server.metric(FAILED), 0.0, "the certificate itself could be had");
+
+    fs::remove_file(&filler).expect("removable");
+    server.wait_for_metric(unsaved, 0.0);
+    assert!(fs::read(file(NAME)).expect("readable") != kept);
+    let directory = file("");
+    let names =
+        fs::read_dir(&directory).expect("readable").map(|it| it.expect("readable").file_name());
+    let names: Vec<_> = names.collect();
+    assert_eq!(names.len(), 2, "no half of a file stays: {names:?}");
+    assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
 #[test]

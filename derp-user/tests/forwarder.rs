@@ -18,7 +18,7 @@ use std::{
 use derp_common::{Family, Rate, Reason, Services, Switches};
 use derp_user::{
     forward::{ForwardError, Forwarder, ForwarderOptions, NOTICES, Notices},
-    udp::Merging,
+    udp::{Inbox, Merging, Socket},
 };
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
@@ -360,6 +360,44 @@ fn send_errors_are_counted_and_stop_nothing() {
     relay.flow(2, 0, [(address(&b), local), (address(&c), local)]);
     b.send_to(b"still here", to).expect("send");
     assert_eq!(receive(&c).0, b"still here");
+}
+
+#[test]
+fn what_finds_the_receive_buffer_full_is_counted() {
+    let socket = Socket::bind("127.0.0.1:0".parse().expect("address"), Merging::Off);
+    let socket = socket.expect("bind");
+    setsockopt(&socket, sockopt::RcvBuf, &4096).expect("a small buffer");
+    let sender = end("127.0.0.1");
+    let mut inbox = Inbox::new();
+    let mut received = 0;
+    for round in 1..=3 {
+        for _ in 0..100 {
+            sender.send_to(&[7; 1000], socket.local_address()).expect("send");
+        }
+        while let Ok(count) = socket.receive(&mut inbox, 8) {
+            received += count as u64;
+        }
+        assert!(received < 100 * round, "the buffer is too large for this test");
+    }
+    // The kernel tells with the next one.
+    sender.send_to(&[7; 1000], socket.local_address()).expect("send");
+    received += socket.receive(&mut inbox, 8).expect("it has room") as u64;
+    assert_eq!(received + u64::from(socket.take_overruns()), 301);
+    assert_eq!(socket.take_overruns(), 0);
+}
+
+#[test]
+fn what_the_relay_says_itself_is_counted() {
+    let relay = Relay::start(Services::GENEVE, &Notices::default());
+    let end = end("127.0.0.1");
+    let from = relay.at("127.0.0.1");
+    relay.outlet.send(from, address(&end), b"hello").expect("sent");
+    assert_eq!(receive(&end).0, b"hello");
+    let too_long = [0; 65_508];
+    relay.outlet.send(from, address(&end), &too_long).expect_err("longer than a datagram");
+    let totals = relay.totals();
+    assert_eq!(totals.own, 1);
+    assert!(totals.send_failures().contains(&("too_long", 1)), "{totals:?}");
 }
 
 #[test]

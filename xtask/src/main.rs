@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod browser;
 mod check;
+mod clock;
 mod derp_map;
 mod e2e;
 mod ebpf;
@@ -20,6 +21,7 @@ mod proxies;
 mod reproducible;
 mod run;
 mod scale;
+mod soak;
 mod test;
 mod vendored;
 mod wireguard;
@@ -65,6 +67,8 @@ enum Task {
     Reproducible(reproducible::Options),
     /// Measure how far one region goes: the tables of docs/SCALE.md
     Scale,
+    /// Run a relay at half load for an hour; nothing may grow, and every packet has to be accounted for
+    Soak(soak::Options),
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
     Check,
 }
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         Task::Miri => miri::command(),
         Task::Reproducible(options) => reproducible::command(&options),
         Task::Scale => scale::command(),
+        Task::Soak(options) => soak::command(&options),
         Task::Check => check::command(),
     };
     match result {

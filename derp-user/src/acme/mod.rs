@@ -23,6 +23,7 @@ pub use error::AcmeError;
 use hyper::Uri;
 use rustls::pki_types::CertificateDer;
 use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
 
 use self::{
     authority::{Authority, Issued},
@@ -42,6 +43,8 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// The clock of the system is looked at again after this, at the latest: it may have been set, or the machine
 /// been asleep.
 const LONGEST_SLEEP: Duration = Duration::from_secs(600);
+/// After this a certificate that could not be saved is tried to be saved again.
+const SAVE_AGAIN: Duration = Duration::from_secs(10);
 /// Orders of one name do not follow each other sooner.
 const SHORTEST_SLEEP: Duration = Duration::from_secs(1);
 
@@ -139,18 +142,20 @@ impl Acme {
         let mut authority =
             Authority::new(&self.settings, &self.store, challenges, self.web.clone());
         let mut plans: BTreeMap<Name, Plan> = BTreeMap::new();
+        let mut unsaved = BTreeMap::new();
         loop {
             for name in self.certificates.names() {
                 let plan = plans.entry(name.clone()).or_insert_with(|| self.first_plan(&name));
-                self.attend(&name, plan, &mut authority).await;
+                self.attend(&name, plan, &mut authority, &mut unsaved).await;
             }
+            self.save_again(&mut unsaved);
             let now = SystemTime::now();
             let next = plans.values().flat_map(|plan| [Some(plan.attempt_at(now)), plan.look_at()]);
             let pause = next
                 .flatten()
                 .min()
                 .map_or(LONGEST_SLEEP, |next| next.duration_since(now).unwrap_or_default())
-                .clamp(SHORTEST_SLEEP, LONGEST_SLEEP);
+                .clamp(SHORTEST_SLEEP, if unsaved.is_empty() { LONGEST_SLEEP } else { SAVE_AGAIN });
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.certificates.more_wanted() => {}
@@ -166,7 +171,13 @@ impl Acme {
     }
 
     /// Does what is due for one name.
-    async fn attend(&self, name: &Name, plan: &mut Plan, authority: &mut Authority<'_>) {
+    async fn attend(
+        &self,
+        name: &Name,
+        plan: &mut Plan,
+        authority: &mut Authority<'_>,
+        unsaved: &mut BTreeMap<Name, Text>,
+    ) {
         let now = SystemTime::now();
         let leaf = self.certificates.chain(name).and_then(|chain| chain.into_iter().next());
         if let Some(leaf) = &leaf
@@ -193,7 +204,7 @@ impl Acme {
         let now = SystemTime::now();
         match ordered {
             Ok(issued) => {
-                let lifetime = self.take(name, issued);
+                let lifetime = self.take(name, issued, unsaved);
                 if lifetime.not_after <= now {
                     tracing::warn!("ACME: certificate of {name}: expired by this machine's clock");
                 }
@@ -219,13 +230,25 @@ impl Acme {
     }
 
     /// Takes a new certificate into use, and keeps it.
-    fn take(&self, name: &Name, issued: Issued) -> Lifetime {
+    fn take(&self, name: &Name, issued: Issued, unsaved: &mut BTreeMap<Name, Text>) -> Lifetime {
         let Issued { certificate, key_pem, chain_pem } = issued;
         let lifetime = certificate.lifetime;
-        if let Err(error) = self.store.keep_certificate(name, &key_pem, &chain_pem) {
-            // Better to have it until the next start than not at all.
-            tracing::error!("ACME: certificate of {name}: {error}");
+        match self.store.keep_certificate(name, &key_pem, &chain_pem) {
+            Ok(()) => {
+                unsaved.remove(name);
+            }
+            Err(error) => {
+                // Better to have it until the next start than not at all.
+                if unsaved.insert(name.clone(), Text { key_pem, chain_pem }).is_none() {
+                    tracing::error!(
+                        "ACME: certificate of {name}: {error}: it is served, but a restart would lose it; saving is \
+                         tried again every {} s",
+                        SAVE_AGAIN.as_secs()
+                    );
+                }
+            }
         }
+        self.certificates.set_unsaved(unsaved.len());
         self.certificates.install(name, certificate);
         self.certificates.count(true);
         let until = httpdate::fmt_http_date(lifetime.not_after);
@@ -242,6 +265,26 @@ impl Acme {
         }
         lifetime
     }
+}
+
+impl Acme {
+    /// Keeps what could not be kept when it came.
+    fn save_again(&self, unsaved: &mut BTreeMap<Name, Text>) {
+        unsaved.retain(|name, Text { key_pem, chain_pem }| {
+            let kept = self.store.keep_certificate(name, key_pem, chain_pem);
+            if kept.is_ok() {
+                tracing::info!("ACME: certificate of {name}: saved now");
+            }
+            kept.is_err()
+        });
+        self.certificates.set_unsaved(unsaved.len());
+    }
+}
+
+/// A certificate with its key, as it is kept.
+struct Text {
+    key_pem: Zeroizing<String>,
+    chain_pem: String,
 }
 
 impl Settings {

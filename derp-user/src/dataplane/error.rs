@@ -104,7 +104,7 @@ pub enum DataplaneError {
         source: ProgramError,
     },
     /// A map could not be read or written.
-    #[error("cannot access the kernel map {map}: {source}")]
+    #[error("cannot access the kernel map {map}: {source}{}", cause(source))]
     Map {
         /// The map's name.
         map: &'static str,
@@ -203,6 +203,12 @@ impl DataplaneError {
     fn not_permitted(operation: &'static str) -> Self {
         Self::MissingCapability { operation, missing: Held::read().missing() }
     }
+}
+
+/// What the system said, which a map's error leaves out.
+fn cause(error: &MapError) -> String {
+    let code = os_error(error);
+    code.map_or_else(String::new, |code| format!(": {}", io::Error::from_raw_os_error(code)))
 }
 
 /// Returns the errno of a failed attachment.

@@ -98,8 +98,8 @@ pub(super) struct HostTables {
     devices: DevMapHash<MapData>,
     /// Indexes of those.
     written: BTreeSet<u32>,
-    /// Indexes of the interfaces the program is attached to.
-    attached: Vec<u32>,
+    /// The interfaces the program is attached to: index, and name at the start.
+    attached: BTreeMap<u32, String>,
     /// Asks drivers what they can do; absent where the kernel cannot be asked.
     features: Option<Features>,
 }
@@ -110,7 +110,7 @@ impl HostTables {
     pub(super) fn adopt(
         tables: Tables,
         devices: DevMapHash<MapData>,
-        attached: Vec<u32>,
+        attached: BTreeMap<u32, String>,
     ) -> Result<Self, DataplaneError> {
         let keys: Result<_, _> = devices.keys().collect();
         let written = keys.map_err(DataplaneError::map(DEVICES))?;
@@ -123,9 +123,11 @@ impl HostTables {
     /// Reads the host and writes what has changed since the last time.
     pub(super) fn refresh(&mut self) -> Result<(), DataplaneError> {
         let mut now = Snapshot::read()?;
-        now.macs.retain(|index, _| self.attached.contains(index));
-        self.refresh_addresses(&now)?;
-        self.refresh_interfaces(&now)
+        now.macs.retain(|index, _| self.attached.contains_key(index));
+        // More addresses than there is room for leave the interfaces' MACs no less current.
+        let addresses = self.refresh_addresses(&now);
+        self.refresh_interfaces(&now)?;
+        addresses
     }
 
     fn refresh_addresses(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
@@ -148,7 +150,13 @@ impl HostTables {
     /// An interface is a device before the program is told to redirect to it, and for as long.
     fn refresh_interfaces(&mut self, now: &Snapshot) -> Result<(), DataplaneError> {
         for index in missing(self.tables.interfaces(), &now.macs) {
-            tracing::warn!(index, "interface with XDP attached is gone, or no longer configured");
+            match self.attached.get(&index) {
+                Some(name) => tracing::warn!(
+                    "interface {name} is gone, and XDP with it: if one of this name comes again, userspace serves it \
+                     until derpd is started again"
+                ),
+                None => tracing::info!(index, "an interface is no longer served in the kernel"),
+            }
             self.tables.remove_interface(index)?;
         }
         for (&index, &mac) in &now.macs {

@@ -367,7 +367,9 @@ fn context(interface: u32, frame: &[u8]) -> Vec<u8> {
 /// Returns the name of an interface, if it still exists.
 #[must_use]
 pub fn interface_name(index: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+    let name = nix::net::if_::if_indextoname(index).ok()?.into_string().ok()?;
+    // nix takes the null pointer of a failure for a success.
+    (!name.is_empty()).then_some(name)
 }
 
 /// Returns the index of an interface.
@@ -410,4 +412,15 @@ fn take<M: TryFrom<Map, Error = MapError>>(
 ) -> Result<M, DataplaneError> {
     let map = ebpf.take_map(name).ok_or(DataplaneError::Mismatch { name })?;
     M::try_from(map).map_err(DataplaneError::map(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_an_interface_that_is_gone_has_no_name() {
+        assert_eq!(interface_name(1).as_deref(), Some("lo"));
+        assert_eq!(interface_name(0x7fff_fff0), None);
+    }
 }

@@ -1,6 +1,10 @@
 //! Follows changes of the host over netlink: links, addresses, routes and neighbours.
 
-use std::{io, pin::pin, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use derp_common::flow::Side;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -17,7 +21,7 @@ use super::{
     kernel::KernelLog,
     route::{Neighbour, News, Resolver},
 };
-use crate::flow::FlowId;
+use crate::{flow::FlowId, quiet::Quiet};
 
 /// After a change, how long further ones are gathered before the host is read again.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -43,17 +47,31 @@ pub struct Watcher<C = (FlowId, Side)> {
     tables: Option<HostTables>,
     log: Option<KernelLog>,
     resolver: Option<Resolver<C>>,
+    /// What to say of addresses that cannot be written.
+    stale_tables: Quiet,
+    /// What to say of routes that cannot be asked for.
+    stale_routes: Quiet,
 }
 
 impl<C: Copy + Ord> Watcher<C> {
     pub(super) fn new(tables: HostTables, log: Option<KernelLog>) -> Self {
-        Self { tables: Some(tables), log, resolver: None }
+        Self { tables: Some(tables), log, ..Self::idle() }
     }
 
     /// Makes a watcher that only finds ways.
     #[must_use]
     pub fn for_routes(resolver: Resolver<C>) -> Self {
-        Self { tables: None, log: None, resolver: Some(resolver) }
+        Self { resolver: Some(resolver), ..Self::idle() }
+    }
+
+    fn idle() -> Self {
+        Self {
+            tables: None,
+            log: None,
+            resolver: None,
+            stale_tables: Quiet::lasting(),
+            stale_routes: Quiet::lasting(),
+        }
     }
 
     /// Runs this resolver, too.
@@ -122,13 +140,15 @@ impl<C: Copy + Ord> Watcher<C> {
         }
         if let Some(tables) = self.tables.as_mut().filter(|_| news.links)
             && let Err(error) = tables.refresh()
+            && let Some(suffix) = self.stale_tables.suffix(Instant::now())
         {
-            tracing::warn!(%error, "the kernel's view of this host's addresses may be stale");
+            tracing::warn!(%error, "the kernel's view of this host's addresses may be stale{suffix}");
         }
         if let Some(resolver) = &mut self.resolver
             && let Err(error) = resolver.refresh(news).await
+            && let Some(suffix) = self.stale_routes.suffix(Instant::now())
         {
-            tracing::warn!(%error, "routes of flows may be stale");
+            tracing::warn!(%error, "routes of flows may be stale{suffix}");
         }
     }
 }

@@ -32,8 +32,10 @@ pub struct XdpOptions {
 /// One interface the program runs on.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Attachment {
-    /// The interface's name.
+    /// The interface's name when the program was attached.
     pub interface: String,
+    /// Its index, which stays if it is renamed.
+    pub index: u32,
     /// How the program is attached.
     pub mode: AttachedMode,
 }
@@ -112,9 +114,9 @@ impl Xdp {
             None => (Kernel::load_with(options.sizes)?, None),
         };
         let tables = kernel.take_tables().ok_or(DataplaneError::NoObject)?;
-        let indexes = targets.iter().map(|target| target.index).collect();
+        let attached = targets.iter().map(|target| (target.index, target.name.clone())).collect();
         let devices = kernel.take_map(DEVICES)?;
-        let mut host = HostTables::adopt(tables, devices, indexes)?;
+        let mut host = HostTables::adopt(tables, devices, attached)?;
         host.refresh()?;
         Ok(Some(Prepared { kernel, host, pinned, targets, mode: options.mode }))
     }
@@ -267,7 +269,11 @@ impl Prepared {
         let mut failure = None;
         for target in &targets {
             match places.attach(&mut kernel, target, mode) {
-                Ok(mode) => attachments.push(Attachment { interface: target.name.clone(), mode }),
+                Ok(mode) => attachments.push(Attachment {
+                    interface: target.name.clone(),
+                    index: target.index,
+                    mode,
+                }),
                 // With several interfaces, one that cannot do it does not rob the others.
                 Err(error) if mode == Mode::Auto => failure = Some(error),
                 Err(error) => return Err(error),
@@ -278,7 +284,7 @@ impl Prepared {
             Some(error) => tracing::warn!("on one interface STUN is left to userspace: {error}"),
             None => {}
         }
-        for Attachment { interface, mode } in &attachments {
+        for Attachment { interface, mode, .. } in &attachments {
             tracing::info!(%interface, %mode, "XDP attached");
         }
         test(&kernel, &targets, &attachments, mode)?;
@@ -299,8 +305,8 @@ fn test(
     wanted: Mode,
 ) -> Result<(), DataplaneError> {
     let settings = kernel.settings()?;
-    for Attachment { interface, mode } in attachments {
-        let Some(target) = targets.iter().find(|target| target.name == *interface) else {
+    for Attachment { index, mode, .. } in attachments {
+        let Some(target) = targets.iter().find(|target| target.index == *index) else {
             continue;
         };
         match self_test::report(kernel, &settings, target, *mode) {

@@ -36,7 +36,7 @@ pub use self::{
 use crate::{
     flow::SharedMirror,
     stun::Responder,
-    udp::{Merging, Route, SettingsCell, Socket, Tally, Totals, bind_families},
+    udp::{Merging, OwnTally, Route, SettingsCell, Socket, Tally, Totals, bind_families},
 };
 
 /// Why the forwarder cannot start.
@@ -92,6 +92,7 @@ pub struct ForwarderOptions {
 pub struct Forwarder {
     /// Per thread: its sockets.
     sockets: Vec<Vec<Arc<Socket>>>,
+    own: Arc<OwnTally>,
 }
 
 impl Forwarder {
@@ -117,7 +118,7 @@ impl Forwarder {
             let next = first.iter().map(beside).collect::<Result<_, _>>()?;
             sockets.push(next);
         }
-        Ok(Self { sockets })
+        Ok(Self { sockets, own: Arc::default() })
     }
 
     /// Returns what is bound, port by port.
@@ -129,7 +130,8 @@ impl Forwarder {
     /// Returns a way to send from the relay's ports.
     #[must_use]
     pub fn outlet(&self) -> Outlet {
-        Outlet { sockets: self.sockets.first().cloned().unwrap_or_default() }
+        let sockets = self.sockets.first().cloned().unwrap_or_default();
+        Outlet { sockets, own: Arc::clone(&self.own) }
     }
 
     /// Forwards until dropped, by these tables and settings.
@@ -146,7 +148,7 @@ impl Forwarder {
     ) -> Result<Running, ForwardError> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = Arc::new(stop.map_err(|errno| ForwardError::Thread(errno.into()))?);
-        let mut running = Running { stop, threads: Vec::new(), tallies: Vec::new() };
+        let mut running = Running { stop, threads: Vec::new(), tallies: Vec::new(), own: self.own };
         for (index, sockets) in self.sockets.into_iter().enumerate() {
             let tally = Arc::new(Tally::default());
             running.tallies.push(Arc::clone(&tally));
@@ -166,6 +168,7 @@ impl Forwarder {
 #[derive(Clone)]
 pub struct Outlet {
     sockets: Vec<Arc<Socket>>,
+    own: Arc<OwnTally>,
 }
 
 impl Outlet {
@@ -179,7 +182,16 @@ impl Outlet {
         let socket = self.sockets.get(index).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let source = Some(from.ip()).filter(|ip| !ip.is_unspecified());
         let route = Route { destination: to, source, hop_limit: None, traffic_class: 0 };
-        Ok(socket.send(&route, &[IoSlice::new(payload)], None)?)
+        match socket.send(&route, &[IoSlice::new(payload)], None) {
+            Ok(()) => {
+                self.own.sent();
+                Ok(())
+            }
+            Err(errno) => {
+                self.own.send_failed(errno.into());
+                Err(errno.into())
+            }
+        }
     }
 }
 
@@ -196,15 +208,17 @@ pub struct Running {
     stop: Arc<EventFd>,
     threads: Vec<JoinHandle<()>>,
     tallies: Vec<Arc<Tally>>,
+    own: Arc<OwnTally>,
 }
 
 impl Running {
     /// Returns the counts by family and reason, now and whenever it is called later.
     pub fn totals(&self) -> impl Fn() -> Totals + Send + Sync + use<> {
-        let tallies = self.tallies.clone();
+        let (tallies, own) = (self.tallies.clone(), Arc::clone(&self.own));
         move || {
             let mut totals = Totals::default();
             tallies.iter().for_each(|tally| tally.add_to(&mut totals));
+            own.add_to(&mut totals);
             totals
         }
     }

@@ -101,6 +101,7 @@ impl Shard {
             let offered = self.offered;
             match socket.receive(&mut self.inbox, offered) {
                 Ok(count) => {
+                    self.tally.overran(socket.take_overruns());
                     self.serve(&socket);
                     if count < offered {
                         self.offered = offered.min(count.next_power_of_two()).max(FEWEST);

@@ -9,13 +9,18 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use futures_util::future::Either;
 use hyper::{
-    Request, body::Incoming, http::request::Parts, server::conn::http1, service::service_fn,
+    Request, Response,
+    body::Incoming,
+    header::{DATE, HeaderValue},
+    http::request::Parts,
+    server::conn::http1,
+    service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -73,7 +78,7 @@ where
             // hyper must not answer: with fast start there is no HTTP response at all.
             return Either::Left(pending());
         }
-        Either::Right(ready(Ok::<_, Infallible>(site.respond(&request, &origin))))
+        Either::Right(ready(Ok::<_, Infallible>(dated(site.respond(&request, &origin)))))
     });
     let mut connection = builder().serve_connection(TokioIo::new(io), service);
     let finished = limit_lifetime(&mut connection, |connection, context| {
@@ -140,10 +145,19 @@ async fn serve_stream(
     let origin = Origin { remote, listener: Listener::Port80 };
     let service = service_fn(move |request: Request<Incoming>| {
         let (request, _body) = request.into_parts();
-        ready(Ok::<_, Infallible>(site.respond(&request, &origin)))
+        ready(Ok::<_, Infallible>(dated(site.respond(&request, &origin))))
     });
     let mut connection = builder().serve_connection(TokioIo::new(stream), service);
     limit_lifetime(&mut connection, |connection, context| Pin::new(connection).poll(context)).await;
+}
+
+/// Dates a response. hyper would, but with a date that it keeps until the clock has passed it: after the clock has been
+/// set back, that is as long as the clock was ahead.
+fn dated(mut response: Response<Body>) -> Response<Body> {
+    if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(SystemTime::now())) {
+        response.headers_mut().insert(DATE, date);
+    }
+    response
 }
 
 fn builder() -> http1::Builder {

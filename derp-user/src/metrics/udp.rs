@@ -17,6 +17,11 @@ pub struct UdpFigures {
 impl UdpFigures {
     pub(super) fn add_to(&self, families: &mut Families) {
         self.refused(families);
+        families.counter(
+            "derpd_udp_receive_overruns_total",
+            "Datagrams, or runs of merged ones, that found a UDP socket's receive buffer full.",
+            self.totals.overruns,
+        );
         let Some(flows) = &self.flows else { return };
         families.gauges(
             "derpd_udp_flows",
@@ -48,6 +53,11 @@ impl UdpFigures {
                 labels: [("reason", reason)],
                 value: count as f64,
             }),
+        );
+        families.counter(
+            "derpd_udp_own_packets_total",
+            "Datagrams of the relay's own, such as challenges and handshakes that it looks at first.",
+            self.totals.own,
         );
         families.counter(
             "derpd_udp_notices_lost_total",

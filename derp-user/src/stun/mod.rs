@@ -169,6 +169,7 @@ impl StunServer {
             let receive = || port.socket.receive(&mut inbox, BATCH);
             match port.readiness.async_io(Interest::READABLE, receive).await {
                 Ok(count) => {
+                    port.tally.overran(port.socket.take_overruns());
                     self.answer(port, &mut inbox, settings.current(&self.settings));
                     // Under a flood the socket is always readable; others have to run, too.
                     if count == BATCH {

@@ -58,6 +58,8 @@ pub struct CertificateFigures {
     pub updates: u64,
     /// New certificates that could not be had, or not be used.
     pub failures: u64,
+    /// Certificates that are served but could not be saved, so that a restart would lose them.
+    pub unsaved: u64,
 }
 
 /// Every certificate of the TLS listener.
@@ -72,6 +74,7 @@ pub struct Certificates {
     refusals: Quiet,
     updates: AtomicU64,
     failures: AtomicU64,
+    unsaved: AtomicU64,
 }
 
 /// Certificates for the addresses that clients connect to.
@@ -101,6 +104,7 @@ impl Certificates {
             refusals: Quiet::default(),
             updates: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            unsaved: AtomicU64::new(0),
         }
     }
 
@@ -166,6 +170,11 @@ impl Certificates {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Notes how many of those that are served could not be saved.
+    pub fn set_unsaved(&self, count: usize) {
+        self.unsaved.store(count as u64, Ordering::Relaxed);
+    }
+
     /// What is known about the certificates.
     pub fn figures(&self) -> CertificateFigures {
         let expiry = |(name, held): (&Name, &Option<Held>)| {
@@ -175,6 +184,7 @@ impl Certificates {
             expiries: self.held.read().iter().filter_map(expiry).collect(),
             updates: self.updates.load(Ordering::Relaxed),
             failures: self.failures.load(Ordering::Relaxed),
+            unsaved: self.unsaved.load(Ordering::Relaxed),
         }
     }
 

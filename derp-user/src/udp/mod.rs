@@ -26,7 +26,7 @@ pub use self::{
     socket::{Merging, Socket},
     sources::SourceBuckets,
     state::{SettingsCell, SettingsView},
-    tally::{Count, SEND_FAILURES, SendFailure, Tally, Totals},
+    tally::{Count, OwnTally, SEND_FAILURES, SendFailure, Tally, Totals},
 };
 
 /// Returns the time flows and rates are measured by: `CLOCK_MONOTONIC` in nanoseconds, as the kernel

@@ -4,7 +4,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut},
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
 };
 
 use nix::{
@@ -38,6 +38,10 @@ pub struct Socket {
     local: SocketAddr,
     /// Cleared when the way out cannot segment.
     segments: AtomicBool,
+    /// Datagrams that found the receive buffer full, as the kernel counts them, wrapping: those it has told of, and those that
+    /// [`Socket::take_overruns`] has.
+    overruns: AtomicU32,
+    overruns_taken: AtomicU32,
 }
 
 impl Socket {
@@ -89,6 +93,7 @@ impl Socket {
         }
         // A kernel that cannot merge does without, and a smaller buffer than wished for will do.
         let _ = setsockopt(&socket, sockopt::UdpGroSegment, &(merging == Merging::On));
+        let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
             let _ = socket.set_recv_buffer_size(BUFFER);
         }
@@ -97,7 +102,13 @@ impl Socket {
         }
         socket.bind(&address.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-        Ok(Self { inner: socket, local, segments: AtomicBool::new(true) })
+        Ok(Self {
+            inner: socket,
+            local,
+            segments: AtomicBool::new(true),
+            overruns: AtomicU32::new(0),
+            overruns_taken: AtomicU32::new(0),
+        })
     }
 
     /// Returns what the socket is bound to.
@@ -127,7 +138,7 @@ impl Socket {
         arrivals: &mut Vec<Arrival>,
     ) -> nix::Result<()> {
         // Made anew each time: the kernel writes its own lengths over those of the headers.
-        let space = cmsg_space!(libc::in6_pktinfo, libc::c_int, libc::c_int, libc::c_int);
+        let space = cmsg_space!(libc::in6_pktinfo, libc::c_int, libc::c_int, libc::c_int, u32);
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(most, Some(space));
         let mut slices: Vec<_> =
             inbox.buffers().take(most).map(|buffer| [IoSliceMut::new(buffer)]).collect();
@@ -151,12 +162,22 @@ impl Socket {
         };
         // An error means that the space was too small, which it is not.
         for control in message.cmsgs().into_iter().flatten() {
+            if let ControlMessageOwned::RxqOvfl(overruns) = control {
+                self.overruns.store(overruns, Relaxed);
+            }
             note(&mut arrival, &control);
         }
         if arrival.to.is_none() && !self.local.ip().is_unspecified() {
             arrival.to = Some(self.local.ip());
         }
         arrival
+    }
+
+    /// Returns how many buffers, each a datagram or several merged ones, have found the receive buffer full since this was
+    /// last asked, as far as what was received later tells. For the one thread that receives.
+    pub fn take_overruns(&self) -> u32 {
+        let overruns = self.overruns.load(Relaxed);
+        overruns.wrapping_sub(self.overruns_taken.swap(overruns, Relaxed))
     }
 
     /// Sends one datagram, or several of `segment` bytes each but the last, which may be shorter.

@@ -83,6 +83,7 @@ pub struct Tally {
     forwarded_bytes: [AtomicU64; WAYS],
     send_failures: [AtomicU64; SEND_FAILURES.len()],
     read_errors: AtomicU64,
+    overruns: AtomicU64,
     notices_lost: AtomicU64,
 }
 
@@ -95,6 +96,7 @@ impl Default for Tally {
             forwarded_bytes: Default::default(),
             send_failures: Default::default(),
             read_errors: AtomicU64::new(0),
+            overruns: AtomicU64::new(0),
             notices_lost: AtomicU64::new(0),
         }
     }
@@ -129,6 +131,11 @@ impl Tally {
         add(Some(&self.read_errors), 1);
     }
 
+    /// Counts what found the receive buffer of a socket full ([`Socket::take_overruns`](super::Socket::take_overruns)).
+    pub fn overran(&self, count: u32) {
+        add(Some(&self.overruns), count as usize);
+    }
+
     /// Counts a packet that somebody should have been told of, and was not: they had enough to do.
     pub fn notice_lost(&self) {
         add(Some(&self.notices_lost), 1);
@@ -151,11 +158,42 @@ impl Tally {
             *total += cell.load(Relaxed);
         }
         totals.read_errors += self.read_errors.load(Relaxed);
+        totals.overruns += self.overruns.load(Relaxed);
         totals.notices_lost += self.notices_lost.load(Relaxed);
     }
 }
 
-/// Sums of [`Tally`]s at one moment.
+/// Counts what a relay sends without having to forward it: challenges, handshakes that were looked at first, requests to STUN
+/// servers. Any thread may count.
+#[derive(Debug, Default)]
+pub struct OwnTally {
+    packets: AtomicU64,
+    send_failures: [AtomicU64; SEND_FAILURES.len()],
+}
+
+impl OwnTally {
+    /// Counts a datagram that was sent.
+    pub fn sent(&self) {
+        self.packets.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a datagram that could not be sent.
+    pub fn send_failed(&self, failure: SendFailure) {
+        if let Some(cell) = self.send_failures.get(failure as usize) {
+            cell.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Adds these counts to those of others.
+    pub fn add_to(&self, totals: &mut Totals) {
+        totals.own += self.packets.load(Relaxed);
+        for (total, cell) in totals.send_failures.iter_mut().zip(&self.send_failures) {
+            *total += cell.load(Relaxed);
+        }
+    }
+}
+
+/// Sums of [`Tally`]s and [`OwnTally`]s at one moment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Totals {
     reasons: [Count; REASONS],
@@ -163,6 +201,10 @@ pub struct Totals {
     send_failures: [u64; SEND_FAILURES.len()],
     /// Failures to receive.
     pub read_errors: u64,
+    /// Buffers, each a datagram or several merged ones, that found the receive buffer of their socket full.
+    pub overruns: u64,
+    /// Datagrams that were sent by an [`OwnTally`]'s owner.
+    pub own: u64,
     /// Packets that the flow control or the relay handshake was not told of, for want of room.
     pub notices_lost: u64,
 }
@@ -174,6 +216,8 @@ impl Default for Totals {
             ways: [Count::default(); WAYS],
             send_failures: [0; SEND_FAILURES.len()],
             read_errors: 0,
+            overruns: 0,
+            own: 0,
             notices_lost: 0,
         }
     }
@@ -191,6 +235,8 @@ impl Totals {
             *count += more;
         }
         self.read_errors += other.read_errors;
+        self.overruns += other.overruns;
+        self.own += other.own;
         self.notices_lost += other.notices_lost;
     }
 

@@ -23,9 +23,10 @@ use crate::{
     forward::{ControlPacket, Outlet, StunAnswer},
     peer_relay::{
         Allowed, Arrival, CloudChoice, Datagram, Ended, Limits, Mapping, Permission, Ports,
-        Reachable, Reaction, Response, advertised,
+        Reachable, Reaction, Refusal, Response, advertised,
     },
     proto::keys::{NodePrivate, NodePublic},
+    quiet::Quiet,
     server::{LocalClient, LocalPacket},
     stun::StunTarget,
     tailnet::TailnetHandle,
@@ -114,6 +115,7 @@ impl PeerRelayService {
                 ..Reachable::default()
             },
             scans_interfaces,
+            full: Quiet::lasting(),
         };
         let others = Others { rules: self.rules, mappings, cloud };
         let cloud_survey = async {
@@ -156,6 +158,8 @@ struct Work {
     reachable: Reachable,
     /// Whether packets are taken at every address of this host, whatever these are.
     scans_interfaces: bool,
+    /// What to say of requests that there is no room for.
+    full: Quiet,
 }
 
 impl Work {
@@ -211,6 +215,14 @@ impl Work {
             }
             Err(refusal) => {
                 let reason = refusal.label();
+                if refusal == Refusal::Full
+                    && let Some(suffix) = self.full.suffix(std::time::Instant::now())
+                {
+                    tracing::warn!(
+                        "peer relay: there is no room for another endpoint ([relay] slots, max_endpoints): those that there are \
+                         go on{suffix}"
+                    );
+                }
                 tracing::debug!(node = %from.short(), ?way, reason, "no answer");
             }
         }

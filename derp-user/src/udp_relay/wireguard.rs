@@ -21,9 +21,10 @@ use crate::{
     files,
     flow::{FlowSpec, socket_address},
     forward::{HandshakePacket, Outlet},
+    quiet::Quiet,
     udp::now,
     wireguard::{
-        Arrival, Directory, Event, Limits, Relayed, Resumable, Stored, WireGuardRelay,
+        Arrival, Directory, Event, Limits, Refusal, Relayed, Resumable, Stored, WireGuardRelay,
         WireGuardView,
     },
 };
@@ -163,6 +164,8 @@ pub struct WireGuardService {
     outlet: Outlet,
     /// Bucket of log lines.
     lines: u64,
+    /// What to say of sessions that there is no room for.
+    full: Quiet,
 }
 
 impl WireGuardService {
@@ -173,7 +176,7 @@ impl WireGuardService {
         handshakes: Receiver<HandshakePacket>,
         outlet: Outlet,
     ) -> Self {
-        Self { handle, handshakes, outlet, lines: 0 }
+        Self { handle, handshakes, outlet, lines: 0, full: Quiet::lasting() }
     }
 
     /// Goes on until dropped; on a Tokio runtime with time.
@@ -226,6 +229,13 @@ impl WireGuardService {
             Ok(relayed) => relayed,
             Err(refusal) => {
                 let reason = refusal.label();
+                if refusal == Refusal::Full
+                    && let Some(suffix) = self.full.suffix(std::time::Instant::now())
+                {
+                    tracing::warn!(
+                        "WireGuard: there is no room for another session ([relay] slots): those that there are go on{suffix}"
+                    );
+                }
                 tracing::debug!(from = %arrival.from, reason, "a WireGuard message is dropped");
                 return;
             }

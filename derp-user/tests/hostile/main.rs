@@ -19,8 +19,11 @@ mod region;
 #[path = "../support/server.rs"]
 #[allow(dead_code, reason = "shared by several test programs, each of which uses a part")]
 mod server;
+#[path = "../support/vitals.rs"]
+mod vitals;
 
 mod arrivals;
+mod clock;
 mod descriptors;
 mod faults;
 mod pair;
@@ -28,5 +31,4 @@ mod scene;
 mod sessions;
 mod tls;
 mod udp;
-mod vitals;
 mod websocket;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    browser, ebpf, go, monitoring, namespaces,
+    browser, clock, ebpf, go, monitoring, namespaces,
     process::{self, CommandExt as _},
     proxies, wireguard, workspace,
 };
@@ -37,6 +37,7 @@ pub(crate) fn command(arguments: &[String]) -> Result<()> {
         proxies::ensure_programs,
         browser::ensure_programs,
         monitoring::ensure_programs,
+        clock::ensure_programs,
         wireguard::ensure_programs,
     ] {
         if let Err(reason) = ensure() {

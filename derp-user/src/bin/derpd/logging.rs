@@ -26,7 +26,7 @@ pub(crate) struct Levels {
 ///
 /// If there is no journal to write to, or the filter is none.
 pub(crate) fn start(config: &Config) -> anyhow::Result<Levels> {
-    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(&config.log)?);
+    let (filter, handle) = reload::Layer::new(filter(&config.log)?);
     let output: Box<dyn Layer<_> + Send + Sync> = match config.log_format {
         LogFormat::Journald => journal()?,
         // Where systemd says that there is a journal, but none can be reached, lines get there, too.
@@ -42,6 +42,13 @@ pub(crate) fn start(config: &Config) -> anyhow::Result<Levels> {
     };
     tracing_subscriber::registry().with(filter.and_then(output)).init();
     Ok(Levels { handle })
+}
+
+/// What these levels let through.
+fn filter(levels: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    // That more has changed than its buffer holds is an error of its stream, too, after which the host is read anew.
+    let quiet = if levels.contains("netlink_proto") { "" } else { ",netlink_proto=error" };
+    EnvFilter::try_new(format!("{levels}{quiet}"))
 }
 
 fn human<S>() -> Box<dyn Layer<S> + Send + Sync>
@@ -80,7 +87,7 @@ fn leads_to_journal() -> bool {
 impl Levels {
     /// Logs what this filter says from now on. Returns what has changed, if anything.
     pub(crate) fn apply(&self, wanted: &str) -> Option<String> {
-        let filter = EnvFilter::try_new(wanted).ok()?;
+        let filter = filter(wanted).ok()?;
         let now = filter.to_string();
         let before = self.handle.with_current(ToString::to_string).ok()?;
         if now == before {

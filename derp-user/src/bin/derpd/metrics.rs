@@ -7,7 +7,7 @@ use std::{
 
 use derp_user::{
     admit::Admission,
-    dataplane::Xdp,
+    dataplane::{Xdp, interface_name},
     http::{BootstrapDns, TlsRequests},
     metrics::{AttachedInterface, KernelCount, Report, StunTotals, UdpFigures},
     privilege::{Layer, Sandbox},
@@ -116,9 +116,13 @@ fn kernel_counts(xdp: &Xdp) -> Vec<KernelCount> {
 fn interfaces(xdp: &Xdp) -> Vec<AttachedInterface> {
     xdp.attachments()
         .iter()
-        .map(|attachment| AttachedInterface {
-            name: attachment.interface.clone(),
-            mode: attachment.mode.as_str(),
+        .map(|attachment| {
+            let name = interface_name(attachment.index);
+            AttachedInterface {
+                is_there: name.is_some(),
+                name: name.unwrap_or_else(|| attachment.interface.clone()),
+                mode: attachment.mode.as_str(),
+            }
         })
         .collect()
 }

@@ -258,6 +258,6 @@ fn client(sight: &ClientSight) -> Client {
 }
 
 fn interfaces(sources: &Sources) -> Vec<Interface> {
-    let interfaces = sources.interfaces().into_iter();
+    let interfaces = sources.interfaces().into_iter().filter(|it| it.is_there);
     interfaces.map(|it| Interface { name: it.name, mode: it.mode.to_owned() }).collect()
 }

@@ -102,6 +102,11 @@ impl Report {
                 |(result, count)| Sample { labels: [("result", result)], value: count as f64 },
             ),
         );
+        families.gauge(
+            "derpd_certificates_unsaved",
+            "Certificates that are served but could not be saved: a restart would lose them.",
+            certificates.unsaved as f64,
+        );
         for (name, help, value) in [
             (
                 "tls_listener_accepted_connections",

@@ -66,6 +66,8 @@ pub struct AttachedInterface {
     pub name: String,
     /// `native` or `generic`.
     pub mode: &'static str,
+    /// Whether the interface is still there.
+    pub is_there: bool,
 }
 
 /// What has been reloaded on SIGHUP.

@@ -45,10 +45,10 @@ impl Report {
         );
         families.gauges(
             "derpd_xdp_interface",
-            "1 for each interface on which the XDP program runs, with its mode.",
+            "1 for each interface on which the XDP program runs, with its mode; 0 once it is gone.",
             self.interfaces.iter().map(|interface| Sample {
                 labels: [("interface", interface.name.as_str()), ("mode", interface.mode)],
-                value: 1.0,
+                value: f64::from(u8::from(interface.is_there)),
             }),
         );
     }

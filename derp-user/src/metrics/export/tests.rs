@@ -56,6 +56,7 @@ fn full_report() -> Report {
             )],
             updates: 10,
             failures: 11,
+            unsaved: 1,
         }),
         totals: Totals::sum([&worker]),
         gauges: Gauges { clients_local: 2, clients_remote: 3, ..Gauges::default() },
@@ -122,7 +123,11 @@ fn full_report() -> Report {
             packets: 9,
             bytes: 700,
         }],
-        interfaces: vec![AttachedInterface { name: "eth0".to_owned(), mode: "native" }],
+        interfaces: vec![AttachedInterface {
+            name: "eth0".to_owned(),
+            mode: "native",
+            is_there: true,
+        }],
     }
 }
 
@@ -208,6 +213,7 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_arriving_connections",
         "derpd_certificate_expiry_timestamp_seconds",
         "derpd_certificate_updates_total",
+        "derpd_certificates_unsaved",
         "derpd_companion_accompanying",
         "derpd_companion_answers_total",
         "derpd_companion_failures_total",
@@ -248,6 +254,8 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_udp_forwarded_bytes_total",
         "derpd_udp_forwarded_packets_total",
         "derpd_udp_notices_lost_total",
+        "derpd_udp_own_packets_total",
+        "derpd_udp_receive_overruns_total",
         "derpd_udp_refused_packets_total",
         "derpd_udp_send_failures_total",
         "derpd_wireguard_handshakes_dropped_total",
@@ -335,6 +343,7 @@ fn renders_values_with_labels() {
         "derpd_certificate_expiry_timestamp_seconds{name=\"derp.example.com\"} 1800000000",
         "derpd_certificate_updates_total{result=\"ok\"} 10",
         "derpd_certificate_updates_total{result=\"failed\"} 11",
+        "derpd_certificates_unsaved 1",
         "xdp_stun_server_packets_total{address_family=\"ipv4\",xdp_outcome=\"tx\",prog_end=\"answered\"} 9",
         "derpd_tailnet_phase{phase=\"connecting\"} 1",
         "derpd_tailnet_phase{phase=\"connected\"} 0",

@@ -1,4 +1,5 @@
 //! What the kernel tells of the relay's process.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::{fs, time::Duration};
 
