@@ -51,7 +51,7 @@ pub struct Own {
 }
 
 /// What a command line says.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Arguments {
     /// Of this tool.
     pub own: Own,

@@ -134,7 +134,7 @@ fn changed_rules(old: &PeerRelayRules, new: &PeerRelayRules) -> Vec<String> {
 pub(crate) fn rules(settings: &PeerRelaySettings) -> anyhow::Result<PeerRelayRules> {
     let derp = DerpServers::new(settings.derp.clone(), settings.derp_trust.clone());
     let derp = derp.map_err(|error| {
-        let is_file = matches!(error, ClientError::Roots { .. });
+        let is_file = error.is_about_authorities();
         let key = if is_file { "derp_ca_file" } else { "derp" };
         anyhow::Error::new(error).context(format!("{key} of [peer_relay]"))
     })?;
