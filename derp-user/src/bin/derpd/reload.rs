@@ -181,7 +181,7 @@ impl Reloader {
             Some(source) => Some((source, source.prepare()?)),
             None => None,
         };
-        let udp = UdpReloader::prepare(file)?;
+        let udp = self.udp.prepare(file)?;
         // The kernel can refuse, so this is taken into use first.
         let (mut changes, late_sections) = self.udp.apply(udp)?;
         // Nothing below can fail.

@@ -265,12 +265,15 @@ fn add_defaults(tables: &mut Vec<Table>, file: &FileSettings) {
         Shown::Text(GoDuration::from_nanoseconds(nanoseconds).to_string())
     };
     let number = |number: u64| Shown::Bare(number.to_string());
-    let mut defaults = vec![
-        ("stun", "rate", number(0)),
-        ("stun", "shed", Shown::Bare("false".to_owned())),
-        ("relay", "slots", number(file.relay.slots.into())),
-        ("relay", "idle_timeout", text(file.relay.idle_timeout)),
-    ];
+    let mut defaults =
+        vec![("stun", "rate", number(0)), ("stun", "shed", Shown::Bare("false".to_owned()))];
+    // The section by itself has tables made.
+    if file.has_tables() {
+        defaults.extend([
+            ("relay", "slots", number(file.relay.slots.into())),
+            ("relay", "idle_timeout", text(file.relay.idle_timeout)),
+        ]);
+    }
     if let Some(peer_relay) = &file.peer_relay {
         let count = |count: usize| number(count.try_into().unwrap_or(u64::MAX));
         defaults.extend([

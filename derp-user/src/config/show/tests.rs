@@ -75,7 +75,7 @@ fn what_is_shown_may_be_read_again() {
 
 #[test]
 fn each_value_has_its_source() {
-    let file = "[server]\nhttp_port = 81\nkey_file = \"/k\"\n[stun]\nrate = 5\n";
+    let file = "[server]\nhttp_port = 81\nkey_file = \"/k\"\n[stun]\nrate = 5\n[relay]\n";
     let variables =
         [("DERP_STUN_PORT", "3479"), ("RUST_LOG", "warn"), ("TS_ALLOW_DEBUG_IP", "::1")];
     let (shown, _) = settings("-config=/f -a :1234", file, &variables);
