@@ -280,6 +280,23 @@ fn the_tools_for_the_kernel_explain_themselves_and_need_no_rights() {
 }
 
 #[test]
+fn regression_check_finds_no_fault_with_pins_that_nobody_asked_for() {
+    let place = Place::new();
+    let key = format!("-c={}", place.path("key"));
+    let check = |flags: &[&str]| {
+        let flags =
+            [&["check", "-a=127.0.0.1:0", "-stun-port=0", &key, "-xdp-interface=lo"], flags];
+        run(&mut derpd(&flags.concat())).1
+    };
+    let without = check(&["-xdp-pin=off"]);
+    assert!(without.contains("ok       bpffs: -xdp-pin=off: nothing is pinned\n"), "{without}");
+    // The default directory is given up with a warning where it cannot be used.
+    assert!(!check(&[]).contains("problem  bpffs"), "{}", check(&[]));
+    let named = check(&[&format!("-xdp-pin={}", place.path("nowhere"))]);
+    assert!(named.contains("problem  bpffs: "), "{named}");
+}
+
+#[test]
 fn signals_end_it_with_status_0() {
     let place = Place::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
