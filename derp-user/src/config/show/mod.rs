@@ -184,7 +184,9 @@ impl fmt::Display for Settings {
                     (Some(value), false) => format!("{} = {value}", entry.key),
                     (None, _) => format!("# {} is not set", entry.key),
                 };
-                writeln!(f, "{line:<COLUMN$}# {source}")?;
+                // At least one blank, however long the value is.
+                let width = COLUMN - 1;
+                writeln!(f, "{line:<width$} # {source}")?;
             }
         }
         if !self.variables.is_empty() {

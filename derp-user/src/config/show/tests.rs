@@ -111,6 +111,14 @@ fn each_value_has_its_source() {
 }
 
 #[test]
+fn regression_a_long_value_and_its_source_stay_apart() {
+    let path = format!("/{}", "long/".repeat(20));
+    let (shown, _) = settings(&format!("-certdir={path} -a=:1 -dev"), "", &[]);
+    let expected = format!("certdir = \"{path}\" # -certdir\n");
+    assert!(shown.to_string().contains(&expected), "{shown}");
+}
+
+#[test]
 fn secrets_are_not_shown() {
     let file = "[acme]\neab_key = \"c2VjcmV0\"\neab_kid = \"id\"\n";
     let url = "https://admit.example.com/?token=c2VjcmV0";
