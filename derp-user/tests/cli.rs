@@ -223,6 +223,32 @@ fn missing_capabilities_are_named() {
     }
 }
 
+/// `mount -t bpf bpf /sys/fs/bpf` makes a place where everybody may make directories.
+#[test]
+fn regression_missing_capabilities_are_named_where_everybody_may_make_the_pins() {
+    if derp_user::dataplane::embedded_object().is_none() {
+        return println!("skipped: missing CAP_BPF: this build has no XDP program");
+    }
+    let place = Place::new();
+    let mount = place.path("bpf");
+    fs::create_dir(&mount).expect("a directory");
+    if !is_run(&["mount", "-t", "bpf", "bpf", &mount]) {
+        return println!("skipped: missing CAP_BPF beside pins: no BPF file system can be mounted");
+    }
+    let pins = format!("-xdp-pin={mount}/derpd");
+    let arguments = place.arguments(&["-xdp-interface=lo", "-xdp-mode=generic", &pins]);
+    if let Some(mut command) = unprivileged(&place, &arguments) {
+        assert_refused(&mut command, 1, &["CAP_BPF", "CAP_NET_ADMIN"]);
+        assert!(!fs::exists(format!("{mount}/derpd")).expect("readable"), "nothing is left behind");
+    }
+    assert!(is_run(&["umount", &mount]));
+}
+
+fn is_run(command: &[&str]) -> bool {
+    let [program, arguments @ ..] = command else { return false };
+    Command::new(program).args(arguments).status().is_ok_and(|it| it.success())
+}
+
 #[test]
 fn a_low_port_without_the_right_is_explained() {
     let place = Place::new();
