@@ -30,7 +30,7 @@ pub(crate) struct FlowReloader {
 pub(super) struct PreparedFlows {
     /// What will be in force.
     pub(super) file: FileSettings,
-    ports: PreparedPorts,
+    pub(super) ports: PreparedPorts,
 }
 
 impl FlowReloader {
@@ -71,12 +71,6 @@ fn explain(error: ForwardError) -> anyhow::Error {
         );
     }
     error.into()
-}
-
-impl PreparedFlows {
-    pub(super) fn into_ports(self) -> PreparedPorts {
-        self.ports
-    }
 }
 
 /// Says what another list of flows has changed.

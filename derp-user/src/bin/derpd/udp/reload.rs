@@ -80,7 +80,7 @@ impl UdpReloader {
                 changes.extend(flows::changes(&revision, is_other_time.then_some(idle_timeout)));
                 file.relay = flows.file.relay;
                 file.flows.clone_from(&flows.file.flows);
-                reloader.serve(flows.into_ports());
+                reloader.serve(flows.ports);
             }
             (Some(_), None) | (None, _) if is_other_stun => self.configure(settings)?,
             (Some(_), None) | (None, _) => {}
@@ -123,6 +123,7 @@ fn late_changes(old: &FileSettings, new: &FileSettings, has_tables: bool) -> Vec
     let (was, is) = (old.peer_relay.as_ref(), new.peer_relay.as_ref());
     let port = |it: Option<&PeerRelaySettings>| it.map(|it| it.port);
     let key_file = |it: Option<&PeerRelaySettings>| it.map(|it| it.key_file.clone());
+    let control = |it: Option<&PeerRelaySettings>| it.and_then(|it| it.control.clone());
     let wireguard = |file: &FileSettings| {
         let only_started = |it: &WireGuardSettings| (it.port, it.state_file.clone());
         file.wireguard.as_ref().map(only_started)
@@ -141,6 +142,10 @@ fn late_changes(old: &FileSettings, new: &FileSettings, has_tables: bool) -> Vec
         (!is_kept, "whether there is a [peer_relay]"),
         (is_kept && port(was) != port(is), "port of [peer_relay]"),
         (is_kept && key_file(was) != key_file(is), "key_file of [peer_relay]"),
+        (
+            is_kept && control(was) != control(is),
+            "control_url of [peer_relay] and the keys that go with it",
+        ),
         (old.companion != new.companion, "[companion]"),
         (!is_wireguard_kept, "whether there is a [wireguard]"),
         (is_wireguard_kept && wireguard_was != wireguard_is, "port and state_file of [wireguard]"),
@@ -187,4 +192,44 @@ pub(crate) fn rules(settings: &PeerRelaySettings) -> anyhow::Result<PeerRelayRul
         derp,
         limits: settings.limits,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use derp_user::config;
+
+    use super::*;
+
+    fn settings(text: &str) -> FileSettings {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("writable");
+        config::load_file(file.path(), Some(3478)).expect("a good file")
+    }
+
+    #[test]
+    fn regression_a_change_of_the_control_server_is_named() {
+        let peer_relay = |hostname: &str| {
+            settings(&format!(
+                "[peer_relay]\nport = 40000\nkey_file = \"/k\"\ncontrol_url = \"https://c.example\"\n\
+                 auth_key_file = \"/a\"\nhostname = \"{hostname}\"\n"
+            ))
+        };
+        let late = late_changes(&peer_relay("one"), &peer_relay("two"), true);
+        assert_eq!(late, ["control_url of [peer_relay] and the keys that go with it"]);
+        assert!(late_changes(&peer_relay("one"), &peer_relay("one"), true).is_empty());
+    }
+
+    #[test]
+    fn flows_and_their_section_are_named_where_there_are_no_tables() {
+        let flow = "[[flow]]\nname = \"x\"\nport = 1\na = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\n";
+        let (nothing, with_flow) = (settings(""), settings(flow));
+        let late = late_changes(&nothing, &with_flow, false);
+        assert_eq!(late, ["flows (there were none, and no [relay], at the start)"]);
+        let section = settings("[relay]\nslots = 32\n");
+        assert_eq!(late_changes(&nothing, &section, false), ["[relay]"]);
+        assert_eq!(late_changes(&settings("[relay]"), &section, true), ["slots of [relay]"]);
+        let companion = settings("[companion]");
+        let late = late_changes(&companion, &with_flow, false);
+        assert_eq!(late, ["[companion]", "flows (the companion goes on until then)"]);
+    }
 }
