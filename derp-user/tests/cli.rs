@@ -223,6 +223,32 @@ fn missing_capabilities_are_named() {
     }
 }
 
+/// `mount -t bpf bpf /sys/fs/bpf` makes a place where everybody may make directories.
+#[test]
+fn regression_missing_capabilities_are_named_where_everybody_may_make_the_pins() {
+    if derp_user::dataplane::embedded_object().is_none() {
+        return println!("skipped: missing CAP_BPF: this build has no XDP program");
+    }
+    let place = Place::new();
+    let mount = place.path("bpf");
+    fs::create_dir(&mount).expect("a directory");
+    if !is_run(&["mount", "-t", "bpf", "bpf", &mount]) {
+        return println!("skipped: missing CAP_BPF beside pins: no BPF file system can be mounted");
+    }
+    let pins = format!("-xdp-pin={mount}/derpd");
+    let arguments = place.arguments(&["-xdp-interface=lo", "-xdp-mode=generic", &pins]);
+    if let Some(mut command) = unprivileged(&place, &arguments) {
+        assert_refused(&mut command, 1, &["CAP_BPF", "CAP_NET_ADMIN"]);
+        assert!(!fs::exists(format!("{mount}/derpd")).expect("readable"), "nothing is left behind");
+    }
+    assert!(is_run(&["umount", &mount]));
+}
+
+fn is_run(command: &[&str]) -> bool {
+    let [program, arguments @ ..] = command else { return false };
+    Command::new(program).args(arguments).status().is_ok_and(|it| it.success())
+}
+
 #[test]
 fn a_low_port_without_the_right_is_explained() {
     let place = Place::new();
@@ -277,6 +303,23 @@ fn the_tools_for_the_kernel_explain_themselves_and_need_no_rights() {
     let missing = |it: &serde_json::Value| it["status"] == "problem" && it["area"] == "rights";
     let findings = report["findings"].as_array().expect("findings");
     assert_eq!(findings.iter().filter(|it| missing(it)).count(), 3, "{output}");
+}
+
+#[test]
+fn regression_check_finds_no_fault_with_pins_that_nobody_asked_for() {
+    let place = Place::new();
+    let key = format!("-c={}", place.path("key"));
+    let check = |flags: &[&str]| {
+        let flags =
+            [&["check", "-a=127.0.0.1:0", "-stun-port=0", &key, "-xdp-interface=lo"], flags];
+        run(&mut derpd(&flags.concat())).1
+    };
+    let without = check(&["-xdp-pin=off"]);
+    assert!(without.contains("ok       bpffs: -xdp-pin=off: nothing is pinned\n"), "{without}");
+    // The default directory is given up with a warning where it cannot be used.
+    assert!(!check(&[]).contains("problem  bpffs"), "{}", check(&[]));
+    let named = check(&[&format!("-xdp-pin={}", place.path("nowhere"))]);
+    assert!(named.contains("problem  bpffs: "), "{named}");
 }
 
 #[test]

@@ -52,6 +52,8 @@ fn again(test: &str, variable: &str, value: &Path) -> process::Output {
 #[test]
 fn a_relay_that_serves_holds_nothing() {
     let server = Server::start();
+    // It takes connections a moment before it gives up the last rights.
+    server.wait_for_log("derper: serving on ");
     let id = server.id();
     let tasks = fs::read_dir(format!("/proc/{id}/task")).expect("threads");
     let mut threads = 0;
@@ -87,6 +89,7 @@ fn a_relay_that_serves_holds_nothing() {
 #[test]
 fn it_can_be_switched_off_and_capabilities_go_all_the_same() {
     let server = Server::start_with(&["-sandbox=false"]);
+    server.wait_for_log("derper: serving on ");
     let status = status(&format!("/proc/{}/status", server.id()));
     assert_eq!(status["CapEff"], "0000000000000000");
     assert_eq!((&*status["NoNewPrivs"], &*status["Seccomp"]), ("1", "0"));

@@ -72,6 +72,20 @@ fn one_look_is_for_scripts() {
 }
 
 #[test]
+fn regression_a_relay_without_a_name_goes_by_its_machines_and_not_by_derpers_default() {
+    let subject = Subject::new();
+    let _relay = subject.start();
+    let url = subject.url();
+    let (_, stdout, _) = run(&mut derpd(&["top", "--once", "--json", &url]));
+    let document: Value = serde_json::from_str(&stdout).expect("one JSON object");
+    assert_eq!(document["hostname"], "");
+    let (_, stdout, _) = run(&mut derpd(&["top", "--once", &url]));
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+    let expected = format!("derpd {} on {}, ", env!("CARGO_PKG_VERSION"), machine.trim());
+    assert!(stdout.starts_with(&expected), "{stdout}");
+}
+
+#[test]
 fn samples_come_by_themselves_and_later_ones_alone_if_wished() {
     let subject = Subject::new();
     let _relay = subject.start();

@@ -21,7 +21,15 @@ pub enum ClientError {
     /// The name cannot stand in a certificate.
     #[error("{0:?} is no server name: it must be a DNS name or an IP address")]
     ServerName(String),
-    /// A file with certificates cannot be read.
+    /// A file with certificates of authorities cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    RootsRead {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file does not hold certificates of authorities.
     #[error("cannot read {}: {reason}", path.display())]
     Roots {
         /// The file.
@@ -154,6 +162,14 @@ pub enum ClientError {
     /// The packet cannot be sent. The connection goes on.
     #[error(transparent)]
     Packet(#[from] PacketTooLong),
+}
+
+impl ClientError {
+    /// Tells whether a file with certificates of authorities is to blame.
+    #[must_use]
+    pub const fn is_about_authorities(&self) -> bool {
+        matches!(self, Self::RootsRead { .. } | Self::Roots { .. })
+    }
 }
 
 fn quoted(body: &str) -> String {

@@ -195,7 +195,8 @@ fn system_roots() -> Result<RootCertStore, ClientError> {
 
 fn roots_in(path: &Path) -> Result<RootCertStore, ClientError> {
     let fault = |reason: String| ClientError::Roots { path: path.to_owned(), reason };
-    let text = files::read_bounded(path).map_err(|error| fault(error.to_string()))?;
+    let text = files::read_bounded(path)
+        .map_err(|source| ClientError::RootsRead { path: path.to_owned(), source })?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|error| fault(format!("no PEM: {error}")))?;

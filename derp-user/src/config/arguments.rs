@@ -126,7 +126,7 @@ fn find_file(
     match (surroundings.read)(&path) {
         Ok(bytes) => ConfigFile::new(path, bytes).map(Some),
         Err(error) if !is_named && error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(UsageError::FileRead { path, reason: error.to_string() }),
+        Err(source) => Err(UsageError::FileRead { path, source }),
     }
 }
 

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use crate::http::{AccessError, HomeError};
 
 /// A command line, or what stands for it, that cannot be understood.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum UsageError {
     /// No such flag.
     #[error("unknown flag -{name}{} (derpd -help lists all flags)", suggestion(.nearest))]
@@ -47,12 +47,12 @@ pub enum UsageError {
         reason: String,
     },
     /// The configuration file cannot be read.
-    #[error("-config: cannot read {}: {reason}", path.display())]
+    #[error("-config: cannot read {}: {source}", path.display())]
     FileRead {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        reason: String,
+        source: io::Error,
     },
     /// The configuration file does not hold what it should.
     #[error("-config: {}: {reason}", path.display())]

@@ -24,12 +24,12 @@ mod unsupported;
 mod variables;
 
 pub use arguments::{DEFAULT_FILE, Invocation, Surroundings, parse, read_file};
-pub use certificates::TlsSettings;
+pub use certificates::{DERPERS_HOSTNAME, TlsSettings};
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{
-    CompanionSettings, ConfigFile, ControlSettings, FileSettings, PeerRelaySettings, RelaySettings,
-    StunSettings, WireGuardSettings, load_file,
+    CompanionSettings, ConfigFile, ControlSettings, FileSettings, FlowPortError, PeerRelaySettings,
+    RelaySettings, StunSettings, WireGuardSettings, load_file,
 };
 pub use key_file::{load_debug_key, load_identity, load_mesh_key};
 pub use keys::Key;

@@ -52,8 +52,16 @@ impl Pinned {
             None => {
                 let number = generations.last().map_or(0, |last| last.number.wrapping_add(1));
                 let meta = Meta::empty(layout.digest, namespace, now());
-                let generation = Generation::create(directory.path(), number, meta)?;
-                (generation.clone(), Unused(Some(generation)))
+                match Generation::create(directory.path(), number, meta) {
+                    Ok(generation) => (generation.clone(), Unused(Some(generation))),
+                    Err(error) => {
+                        // A directory that was made in vain would be in the way of another user.
+                        if links.is_empty() && generations.is_empty() {
+                            let _ = directory.clear();
+                        }
+                        return Err(error);
+                    }
+                }
             }
         };
         let keep = generation.program_of(&layout.object).is_some();

@@ -15,7 +15,7 @@ use super::{
 const BATCH: usize = 2048;
 
 /// The tables as they are, and which slots are to be brought up to date.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Installation {
     /// By slot, as far as any was used.
     places: Vec<Place>,

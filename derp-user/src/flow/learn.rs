@@ -277,7 +277,7 @@ fn networks(spec: &EndSpec) -> &[IpNet] {
 }
 
 /// Ends to be learnt by source alone, by the networks they may be in.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Learners {
     ends: HashMap<Place, BTreeSet<(u32, Side)>>,
     /// How many keys of `ends` have a network of this family (IPv4?) and length.

@@ -12,6 +12,7 @@ mod learn;
 mod mirror;
 mod observe;
 mod place;
+mod revise;
 mod slots;
 mod spec;
 mod state;
@@ -26,6 +27,7 @@ pub use self::{
     learn::{Learnt, Outcome, Refusal},
     mirror::{Mirror, SharedMirror},
     observe::Expired,
+    revise::{ReviseError, Revision},
     spec::{
         EndSpec, FlowId, FlowRate, FlowRateError, FlowSource, FlowSpec, Kind, Lifetime, Local,
         Remote,

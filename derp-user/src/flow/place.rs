@@ -10,7 +10,7 @@ use derp_common::flow::{
 use super::{Change, FlowId, state::Flow};
 
 /// A slot as the tables have it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Place {
     /// Whose it is in the tables.
     pub(super) owner: Option<FlowId>,

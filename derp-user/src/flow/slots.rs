@@ -12,7 +12,7 @@ pub(super) const MAX_VNI: u32 = (1 << VNI_BITS) - 1;
 /// A VNI is the slot with a generation above it that moves each time the slot is given away, so that a late packet
 /// of one flow is not taken for one of the next. Where it starts is random in each slot. A slot that was given
 /// back waits until all others have had their turn.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Slots {
     /// A power of two.
     count: u32,

@@ -107,7 +107,7 @@ pub enum Lifetime {
 }
 
 /// One end of a flow.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct EndSpec {
     /// Where its packets come from and go to.
     pub remote: Remote,
@@ -119,7 +119,7 @@ pub struct EndSpec {
 }
 
 /// The remote address of an end.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Remote {
     /// This one.
     Fixed(SocketAddr),

@@ -36,7 +36,7 @@ impl Plane {
 }
 
 /// An admitted flow.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Flow {
     pub(super) id: FlowId,
     pub(super) spec: FlowSpec,

@@ -32,7 +32,7 @@ pub struct TableSettings {
 /// Whoever drives it gives inputs as they come, then applies what [`FlowTable::poll`] returns, and calls that again
 /// at [`FlowTable::next_deadline`]. Now and then it also passes on what the data planes have counted
 /// ([`FlowTable::observe`]) and has silent ends forgotten ([`FlowTable::expire`]).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct FlowTable {
     pub(super) idle_timeout: u64,
     pub(super) slots: Slots,

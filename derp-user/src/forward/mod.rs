@@ -7,7 +7,7 @@
 //! Threads of its own do the work, asleep while there is none: a burst of relayed packets delays neither
 //! the control runtime, on which flows are admitted, nor the workers that carry DERP. Each thread has one
 //! socket per port and family; with several threads, the kernel spreads senders over them. All memory is
-//! there from the start.
+//! there from the start. [`Ports`] has them serve other ports; those that stay lose nothing by that.
 //!
 //! What a forwarded packet keeps: payload, boundaries, order within its flow and direction, DSCP and ECN.
 //! Its hop limit falls by one. Its source becomes the address and port of this host that the other end
@@ -16,6 +16,7 @@
 
 mod decide;
 mod notice;
+mod ports;
 mod shard;
 
 use std::{
@@ -26,17 +27,19 @@ use std::{
     thread::JoinHandle,
 };
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
-use self::shard::Shard;
 pub use self::{
     decide::{Action, Delivery, Forward, Refusal, decide},
     notice::{ControlPacket, HandshakePacket, NOTICES, Notices, Stranger, StunAnswer},
+    ports::{Ports, PreparedPorts},
+};
+use self::{
+    ports::{Binding, Board},
+    shard::Shard,
 };
 use crate::{
     flow::SharedMirror,
     stun::Responder,
-    udp::{Merging, OwnTally, Route, SettingsCell, Socket, Tally, Totals, bind_families},
+    udp::{Merging, OwnTally, Route, SettingsCell, Socket, Tally, Totals},
 };
 
 /// Why the forwarder cannot start.
@@ -49,6 +52,12 @@ pub enum ForwardError {
          (`ss -ulpn` names it)"
     )]
     InUse {
+        /// What was to be bound.
+        address: SocketAddr,
+    },
+    /// The port needs a privilege.
+    #[error("cannot relay UDP on {address}: ports below 1024 need root or CAP_NET_BIND_SERVICE")]
+    Denied {
         /// What was to be bound.
         address: SocketAddr,
     },
@@ -69,6 +78,8 @@ impl ForwardError {
     fn bind(address: SocketAddr, source: io::Error) -> Self {
         if source.kind() == io::ErrorKind::AddrInUse {
             Self::InUse { address }
+        } else if source.kind() == io::ErrorKind::PermissionDenied {
+            Self::Denied { address }
         } else {
             Self::Bind { address, source }
         }
@@ -90,8 +101,8 @@ pub struct ForwarderOptions {
 
 /// Bound sockets that nobody reads yet.
 pub struct Forwarder {
-    /// Per thread: its sockets.
-    sockets: Vec<Vec<Arc<Socket>>>,
+    board: Arc<Board>,
+    binding: Binding,
     own: Arc<OwnTally>,
 }
 
@@ -102,36 +113,29 @@ impl Forwarder {
     ///
     /// When a socket cannot be bound.
     pub fn bind(options: &ForwarderOptions) -> Result<Self, ForwardError> {
-        let mut first = Vec::new();
-        for port in &options.ports {
-            let sockets = bind_families(options.host, *port, options.merging, "UDP is relayed")
-                .map_err(|(address, error)| ForwardError::bind(address, error))?;
-            first.extend(sockets.into_iter().map(Arc::new));
-        }
-        let mut sockets = vec![first];
-        for _ in 1..options.threads.get() {
-            let beside = |socket: &Arc<Socket>| {
-                let bound = Socket::bind_beside(socket, options.merging).map(Arc::new);
-                bound.map_err(|error| ForwardError::bind(socket.local_address(), error))
-            };
-            let first = sockets.first().map(Vec::as_slice).unwrap_or_default();
-            let next = first.iter().map(beside).collect::<Result<_, _>>()?;
-            sockets.push(next);
-        }
-        Ok(Self { sockets, own: Arc::default() })
+        let ForwarderOptions { host, ports, threads, merging } = options;
+        let binding = Binding { host: *host, threads: threads.get(), merging: *merging };
+        let sockets = binding.bind(&ports.iter().copied().collect(), &[])?;
+        let board = Board::new(sockets).map_err(|errno| ForwardError::Thread(errno.into()))?;
+        Ok(Self { board: Arc::new(board), binding, own: Arc::default() })
     }
 
     /// Returns what is bound, port by port.
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.outlet().sockets.iter().map(|socket| socket.local_address()).collect()
+        self.board.first().iter().map(|socket| socket.local_address()).collect()
     }
 
     /// Returns a way to send from the relay's ports.
     #[must_use]
     pub fn outlet(&self) -> Outlet {
-        let sockets = self.sockets.first().cloned().unwrap_or_default();
-        Outlet { sockets, own: Arc::clone(&self.own) }
+        Outlet { board: Arc::clone(&self.board), own: Arc::clone(&self.own) }
+    }
+
+    /// Returns what has it serve other ports later.
+    #[must_use]
+    pub fn ports(&self) -> Ports {
+        Ports::new(Arc::clone(&self.board), self.binding)
     }
 
     /// Forwards until dropped, by these tables and settings.
@@ -146,17 +150,21 @@ impl Forwarder {
         responder: &Arc<Responder>,
         notices: &Notices,
     ) -> Result<Running, ForwardError> {
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let stop = Arc::new(stop.map_err(|errno| ForwardError::Thread(errno.into()))?);
-        let mut running = Running { stop, threads: Vec::new(), tallies: Vec::new(), own: self.own };
-        for (index, sockets) in self.sockets.into_iter().enumerate() {
+        let board = self.board;
+        let mut running = Running {
+            board: Arc::clone(&board),
+            threads: Vec::new(),
+            tallies: Vec::new(),
+            own: self.own,
+        };
+        for index in 0..board.threads() {
             let tally = Arc::new(Tally::default());
             running.tallies.push(Arc::clone(&tally));
-            let shard = Shard::new(sockets, tables, settings, responder, notices, tally);
-            let stop = Arc::clone(&running.stop);
+            let shard = Shard::new(tables, settings, responder, notices, tally);
+            let board = Arc::clone(&board);
             let thread = std::thread::Builder::new()
                 .name(format!("udp-relay-{index}"))
-                .spawn(move || shard.run(&stop))
+                .spawn(move || shard.run(&board, index))
                 .map_err(ForwardError::Thread)?;
             running.threads.push(thread);
         }
@@ -167,7 +175,7 @@ impl Forwarder {
 /// A way to send from the relay's ports, for whoever answers control packets.
 #[derive(Clone)]
 pub struct Outlet {
-    sockets: Vec<Arc<Socket>>,
+    board: Arc<Board>,
     own: Arc<OwnTally>,
 }
 
@@ -178,8 +186,9 @@ impl Outlet {
     ///
     /// `AddrNotAvailable` when the relay has no such port in this family; else what the kernel says.
     pub fn send(&self, from: SocketAddr, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
-        let index = socket_for(&self.sockets, from).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let socket = self.sockets.get(index).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let sockets = self.board.first();
+        let index = socket_for(&sockets, from).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = sockets.get(index).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let source = Some(from.ip()).filter(|ip| !ip.is_unspecified());
         let route = Route { destination: to, source, hop_limit: None, traffic_class: 0 };
         match socket.send(&route, &[IoSlice::new(payload)], None) {
@@ -205,7 +214,7 @@ fn socket_for(sockets: &[Arc<Socket>], from: SocketAddr) -> Option<usize> {
 
 /// A forwarder at work, until dropped.
 pub struct Running {
-    stop: Arc<EventFd>,
+    board: Arc<Board>,
     threads: Vec<JoinHandle<()>>,
     tallies: Vec<Arc<Tally>>,
     own: Arc<OwnTally>,
@@ -226,8 +235,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Cannot fail: the counter is far from full.
-        let _ = self.stop.write(1);
+        self.board.end();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread that forwards UDP has panicked");

@@ -1,6 +1,13 @@
 //! One thread of the forwarder, and the sockets it reads.
 
-use std::{io, ops::Range, os::fd::AsFd as _, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    ops::Range,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use derp_common::{
     Address, Family, Reason, Settings,
@@ -9,12 +16,11 @@ use derp_common::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::eventfd::EventFd,
 };
 
 use super::{
     Action, ControlPacket, Delivery, Forward, Notices, Refusal, Stranger, decide, notice::Reporter,
-    socket_for,
+    ports::Board, socket_for,
 };
 use crate::{
     flow::SharedMirror,
@@ -47,7 +53,6 @@ pub(super) struct Shard {
 
 impl Shard {
     pub(super) fn new(
-        sockets: Vec<Arc<Socket>>,
         tables: &SharedMirror,
         settings: &Arc<SettingsCell>,
         responder: &Arc<Responder>,
@@ -55,7 +60,7 @@ impl Shard {
         tally: Arc<Tally>,
     ) -> Self {
         Self {
-            sockets,
+            sockets: Vec::new(),
             tables: tables.clone(),
             cell: Arc::clone(settings),
             settings: SettingsView::new(settings),
@@ -70,21 +75,31 @@ impl Shard {
     }
 
     /// Forwards until told to stop.
-    pub(super) fn run(mut self, stop: &EventFd) {
-        let sockets = self.sockets.clone();
+    pub(super) fn run(mut self, board: &Board, thread: usize) {
+        let Some(wake) = board.wake(thread) else { return };
+        while let Some(sockets) = board.sockets(thread) {
+            self.sockets.clone_from(&sockets);
+            if let Err(errno) = self.forward(&sockets, wake) {
+                return tracing::error!("cannot wait for UDP to relay: {errno}");
+            }
+        }
+    }
+
+    /// Forwards until there is something to read from `wake`.
+    fn forward(&mut self, sockets: &[Arc<Socket>], wake: BorrowedFd<'_>) -> nix::Result<()> {
         // Not epoll: its callback would run for every packet that comes and for every one that has left,
         // also while nobody waits.
-        let mut waits = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let mut waits = vec![PollFd::new(wake, PollFlags::POLLIN)];
         waits.extend(sockets.iter().map(|it| PollFd::new(it.as_fd(), PollFlags::POLLIN)));
         loop {
             match poll(&mut waits, PollTimeout::NONE) {
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
-                Err(errno) => return tracing::error!("cannot wait for UDP to relay: {errno}"),
+                Err(errno) => return Err(errno),
             }
             let mut is_ready = waits.iter().map(|wait| wait.any().unwrap_or(true));
             if is_ready.next() == Some(true) {
-                return;
+                return Ok(());
             }
             for (index, is_ready) in is_ready.enumerate() {
                 if is_ready {

@@ -40,7 +40,7 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// Version of the program.
     pub version: String,
-    /// Value of `-hostname`.
+    /// Value of `-hostname`; empty where nobody has given one.
     pub hostname: String,
     /// Name of the machine.
     pub machine: String,

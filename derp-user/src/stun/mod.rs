@@ -24,7 +24,7 @@ use std::{
 
 use derp_common::Settings;
 use futures_util::future::join_all;
-use tokio::{io::Interest, net::UdpSocket, task::yield_now, time::sleep};
+use tokio::{io::Interest, net::UdpSocket, sync::Notify, task::yield_now, time::sleep};
 
 use self::respond::DATAGRAM_MAX;
 pub use self::{
@@ -78,7 +78,7 @@ impl StunError {
 
 /// One socket of the server.
 struct StunPort {
-    socket: Socket,
+    socket: Arc<Socket>,
     /// The same socket, for the runtime to wait on.
     readiness: UdpSocket,
     tally: Arc<Tally>,
@@ -88,7 +88,7 @@ impl StunPort {
     fn new(socket: Socket) -> io::Result<Self> {
         let descriptor = socket.as_fd().try_clone_to_owned()?;
         let readiness = UdpSocket::from_std(descriptor.into())?;
-        Ok(Self { socket, readiness, tally: Arc::default() })
+        Ok(Self { socket: Arc::new(socket), readiness, tally: Arc::default() })
     }
 }
 
@@ -98,6 +98,27 @@ pub struct StunServer {
     ports: Vec<StunPort>,
     responder: Arc<Responder>,
     settings: Arc<SettingsCell>,
+    retired: Arc<Notify>,
+}
+
+/// The sockets of a STUN server, for a forwarder that is to serve their port, too.
+#[derive(Clone)]
+pub struct StunSockets {
+    sockets: Vec<Arc<Socket>>,
+    retired: Arc<Notify>,
+}
+
+impl StunSockets {
+    /// Returns them. The server goes on reading them.
+    #[must_use]
+    pub fn sockets(&self) -> &[Arc<Socket>] {
+        &self.sockets
+    }
+
+    /// Has the server end; whoever else has its sockets goes on with them. For good.
+    pub fn retire(self) {
+        self.retired.notify_one();
+    }
 }
 
 impl StunServer {
@@ -119,7 +140,7 @@ impl StunServer {
         };
         let ports = sockets.into_iter().map(port_of).collect::<Result<_, _>>()?;
         let settings = Arc::new(SettingsCell::new(Settings::new(port)));
-        Ok(Self { ports, responder: Arc::default(), settings })
+        Ok(Self { ports, responder: Arc::default(), settings, retired: Arc::default() })
     }
 
     /// Has the server obey these settings: whether requests are shed, and how many a source may make.
@@ -132,6 +153,13 @@ impl StunServer {
     #[must_use]
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
         self.ports.iter().map(|port| port.socket.local_address()).collect()
+    }
+
+    /// Returns its sockets, by which a forwarder may take its place.
+    #[must_use]
+    pub fn sockets(&self) -> StunSockets {
+        let sockets = self.ports.iter().map(|port| Arc::clone(&port.socket)).collect();
+        StunSockets { sockets, retired: Arc::clone(&self.retired) }
     }
 
     /// Returns what answers, for others that answer STUN: they count together, and a source has one
@@ -157,9 +185,14 @@ impl StunServer {
         }
     }
 
-    /// Answers requests until dropped. Any Tokio runtime with I/O and time does, current-thread included.
+    /// Answers requests until dropped or [retired](StunSockets::retire). Any Tokio runtime with I/O and time does,
+    /// current-thread included.
     pub async fn run(self) {
-        join_all(self.ports.iter().map(|port| self.serve(port))).await;
+        tokio::select! {
+            biased;
+            () = self.retired.notified() => {}
+            _ = join_all(self.ports.iter().map(|port| self.serve(port))) => {}
+        }
     }
 
     async fn serve(&self, port: &StunPort) {

@@ -15,12 +15,12 @@ use tokio::{
 use super::{KeeperError, KeeperOptions};
 use crate::{
     dataplane::{
-        self, FlowTableError, KernelTables,
+        self, DataplaneError, FlowTableError, KernelTables,
         route::{Answer, Pair, Ways},
     },
     flow::{
-        Change, FlowId, FlowTable, FlowsView, Found, Outcome, Plane, SharedMirror, Sink as _,
-        StateView, TableSettings, Viewer, WayRequest,
+        Change, FlowId, FlowSpec, FlowTable, FlowsView, Found, Outcome, Plane, Revision,
+        SharedMirror, Sink as _, StateView, TableSettings, Viewer, WayRequest,
     },
     forward::Stranger,
     quiet::Quiet,
@@ -122,6 +122,22 @@ impl State {
         let result = change(&mut self.table);
         self.settle();
         result
+    }
+
+    /// Has the flows of the configuration be these; see [`super::Keeper::revise`].
+    pub(super) fn revise(
+        &mut self,
+        flows: &[FlowSpec],
+        idle_timeout: u64,
+        before: impl FnOnce() -> Result<(), DataplaneError>,
+    ) -> Result<Revision, KeeperError> {
+        let mut table = self.table.clone();
+        let revision = table.revise(flows, now())?;
+        table.set_idle_timeout(idle_timeout);
+        before().map_err(KeeperError::Settings)?;
+        self.table = table;
+        self.settle();
+        Ok(revision)
     }
 
     /// Returns those of these slots for whose flows the kernel has noted a control packet.

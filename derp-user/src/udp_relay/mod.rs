@@ -30,7 +30,9 @@ pub use self::{
 };
 use crate::{
     dataplane::{DataplaneError, FlowTableError, KernelTables, route::Ways},
-    flow::{FlowId, FlowSpec, FlowTable, FlowsView, SharedMirror, StateView},
+    flow::{
+        FlowId, FlowSpec, FlowTable, FlowsView, ReviseError, Revision, SharedMirror, StateView,
+    },
     forward::Stranger,
 };
 
@@ -65,6 +67,12 @@ pub enum KeeperError {
     /// This host's addresses cannot be read.
     #[error(transparent)]
     Addresses(#[from] DataplaneError),
+    /// A flow of another configuration cannot be admitted.
+    #[error(transparent)]
+    Revise(#[from] ReviseError),
+    /// The kernel program cannot be told what is served on which port.
+    #[error(transparent)]
+    Settings(DataplaneError),
     /// The system has no random numbers.
     #[error("no random numbers: {0}")]
     Random(#[source] getrandom::Error),
@@ -132,6 +140,24 @@ impl Keeper {
     #[must_use]
     pub fn states(&self) -> Vec<StateView> {
         self.state.lock().states()
+    }
+
+    /// Has the flows of the configuration be these from now on, and ends be forgotten after `idle_timeout` nanoseconds.
+    /// Flows that forward the same as before go on untouched. `before` is called when all of them can be
+    /// admitted and nothing has changed yet; what it refuses, is refused. It must not call the keeper.
+    ///
+    /// # Errors
+    ///
+    /// When a flow cannot be admitted, or `before` fails; nothing has changed then.
+    pub fn revise(
+        &self,
+        flows: &[FlowSpec],
+        idle_timeout: u64,
+        before: impl FnOnce() -> Result<(), DataplaneError>,
+    ) -> Result<Revision, KeeperError> {
+        let revision = self.state.lock().revise(flows, idle_timeout, before)?;
+        self.changed.notify_one();
+        Ok(revision)
     }
 
     /// Changes the flow table, and both copies with it.

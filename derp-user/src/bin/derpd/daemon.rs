@@ -129,7 +129,9 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
     };
     let sources = Arc::new(sources);
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let facts = Facts { hostname: config.hostname.clone(), machine: machine.trim().to_owned() };
+    let named = Some(&config.hostname).filter(|name| *name != config::DERPERS_HOSTNAME);
+    let hostname = named.cloned().unwrap_or_default();
+    let facts = Facts { hostname, machine: machine.trim().to_owned() };
     let board = Arc::new(StatusBoard::new(Arc::clone(&sources), keeper.clone(), facts));
     let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper, &board));
     let tls = match &certificates {

@@ -117,9 +117,11 @@ pub(crate) struct Reloader {
 const OUT_OF_REACH: &str =
     " (files in directories that were not in use at the start need a restart, or -sandbox=false)";
 
-/// Whether an error is about a file that could not be accessed. Some errors have their cause in their own words only.
-fn is_denied(error: &str) -> bool {
-    error.contains(&io::Error::from_raw_os_error(libc::EACCES).to_string())
+/// Whether an error is about a file that could not be accessed. Of ports that is said in other words
+/// ([`ForwardError::Denied`](derp_user::forward::ForwardError)).
+fn is_denied(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// How reloading went.
@@ -162,8 +164,8 @@ impl Reloader {
             }
             Err(error) => {
                 self.count.bad.fetch_add(1, Ordering::Relaxed);
-                let error = crate::in_words(&error);
                 let hint = if self.is_confined && is_denied(&error) { OUT_OF_REACH } else { "" };
+                let error = crate::in_words(&error);
                 tracing::error!("derper: reload failed, nothing has changed: {error}{hint}");
             }
         }
@@ -179,7 +181,7 @@ impl Reloader {
             Some(source) => Some((source, source.prepare()?)),
             None => None,
         };
-        let udp = UdpReloader::prepare(file)?;
+        let udp = self.udp.prepare(file)?;
         // The kernel can refuse, so this is taken into use first.
         let (mut changes, late_sections) = self.udp.apply(udp)?;
         // Nothing below can fail.
@@ -209,8 +211,7 @@ impl Reloader {
 
 /// Names the flag that is to blame for what cannot be used of the mesh.
 pub(crate) fn mesh_fault(error: ClientError) -> anyhow::Error {
-    let flag =
-        if matches!(error, ClientError::Roots { .. }) { "-mesh-ca-file" } else { "-mesh-with" };
+    let flag = if error.is_about_authorities() { "-mesh-ca-file" } else { "-mesh-with" };
     anyhow::Error::new(error).context(flag)
 }
 
@@ -264,4 +265,40 @@ impl MeshFiles {
 pub(crate) fn rate_line(limit: Option<RateLimit>) -> String {
     let (rate, burst) = limit.map_or((0, 0), |limit| (limit.bytes_per_second, limit.burst));
     format!("rate config applied: client-rate={rate} bytes/sec, client-burst={burst} bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::SocketAddr, path::PathBuf};
+
+    use derp_user::{admit::AdmitError, config::UsageError, forward::ForwardError, tls::TlsError};
+
+    use super::*;
+
+    #[test]
+    fn a_file_out_of_reach_is_told_from_other_faults_whatever_the_error() {
+        let denied = || io::Error::from_raw_os_error(libc::EACCES);
+        let path = || PathBuf::from("/f");
+        let errors: [anyhow::Error; 5] = [
+            UsageError::FileRead { path: path(), source: denied() }.into(),
+            config::ConfigError::Read { flag: "-c", path: path(), source: denied() }.into(),
+            AdmitError::Read { flag: "-allow-keys", path: path(), source: denied() }.into(),
+            TlsError::Read { path: path(), source: denied() }.into(),
+            mesh_fault(ClientError::RootsRead { path: path(), source: denied() }),
+        ];
+        for error in errors {
+            assert!(is_denied(&error), "{error:#}");
+            assert!(crate::in_words(&error).ends_with("/f: Permission denied (os error 13)"));
+        }
+        let reason = "Permission denied (os error 13), it says".to_owned();
+        let port = ForwardError::Denied { address: SocketAddr::from(([127, 0, 0, 1], 80)) };
+        let others: [anyhow::Error; 3] = [
+            UsageError::File { path: path(), reason }.into(),
+            TlsError::Read { path: path(), source: io::ErrorKind::NotFound.into() }.into(),
+            port.into(),
+        ];
+        for error in others {
+            assert!(!is_denied(&error), "{error:#}");
+        }
+    }
 }

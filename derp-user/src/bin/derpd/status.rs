@@ -45,6 +45,7 @@ pub(crate) struct StatusBoard {
 
 /// What does not change.
 pub(crate) struct Facts {
+    /// Empty where nobody has given one.
     pub(crate) hostname: String,
     pub(crate) machine: String,
 }

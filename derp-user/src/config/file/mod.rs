@@ -6,26 +6,19 @@ mod echo;
 mod flags;
 mod loaded;
 mod peer_relay;
+mod ports;
 mod reader;
 mod wireguard;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use clap::CommandFactory as _;
 pub use companion::CompanionSettings;
 pub use control::ControlSettings;
-use derp_common::{
-    Rate, Settings,
-    flow::table::MAX_SLOTS,
-    maps::DEFAULT_SLOTS,
-    settings::{Port, Services},
-};
+use derp_common::{Rate, flow::table::MAX_SLOTS, maps::DEFAULT_SLOTS, settings::Services};
 pub use loaded::{ConfigFile, load_file};
 pub use peer_relay::PeerRelaySettings;
+pub use ports::FlowPortError;
 use reader::{Fault, Section, Value};
 pub use wireguard::WireGuardSettings;
 
@@ -55,6 +48,8 @@ pub struct FileSettings {
 /// The section `[relay]`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct RelaySettings {
+    /// Whether there are flow tables: something is relayed, or the section is there and there is no flow yet.
+    pub is_wanted: bool,
     /// UDP port of flows that name none.
     pub port: Option<u16>,
     /// How many flows there can be, a power of two.
@@ -91,6 +86,7 @@ impl Default for FileSettings {
     fn default() -> Self {
         Self {
             relay: RelaySettings {
+                is_wanted: false,
                 port: None,
                 slots: DEFAULT_SLOTS,
                 idle_timeout: Duration::from_secs(300),
@@ -147,9 +143,14 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
     let of_peer_relay = of_peer_relay.map(|(section, it)| (section, (it.port, Services::GENEVE)));
     let of_wireguard = wireguard.as_ref().zip(settings.wireguard.as_ref());
     let of_wireguard = of_wireguard.map(|(section, it)| (section, (it.port, Services::WIREGUARD)));
-    check_ports(of_peer_relay.into_iter().chain(of_wireguard), &flows, stun_port)?;
+    let of_flows = flows.iter().flat_map(|(section, spec)| {
+        ports::of_flow(spec).into_iter().map(move |service| (section, service))
+    });
+    ports::check(of_peer_relay.into_iter().chain(of_wireguard).chain(of_flows), stun_port)
+        .map_err(|(section, reason)| section.fault(reason))?;
     check_together(&flows, settings.relay.slots)?;
     settings.flows = flows.into_iter().map(|(_, spec)| spec).collect();
+    settings.relay.is_wanted |= settings.relays();
     if let Some(section) = companion.filter(|_| settings.companion.is_some() && settings.relays()) {
         return Err(section.fault(
             "cannot be given together with [[flow]], [peer_relay] or [wireguard]: the kernel either drops what is no \
@@ -161,6 +162,7 @@ fn read(text: &str, stun_port: Option<u16>) -> Result<FileSettings, Fault> {
 
 fn read_relay(section: &Section<'_>, relay: &mut RelaySettings) -> Result<(), Fault> {
     section.expect_only(&["port", "slots", "idle_timeout"])?;
+    relay.is_wanted = true;
     if let Some(value) = section.value("port") {
         relay.port = Some(value.number(1..=u16::MAX)?);
     }
@@ -275,51 +277,6 @@ fn rate(value: &Value<'_>) -> Result<FlowRate, Fault> {
         .map_err(|error| value.fault(error.to_string()))
 }
 
-/// Checks that ports are enough and that packets on each can be told apart.
-fn check_ports<'a>(
-    of_sections: impl Iterator<Item = (&'a Section<'a>, (u16, u16))>,
-    flows: &'a [(Section<'a>, FlowSpec)],
-    stun_port: Option<u16>,
-) -> Result<(), Fault> {
-    let mut services: BTreeMap<u16, u16> = BTreeMap::new();
-    if let Some(port) = stun_port {
-        services.insert(port, Services::STUN);
-    }
-    let of_flow = |(section, spec)| spec_services(spec).map(move |service| (section, service));
-    let of_flows = flows.iter().map(|(section, spec)| (section, spec)).flat_map(of_flow);
-    for (section, (port, service)) in of_sections.chain(of_flows) {
-        let had = services.entry(port).or_default();
-        *had |= service;
-        if *had & Services::ANY != 0 && *had & !Services::ANY != 0 {
-            return Err(section.fault(format!(
-                "flows without vni need a port of their own, and port {port} also has {}",
-                match *had & !Services::ANY {
-                    had if had & Services::STUN != 0 => "STUN",
-                    had if had & Services::WIREGUARD != 0 => "[wireguard]",
-                    _ => "flows with a vni",
-                }
-            )));
-        }
-        if services.len() > Settings::PORTS {
-            let most = Settings::PORTS;
-            return Err(
-                section.fault(format!("at most {most} UDP ports can be served, STUN's included"))
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Returns which service a flow needs on which ports.
-fn spec_services(spec: &FlowSpec) -> impl Iterator<Item = (u16, u16)> {
-    let service = match spec.kind {
-        Kind::Geneve { .. } => Services::GENEVE,
-        Kind::Any => Services::ANY,
-        Kind::WireGuard { .. } => Services::WIREGUARD,
-    };
-    spec.ends.each_ref().map(|end| (end.local.port, service)).into_iter()
-}
-
 /// Checks that the flows can be admitted together.
 fn check_together(flows: &[(Section<'_>, FlowSpec)], slots: u32) -> Result<(), Fault> {
     let mut trial = FlowTable::new(TableSettings { slots, idle_timeout: 0, seed: 0 });
@@ -331,39 +288,6 @@ fn check_together(flows: &[(Section<'_>, FlowSpec)], slots: u32) -> Result<(), F
         }
     }
     Ok(())
-}
-
-impl FileSettings {
-    /// Tells whether anything is relayed by UDP, on sockets of this daemon.
-    #[must_use]
-    pub const fn relays(&self) -> bool {
-        !self.flows.is_empty() || self.peer_relay.is_some() || self.wireguard.is_some()
-    }
-
-    /// Tells whether there is anything for the flow tables.
-    #[must_use]
-    pub const fn has_flows(&self) -> bool {
-        self.relays() || self.companion.is_some()
-    }
-
-    /// Returns the UDP ports that are served, for the kernel and the userspace forwarder; `stun_port` is the one
-    /// STUN is answered on, if it is.
-    #[must_use]
-    pub fn ports(&self, stun_port: Option<u16>) -> [Port; Settings::PORTS] {
-        let mut services: BTreeMap<u16, u16> = BTreeMap::new();
-        services.extend(stun_port.map(|port| (port, Services::STUN)));
-        let peer_relay = self.peer_relay.iter().map(|it| (it.port, Services::GENEVE));
-        let wireguard = self.wireguard.iter().map(|it| (it.port, Services::WIREGUARD));
-        let of_flows = self.flows.iter().flat_map(spec_services);
-        for (port, service) in of_flows.chain(peer_relay).chain(wireguard) {
-            *services.entry(port).or_default() |= service;
-        }
-        let mut ports = [Port::default(); Settings::PORTS];
-        for (place, (port, services)) in ports.iter_mut().zip(services) {
-            *place = Port { number: port.to_be(), services };
-        }
-        ports
-    }
 }
 
 #[cfg(test)]

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+
+use derp_common::settings::Port;
 use proptest::prelude::*;
 
 use super::*;
@@ -30,7 +33,9 @@ fn flow(lines: &str) -> String {
 #[test]
 fn nothing_means_the_defaults() {
     assert_eq!(read("", Some(3478)), Ok(FileSettings::default()));
-    assert_eq!(read("[relay]\n[stun]\n[dataplane]\n", None), Ok(FileSettings::default()));
+    assert_eq!(read("[stun]\n[dataplane]\n", None), Ok(FileSettings::default()));
+    let relay = RelaySettings { is_wanted: true, ..FileSettings::default().relay };
+    assert_eq!(read("[relay]\n", None), Ok(FileSettings { relay, ..FileSettings::default() }));
 }
 
 #[test]
@@ -278,7 +283,7 @@ fn a_companion_has_defaults_and_can_be_switched_off() {
         sample: Duration::from_secs(30),
     };
     assert_eq!(settings.companion, Some(companion));
-    assert!(settings.has_flows() && !settings.relays());
+    assert!(settings.has_tables() && !settings.relays());
     let ports = settings.ports(Some(3478)).map(|port| u16::from_be(port.number));
     assert_eq!(ports, [3478, 0, 0, 0], "which port is tailscaled's, it says itself");
     let off = read("[companion]\nenabled = false", Some(3478)).unwrap();
@@ -718,4 +723,60 @@ proptest! {
             let _ = read(&text, Some(3478));
         }
     }
+}
+
+#[test]
+fn another_files_flows_need_ports_that_are_free_until_the_next_start() {
+    let settings = |text: &str| read(text, Some(3478)).expect("a good file");
+    let flow = |name: &str, port: u16, vni: &str| {
+        let ends = "a = \"192.0.2.1:1\"\nb = \"192.0.2.2:2\"\n";
+        format!("[[flow]]\nname = \"{name}\"\nport = {port}\n{vni}{ends}")
+    };
+    let network = format!(
+        "[[wireguard.network]]\nname = \"n\"\n{}",
+        ['E', 'I']
+            .map(|byte| format!(
+                "[[wireguard.network.peer]]\nlabel = \"{byte}\"\npublic_key = \"{}=\"\n",
+                String::from(byte).repeat(43)
+            ))
+            .concat()
+    );
+    let wireguard = |port: u16| format!("[wireguard]\nport = {port}\n{network}");
+    let in_force =
+        settings(&format!("{}[relay]\nslots = 32\n{}", wireguard(51820), flow("x", 1, "")));
+
+    // The relay for WireGuard moves at the next start only; a flow that is to have its port has to wait.
+    let moved = settings(&format!("{}{}", wireguard(51821), flow("y", 51820, "")));
+    let error = in_force.with_flows_of(&moved, Some(3478)).expect_err("a port in use");
+    assert_eq!(
+        error.to_string(),
+        "the flow \"y\" cannot be admitted before the next start: flows without vni need a port of their own, \
+         and port 51820 also has [wireguard]"
+    );
+    let many = [1, 2, 3].map(|it| flow(&it.to_string(), it, "")).concat();
+    let error = in_force.with_flows_of(&settings(&many), Some(3478)).expect_err("a port too many");
+    assert!(error.to_string().ends_with("at most 4 UDP ports can be served, STUN's included"));
+
+    let text =
+        format!("[relay]\nport = 7\nslots = 64\nidle_timeout = \"1m\"\n{}", flow("y", 2, ""));
+    let taken = in_force.with_flows_of(&settings(&text), Some(3478)).expect("flows that can be");
+    assert_eq!(taken.flows, settings(&text).flows);
+    assert_eq!(taken.wireguard, in_force.wireguard);
+    let relay = RelaySettings {
+        is_wanted: true,
+        port: Some(7),
+        slots: 32,
+        idle_timeout: Duration::from_secs(60),
+    };
+    assert_eq!(taken.relay, relay);
+}
+
+#[test]
+fn the_section_of_the_relay_has_tables_made_without_flows() {
+    let settings = |text: &str| read(text, Some(3478)).expect("a good file");
+    assert!(!settings("").has_tables());
+    let relay = settings("[relay]\n");
+    assert!(relay.has_tables() && relay.may_relay() && !relay.relays());
+    let companion = settings("[relay]\n[companion]\n");
+    assert!(companion.has_tables() && !companion.may_relay());
 }

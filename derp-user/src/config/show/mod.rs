@@ -184,7 +184,9 @@ impl fmt::Display for Settings {
                     (Some(value), false) => format!("{} = {value}", entry.key),
                     (None, _) => format!("# {} is not set", entry.key),
                 };
-                writeln!(f, "{line:<COLUMN$}# {source}")?;
+                // At least one blank, however long the value is.
+                let width = COLUMN - 1;
+                writeln!(f, "{line:<width$} # {source}")?;
             }
         }
         if !self.variables.is_empty() {
@@ -265,12 +267,15 @@ fn add_defaults(tables: &mut Vec<Table>, file: &FileSettings) {
         Shown::Text(GoDuration::from_nanoseconds(nanoseconds).to_string())
     };
     let number = |number: u64| Shown::Bare(number.to_string());
-    let mut defaults = vec![
-        ("stun", "rate", number(0)),
-        ("stun", "shed", Shown::Bare("false".to_owned())),
-        ("relay", "slots", number(file.relay.slots.into())),
-        ("relay", "idle_timeout", text(file.relay.idle_timeout)),
-    ];
+    let mut defaults =
+        vec![("stun", "rate", number(0)), ("stun", "shed", Shown::Bare("false".to_owned()))];
+    // The section by itself has tables made.
+    if file.has_tables() {
+        defaults.extend([
+            ("relay", "slots", number(file.relay.slots.into())),
+            ("relay", "idle_timeout", text(file.relay.idle_timeout)),
+        ]);
+    }
     if let Some(peer_relay) = &file.peer_relay {
         let count = |count: usize| number(count.try_into().unwrap_or(u64::MAX));
         defaults.extend([

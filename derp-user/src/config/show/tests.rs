@@ -75,7 +75,7 @@ fn what_is_shown_may_be_read_again() {
 
 #[test]
 fn each_value_has_its_source() {
-    let file = "[server]\nhttp_port = 81\nkey_file = \"/k\"\n[stun]\nrate = 5\n";
+    let file = "[server]\nhttp_port = 81\nkey_file = \"/k\"\n[stun]\nrate = 5\n[relay]\n";
     let variables =
         [("DERP_STUN_PORT", "3479"), ("RUST_LOG", "warn"), ("TS_ALLOW_DEBUG_IP", "::1")];
     let (shown, _) = settings("-config=/f -a :1234", file, &variables);
@@ -108,6 +108,14 @@ fn each_value_has_its_source() {
     assert_eq!(of("stun-port")["source"]["variable"], "DERP_STUN_PORT");
     assert_eq!(of("mesh-psk-file")["value"], serde_json::Value::Null);
     assert_eq!((&json["file"], &json["variables"]["RUST_LOG"]), (&"/f".into(), &"warn".into()));
+}
+
+#[test]
+fn regression_a_long_value_and_its_source_stay_apart() {
+    let path = format!("/{}", "long/".repeat(20));
+    let (shown, _) = settings(&format!("-certdir={path} -a=:1 -dev"), "", &[]);
+    let expected = format!("certdir = \"{path}\" # -certdir\n");
+    assert!(shown.to_string().contains(&expected), "{shown}");
 }
 
 #[test]

@@ -16,7 +16,10 @@ use super::{
     directory::remove_files,
     meta::{META, SIZE},
 };
-use crate::dataplane::layout::{Digest, Layout, MapShape};
+use crate::dataplane::{
+    DataplaneError,
+    layout::{Digest, Layout, MapShape},
+};
 
 const PREFIX: &str = "maps-";
 const PROGRAM_PIN: &str = "program";
@@ -52,15 +55,20 @@ impl Generation {
     }
 
     /// Makes an empty one, which says that it is not complete.
-    pub(crate) fn create(directory: &Path, number: u32, meta: Meta) -> Result<Self, PinError> {
+    pub(crate) fn create(
+        directory: &Path,
+        number: u32,
+        meta: Meta,
+    ) -> Result<Self, DataplaneError> {
+        // First: it says whether this process may do so at all, and then nothing is left behind.
+        let map: Array<MapData, [u8; SIZE]> =
+            Array::create(1, 0).map_err(|error| DataplaneError::from_load(error.into()))?;
         let path = directory.join(format!("{PREFIX}{number}"));
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(PinError::access("make", &path))?;
         let mut generation = Self { number, path, meta: None };
-        let create = || -> io::Result<()> {
-            let map: Array<MapData, [u8; SIZE]> = Array::create(1, 0).map_err(io::Error::other)?;
-            map.pin(generation.path.join(META)).map_err(io::Error::other)
-        };
-        create().map_err(PinError::access("pin a map in", &generation.path))?;
+        map.pin(generation.path.join(META))
+            .map_err(io::Error::other)
+            .map_err(PinError::access("pin a map in", &generation.path))?;
         generation.write(meta)?;
         Ok(generation)
     }

@@ -7,6 +7,8 @@ mod learn;
 pub(crate) mod model;
 #[cfg(test)]
 mod observe;
+#[cfg(test)]
+mod revise;
 #[cfg_attr(not(test), expect(dead_code, reason = "the models need a part of it"))]
 mod support;
 #[cfg(test)]

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::support::*;
 use crate::{
-    flow::{FlowId, Kind, Outcome, Resolved},
+    flow::{FlowId, FlowSpec, Kind, Outcome, Resolved},
     fuzzing::below,
 };
 
@@ -58,6 +58,17 @@ pub(crate) enum Input {
     Expire,
     Poll,
     Settle,
+    /// Another configuration: without some of the flows, and with one more.
+    Revise {
+        #[arbitrary(with = below(16))]
+        without: u32,
+        #[arbitrary(with = below(7))]
+        kind: u32,
+        #[arbitrary(with = below(ENDS))]
+        a: usize,
+        #[arbitrary(with = below(ENDS))]
+        b: usize,
+    },
 }
 
 #[cfg(test)]
@@ -65,7 +76,10 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let place = 0..PLACES.len();
     let end = 0..ENDS;
     let input = prop_oneof![
-        4 => (0u32..7, end.clone(), end).prop_map(|(kind, a, b)| Input::Add { kind, a, b }),
+        4 => (0u32..7, end.clone(), end.clone())
+            .prop_map(|(kind, a, b)| Input::Add { kind, a, b }),
+        2 => (0u32..16, 0u32..7, end.clone(), end)
+            .prop_map(|(without, kind, a, b)| Input::Revise { without, kind, a, b }),
         2 => (0usize..8).prop_map(|which| Input::Remove { which }),
         4 => (0usize..8, any::<bool>(), place.clone())
             .prop_map(|(which, side, place)| Input::Rebind { which, side, place }),
@@ -83,6 +97,7 @@ fn inputs() -> impl Strategy<Value = Vec<Input>> {
 #[derive(Clone, Debug)]
 struct Simple {
     id: FlowId,
+    spec: FlowSpec,
     /// 0 for a flow of anything.
     vni: u32,
     places: [Option<&'static str>; 2],
@@ -98,6 +113,14 @@ struct Model {
     allowed: BTreeSet<Way>,
     /// VNIs that were ever used.
     vnis: BTreeSet<u32>,
+}
+
+fn spec(kind: u32, a: usize, b: usize) -> FlowSpec {
+    match kind {
+        0 | 1 => flow(Kind::Any, end(a), end(b)),
+        2 | 3 => flow(ALLOCATE, end(a), end(b)),
+        number => flow(vni(number * 3), end(a), end(b)),
+    }
 }
 
 fn end(number: usize) -> crate::flow::EndSpec {
@@ -163,11 +186,7 @@ impl Model {
     }
 
     fn add(&mut self, kind: u32, a: usize, b: usize) {
-        let spec = match kind {
-            0 | 1 => flow(Kind::Any, end(a), end(b)),
-            2 | 3 => flow(ALLOCATE, end(a), end(b)),
-            number => flow(vni(number * 3), end(a), end(b)),
-        };
+        let spec = spec(kind, a, b);
         let places = [a, b].map(|number| PLACES.get(number).copied());
         let wanted = match spec.kind {
             Kind::Geneve { vni } => vni,
@@ -181,14 +200,45 @@ impl Model {
             || (places[0].is_some() && places[0] == places[1])
             || (spec.kind == Kind::Any && places.iter().any(|place| self.is_taken(*place)))
             || self.flows.iter().any(is_in_the_way);
-        let result = self.rig.add(spec);
+        let result = self.rig.add(spec.clone());
         assert_eq!(result.is_err(), is_refused, "{result:?}");
         if let Ok(id) = result {
             let vni = self.rig.vni(id);
             assert!(vni == 0 || self.flows.iter().all(|flow| flow.vni != vni));
             self.vnis.insert(vni);
-            self.flows.push(Simple { id, vni, places });
+            self.flows.push(Simple { id, spec, vni, places });
         }
+    }
+
+    /// Which of several equal flows stay is not foretold; that all of the list is there, and nothing else, is.
+    fn revise(&mut self, without: u32, kind: u32, a: usize, b: usize) {
+        let stays = |(number, _): &(u32, &Simple)| without >> number & 1 == 0;
+        let mut list: Vec<_> =
+            (0..).zip(&self.flows).filter(stays).map(|(_, flow)| flow.spec.clone()).collect();
+        list.push(spec(kind, a, b));
+        let mut table = self.rig.table.clone();
+        if table.revise(&list, self.rig.now).is_err() {
+            return;
+        }
+        self.rig.table = table;
+        self.flows.retain(|flow| self.rig.table.name(flow.id).is_some());
+        let known: BTreeSet<_> = self.flows.iter().map(|flow| flow.id).collect();
+        let new = self.rig.table.flows.values().filter(|flow| !known.contains(&flow.id));
+        let new: Vec<_> = new.map(|flow| (flow.id, flow.spec.clone(), flow.vni)).collect();
+        assert!(new.len() <= 1, "what is on both lists goes on");
+        for (id, spec, vni) in new {
+            let places = [a, b].map(|number| PLACES.get(number).copied());
+            self.vnis.insert(vni);
+            self.flows.push(Simple { id, spec, vni, places });
+        }
+        let sorted = |specs: Vec<FlowSpec>| {
+            let mut texts: Vec<_> = specs.iter().map(|spec| format!("{spec:?}")).collect();
+            texts.sort_unstable();
+            texts
+        };
+        let there = self.flows.iter().map(|flow| flow.spec.clone()).collect();
+        assert_eq!(sorted(there), sorted(list));
+        assert_eq!(self.rig.table.len(), self.flows.len());
     }
 
     fn rebind(&mut self, which: usize, side: Side, place: &'static str) {
@@ -250,6 +300,7 @@ impl Model {
             }
             Input::Poll => self.poll(),
             Input::Settle => self.settle(),
+            Input::Revise { without, kind, a, b } => self.revise(without, kind, a, b),
         }
         self.allowed.extend(self.ways());
     }

@@ -6,7 +6,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Report, files::here};
 use crate::{
-    dataplane::{fit::OLDEST_KERNEL, object_hash},
+    dataplane::{Pin, fit::OLDEST_KERNEL, object_hash},
     privilege::{Capability, Held, kernel_version},
 };
 
@@ -68,14 +68,25 @@ pub(super) fn capabilities(report: &mut Report) {
     }
 }
 
-pub(super) fn file_system(report: &mut Report, pin: &Path) {
-    let place = if pin.exists() { Some(pin) } else { pin.parent() };
+/// Where the kernel data plane is to stay when derpd ends. Where nobody has named a place, a relay does without.
+pub(super) fn file_system(report: &mut Report, pin: &Pin) {
+    let Pin::Directory { path: pin, is_required } = pin else {
+        return report.ok("bpffs", "-xdp-pin=off: nothing is pinned".to_owned());
+    };
+    let place = if pin.exists() { Some(pin.as_path()) } else { pin.parent() };
     let Some(place) = place.map(here) else { return };
     let text = place.display();
     match statfs(&place) {
         Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => {
             report.ok("bpffs", format!("{text} is on a BPF file system"));
         }
+        Ok(_) | Err(nix::errno::Errno::ENOENT) if !is_required => report.note(
+            "bpffs",
+            format!(
+                "{text} is on no BPF file system: nothing is pinned, and the kernel data plane ends with derpd; `mount -t \
+                 bpf bpf /sys/fs/bpf` mounts one"
+            ),
+        ),
         Ok(_) | Err(nix::errno::Errno::ENOENT) => report.problem(
             "bpffs",
             format!("{text} is on no BPF file system: nothing can be pinned there"),

@@ -21,7 +21,7 @@ pub use self::report::{Finding, Report, Service, Status};
 use super::{Invocation, ToolError, absolute, parse_arguments, runtime, take_own};
 use crate::{
     config::{self, Config, Options, Surroundings, UsageError},
-    dataplane::{DEFAULT_DIRECTORY, Mode, inspect},
+    dataplane::{DEFAULT_DIRECTORY, Mode, Pin, inspect},
 };
 
 /// Checks everything before the relay with these flags starts, and shows what it would serve. Changes nothing.
@@ -51,7 +51,7 @@ pub struct Own {
 }
 
 /// What a command line says.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Arguments {
     /// Of this tool.
     pub own: Own,
@@ -104,17 +104,18 @@ pub fn run(own: &Own, relay: Result<&Config, String>) -> Result<Report, ToolErro
     let wants_kernel =
         |config: &Config| !config.xdp_interfaces.is_empty() && config.xdp_mode != Mode::Off;
     let is_vital = own.kernel || config.is_some_and(wants_kernel);
-    let directory = own
-        .pin
-        .clone()
-        .or_else(|| config.and_then(|config| config.xdp_pin.directory().map(Path::to_owned)));
-    let directory = directory.unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+    let pin = match (&own.pin, config) {
+        (Some(path), _) => Pin::Directory { path: path.clone(), is_required: true },
+        (None, Some(config)) => config.xdp_pin.clone(),
+        (None, None) => Pin::Directory { path: DEFAULT_DIRECTORY.into(), is_required: true },
+    };
+    let directory = pin.directory().unwrap_or_else(|| Path::new(DEFAULT_DIRECTORY));
     let mut kernel = Report::default();
     host::kernel(&mut kernel);
     host::program(&mut kernel);
     host::capabilities(&mut kernel);
-    host::file_system(&mut kernel, &directory);
-    pins(&mut kernel, &directory);
+    host::file_system(&mut kernel, &pin);
+    pins(&mut kernel, directory);
     interfaces(&mut kernel)?;
     if let Some(config) = config.filter(|config| wants_kernel(config)) {
         named_interfaces(&mut kernel, config);

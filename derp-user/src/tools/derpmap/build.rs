@@ -11,13 +11,11 @@ use crate::{
         Target, Trust,
         map::{DERP_PORT, DerpMap, Node, Region, STUN_PORT},
     },
-    config::Config,
+    config::{Config, DERPERS_HOSTNAME},
     proto::keys::encode_hex,
     tls::FilePair,
 };
 
-/// What `-hostname` is if nobody gives it: Tailscale's, not the operator's.
-const NO_HOSTNAME: &str = "derp.tailscale.com";
 /// Port of the captive portal check.
 const PORT_80: u16 = 80;
 
@@ -29,7 +27,7 @@ pub(super) fn build(
     certificate: Option<&[u8]>,
 ) -> Result<(DerpMap, Vec<String>), DerpmapError> {
     let hostname = &config.hostname;
-    if hostname == NO_HOSTNAME {
+    if hostname == DERPERS_HOSTNAME {
         return Err(DerpmapError::NoHostname);
     }
     let mut notes = Vec::new();

@@ -1,6 +1,7 @@
 //! Everything served over UDP: STUN and relayed flows, in the kernel and in userspace.
 
 mod companion;
+mod flows;
 mod peer_relay;
 mod planes;
 mod reload;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc::channel, watch};
 
 use self::{
     companion::accompany,
+    flows::FlowReloader,
     planes::{Planes, relay_ports, serves_any, settings, slots},
     reload::rules,
 };
@@ -80,9 +82,7 @@ impl Udp {
             Some(port) => Some(StunServer::bind(host, port)?),
             None => None,
         };
-        let forwarder = if relay_ports.is_empty() {
-            None
-        } else {
+        let forwarder = if file.may_relay() {
             let threads = config.workers.get().min(MOST_THREADS);
             Some(Forwarder::bind(&ForwarderOptions {
                 host,
@@ -90,6 +90,8 @@ impl Udp {
                 threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
                 merging: merging(config),
             })?)
+        } else {
+            None
         };
         let relay_addresses =
             forwarder.as_ref().map(Forwarder::local_addresses).unwrap_or_default();
@@ -102,10 +104,11 @@ impl Udp {
         };
         let responder = stun.as_ref().map_or_else(Arc::default, StunServer::responder);
         let settings = settings(file, stun_addresses.first().map(SocketAddr::port));
+        let serves_kernel = serves_any(&settings) || file.may_relay();
         let sizes = MapSizes { slots: slots(file), ..MapSizes::default() };
         let options = XdpOptions {
             interfaces: config.xdp_interfaces.clone(),
-            mode: if serves_any(&settings) { config.xdp_mode } else { Mode::Off },
+            mode: if serves_kernel { config.xdp_mode } else { Mode::Off },
             stun_port: stun_addresses.first().map_or(0, SocketAddr::port),
             pin: config.xdp_pin.clone(),
             sizes,
@@ -130,7 +133,7 @@ impl Udp {
         let stun = stun.map(|stun| stun.with_settings(Arc::clone(&settings)));
         let xdp = xdp.map(|xdp| Arc::new(Mutex::new(xdp)));
         let has_interfaces = !config.xdp_interfaces.is_empty() && config.xdp_mode != Mode::Off;
-        if has_interfaces && !serves_any(&settings.load()) {
+        if has_interfaces && !serves_kernel {
             tracing::warn!("XDP is not attached: there is neither STUN nor a flow for the kernel");
         }
         let companion = file.companion.as_ref().and_then(|companion| {
@@ -169,7 +172,15 @@ impl Udp {
 
     /// Returns what takes another configuration file into use.
     pub(crate) fn reloader(&self, file: FileSettings) -> UdpReloader {
+        let flows = self.keeper.as_ref().zip(self.forwarder.as_ref());
+        let flows = flows.map(|(keeper, forwarder)| FlowReloader {
+            keeper: keeper.clone(),
+            ports: forwarder.ports(),
+            stun_port: self.stun_addresses.first().map(SocketAddr::port),
+            stun: Mutex::new(self.stun.as_ref().map(StunServer::sockets)),
+        });
         UdpReloader {
+            flows,
             file: Mutex::new(file),
             settings: Arc::clone(&self.settings),
             xdp: self.xdp.clone(),

@@ -43,7 +43,7 @@ impl Planes {
             return Ok(planes);
         }
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
-        let keeper = if file.relays() {
+        let keeper = if file.may_relay() {
             Some(Keeper::start(&keeper_options, mirror.clone(), None)?)
         } else {
             None
@@ -63,7 +63,7 @@ impl Planes {
         let mirror = SharedMirror::new(Mirror::new(slots(file)));
         let tables = KernelTables::new(FlowMaps::take(prepared.kernel_mut())?)?;
         let keeper = Keeper::start(keeper_options, mirror.clone(), Some(tables))?;
-        let keeper = file.has_flows().then_some(keeper);
+        let keeper = file.has_tables().then_some(keeper);
         let resolver = match &keeper {
             Some(keeper) => Some(find_ways(keeper, slots(file), prepared.is_adopted())?),
             None => None,
@@ -106,7 +106,7 @@ fn keeper_options(file: &FileSettings) -> KeeperOptions {
 }
 
 pub(super) fn slots(file: &FileSettings) -> u32 {
-    if file.has_flows() { file.relay.slots } else { NO_SLOTS }
+    if file.has_tables() { file.relay.slots } else { NO_SLOTS }
 }
 
 /// The ports flows are relayed on.
@@ -133,7 +133,7 @@ pub(crate) fn switches(file: &FileSettings) -> u32 {
         | switch(file.companion.is_some(), Switches::COMPANION)
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
