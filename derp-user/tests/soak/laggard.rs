@@ -95,7 +95,12 @@ fn lag(shared: &Shared, mut sender: Peer, mut receiver: Peer) {
             // The relay has taken all of them then.
             sender.round_trip();
             thread::sleep(SLEEP);
-            while let Event::Frame(frame) = receiver.wire.event(SILENCE) {
+            loop {
+                let frame = match receiver.wire.event(SILENCE) {
+                    Event::Frame(frame) => frame,
+                    Event::Silence => break,
+                    Event::Closed => panic!("the relay has closed the laggard's connection"),
+                };
                 if frame.kind == RECV_PACKET {
                     let number = frame.payload[32..].first_chunk().expect("as it was sent");
                     let number = u64::from_be_bytes(*number);
