@@ -151,17 +151,12 @@ impl Account {
             passed,
             forwarded + turned_away + failed + host.unread,
         );
+        // The system itself counts a run of datagrams that a socket sends at once as one.
         line(
-            "UDP: sent by the relay = forwarded in userspace + its own",
-            host.sent,
-            forwarded + own,
-        );
-        line(
-            "UDP: forwarded by both, and said by the relay = arrived + no room",
-            on + host.sent,
+            "UDP: forwarded by both, and the relay's own = arrived + no room",
+            on + forwarded + own,
             ends.arrived + cables.lost + cables.refused,
         );
-
         let what = "DERP: logins of clients = accepted";
         lines.push(Line { what, one: logins, other: accepted, slack: given_up });
 

@@ -18,8 +18,10 @@ use crate::{
 };
 
 /// What it is sent at once: more than its socket and its queue take.
-const BURST: u64 = 400;
+const BURST: u64 = 1000;
 const LENGTH: usize = 1400;
+/// Of its socket. With less than a cable's longest frame the system would give the connection up.
+const BUFFER: usize = 64 << 10;
 /// Between two bursts, and how long it does not read after each.
 const PAUSE: Duration = Duration::from_millis(700);
 const SLEEP: Duration = Duration::from_millis(200);
@@ -49,7 +51,7 @@ impl Laggard {
     pub(crate) fn start(namespace: &str) -> Self {
         let shared = Arc::<Shared>::default();
         let receiver = spawn_in(namespace, log_in).join().expect("logged in");
-        SockRef::from(receiver.wire.socket()).set_recv_buffer_size(4096).expect("a legal size");
+        SockRef::from(receiver.wire.socket()).set_recv_buffer_size(BUFFER).expect("a legal size");
         let sender = spawn_in(namespace, log_in).join().expect("logged in");
         let thread = thread::spawn({
             let shared = Arc::clone(&shared);
