@@ -55,6 +55,8 @@ pub(crate) struct Counts {
     pub(crate) sent: AtomicU64,
     pub(crate) received: AtomicU64,
     pub(crate) logins: AtomicU64,
+    /// Attempts to log in that took too long, as they may where a machine has too much to do.
+    pub(crate) given_up: AtomicU64,
     /// Of the numbered packets between those who stay.
     pub(crate) lost: AtomicU64,
     /// Of those who come and go, how many are connected or about to be.
@@ -110,6 +112,11 @@ impl Clients {
             }
         });
         Self { shared, thread: Some(thread) }
+    }
+
+    /// How many packets they have sent.
+    pub(crate) fn sent(&self) -> u64 {
+        self.shared.counts.sent.load(Relaxed)
     }
 
     pub(crate) fn counts(&self) -> &Counts {
@@ -234,7 +241,11 @@ async fn talk(shared: &Shared, key: &NodePrivate, partner: NodePublic) -> Result
     let (mut next, mut expected) = (0, 0);
     let mut due = tokio::time::Instant::now();
     loop {
-        let is_at_work = *mode.borrow_and_update() == Mode::Work;
+        let now = *mode.borrow_and_update();
+        if now == Mode::End {
+            return Ok(());
+        }
+        let is_at_work = now == Mode::Work;
         let turn = async { if is_at_work { sleep_until(due).await } else { pending().await } };
         tokio::select! {
             () = turn => {
@@ -256,7 +267,7 @@ async fn talk(shared: &Shared, key: &NodePrivate, partner: NodePublic) -> Result
                 }
             }
             changed = mode.changed() => {
-                if changed.is_err() || shared.is(Mode::End) {
+                if changed.is_err() {
                     return Ok(());
                 }
                 due = tokio::time::Instant::now();
@@ -278,10 +289,8 @@ async fn come_and_go(shared: Arc<Shared>, place: usize) {
         shared.counts.passing.fetch_add(1, Relaxed);
         if shared.is(Mode::Work) {
             let key = new_key().expect("random numbers");
-            if !is_abrupt {
-                lock(&shared.passing)[place] = Some(key.public());
-            }
-            if let Err(error) = visit(&shared, &key, is_abrupt).await {
+            let place = (!is_abrupt).then_some(place);
+            if let Err(error) = visit(&shared, &key, place).await {
                 shared.fault(format!("one that comes and goes: {error}"));
             }
         }
@@ -289,8 +298,22 @@ async fn come_and_go(shared: Arc<Shared>, place: usize) {
     }
 }
 
-async fn visit(shared: &Shared, key: &NodePrivate, is_abrupt: bool) -> Result<(), ClientError> {
-    let (mut sender, mut receiver) = shared.connect(key).await?;
+/// Comes, sends, and leaves. With a place, others may send to it, and it says farewell.
+async fn visit(
+    shared: &Shared,
+    key: &NodePrivate,
+    place: Option<usize>,
+) -> Result<(), ClientError> {
+    let (mut sender, mut receiver) = match shared.connect(key).await {
+        Err(ClientError::ConnectTimeout { .. }) => {
+            shared.counts.given_up.fetch_add(1, Relaxed);
+            return Ok(());
+        }
+        connected => connected?,
+    };
+    if let Some(place) = place {
+        lock(&shared.passing)[place] = Some(key.public());
+    }
     let until = Instant::now() + between(STAY);
     while Instant::now() < until && shared.is(Mode::Work) {
         let to = shared.somebody();
@@ -321,7 +344,7 @@ async fn visit(shared: &Shared, key: &NodePrivate, is_abrupt: bool) -> Result<()
         Ok(result) => result?,
         Err(_) => shared.fault(format!("no Pong within {PATIENCE:?}")),
     }
-    if is_abrupt {
+    if place.is_none() {
         return Ok(());
     }
     sender.close().await?;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use crypto_box::PublicKey;
+use derp_user::peer_relay::disco::EndpointRecord;
 
 use crate::{
     lab::{End, Lab, acquaint, geneve, plain},
@@ -396,13 +397,15 @@ fn bind_anew(shared: &Shared, place: &Place, node: RelayNode, mut peer: Peer) {
     while !shared.ends() {
         let (a, b) = (RelayClient::new(), RelayClient::new());
         let request = a.request(&node, [a.key(), b.key()]);
-        let endpoint = a.response(&node, &ask(shared, &mut peer, &node, &request));
+        let endpoint = ask(shared, &mut peer, &node, &a, &request);
         let ends = place.new_sockets();
         a.bind_end(&ends[0], relays[0], &endpoint, 1);
         b.bind_end(&ends[1], relays[1], &endpoint, 1);
         let mut talk = Talk::new(ends, relays, Some(endpoint.vni));
         talk.acquaint();
         talk.go_on(shared, Instant::now() + TALK);
+        // An answer may have come after it was given up.
+        while answer(shared, &mut peer, SETTLES).is_some() {}
         shared.rest();
         let [end, _] = place.new_sockets();
         a.bind_end(&end, relays[0], &endpoint, 2);
@@ -414,23 +417,38 @@ fn bind_anew(shared: &Shared, place: &Place, node: RelayNode, mut peer: Peer) {
     }
 }
 
-/// Asks the relay's node by DERP until it answers.
-fn ask(shared: &Shared, peer: &mut Peer, node: &RelayNode, request: &[u8]) -> Vec<u8> {
+/// Asks the relay's node by DERP until it answers this request, and not an earlier one.
+fn ask(
+    shared: &Shared,
+    peer: &mut Peer,
+    node: &RelayNode,
+    client: &RelayClient,
+    request: &[u8],
+) -> EndpointRecord {
     let key = PublicKey::from(*node.node.as_bytes());
     for _ in 0..30 {
         peer.send(&key, request);
         shared.asked.fetch_add(1, Relaxed);
-        let until = Instant::now() + Duration::from_secs(1);
-        while let Event::Frame(frame) =
-            peer.wire.event(until.saturating_duration_since(Instant::now()))
-        {
-            if frame.kind == RECV_PACKET {
-                shared.answered.fetch_add(1, Relaxed);
-                return frame.payload[32..].to_vec();
+        while let Some(packet) = answer(shared, peer, Duration::from_secs(1)) {
+            if client.understands(node, &packet) {
+                return client.response(node, &packet);
             }
         }
     }
     panic!("no endpoint is given");
+}
+
+/// The next packet from the relay's node, if one comes in time.
+fn answer(shared: &Shared, peer: &mut Peer, patience: Duration) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Event::Frame(frame) = peer.wire.event(left) else { return None };
+        if frame.kind == RECV_PACKET {
+            shared.answered.fetch_add(1, Relaxed);
+            return Some(frame.payload[32..].to_vec());
+        }
+    }
 }
 
 /// A WireGuard hub and its spokes, which move to another port and begin a new session there.

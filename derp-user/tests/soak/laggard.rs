@@ -18,8 +18,10 @@ use crate::{
 };
 
 /// What it is sent at once: more than its socket and its queue take.
-const BURST: u64 = 400;
+const BURST: u64 = 1000;
 const LENGTH: usize = 1400;
+/// Of its socket. With less than a cable's longest frame the system would give the connection up.
+const BUFFER: usize = 64 << 10;
 /// Between two bursts, and how long it does not read after each.
 const PAUSE: Duration = Duration::from_millis(700);
 const SLEEP: Duration = Duration::from_millis(200);
@@ -49,7 +51,7 @@ impl Laggard {
     pub(crate) fn start(namespace: &str) -> Self {
         let shared = Arc::<Shared>::default();
         let receiver = spawn_in(namespace, log_in).join().expect("logged in");
-        SockRef::from(receiver.wire.socket()).set_recv_buffer_size(4096).expect("a legal size");
+        SockRef::from(receiver.wire.socket()).set_recv_buffer_size(BUFFER).expect("a legal size");
         let sender = spawn_in(namespace, log_in).join().expect("logged in");
         let thread = thread::spawn({
             let shared = Arc::clone(&shared);
@@ -95,7 +97,12 @@ fn lag(shared: &Shared, mut sender: Peer, mut receiver: Peer) {
             // The relay has taken all of them then.
             sender.round_trip();
             thread::sleep(SLEEP);
-            while let Event::Frame(frame) = receiver.wire.event(SILENCE) {
+            loop {
+                let frame = match receiver.wire.event(SILENCE) {
+                    Event::Frame(frame) => frame,
+                    Event::Silence => break,
+                    Event::Closed => panic!("the relay has closed the laggard's connection"),
+                };
                 if frame.kind == RECV_PACKET {
                     let number = frame.payload[32..].first_chunk().expect("as it was sent");
                     let number = u64::from_be_bytes(*number);

@@ -62,6 +62,7 @@ impl Relay {
             format!("-certdir={}", certificates.display()),
             // The clients share this machine, and may all have to wait for it.
             "-tcp-write-timeout=60s".to_owned(),
+            "-tcp-user-timeout=60s".to_owned(),
             format!("-connection-limit={}", 2 * clients + 100),
             format!("-xdp-interface={RELAY_A}"),
             format!("-xdp-interface={RELAY_B}"),

@@ -27,8 +27,9 @@ use crate::{
 
 /// How long everybody may take to arrive, to leave, to be counted.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// While the rate is looked for: how long each one is tried, how it grows, and where that ends.
+/// While the rate is looked for: how long each one is tried, where it begins, and where that ends.
 const TRIAL: Duration = Duration::from_secs(3);
+const FIRST_RATE: u32 = 1000;
 const MOST: u32 = 200_000;
 /// Between two lines about a long run.
 const PROGRESS: Duration = Duration::from_secs(60);
@@ -90,6 +91,9 @@ impl<'a> Stage<'a> {
             self.relay.replaced,
         );
         assert_eq!(before, after, "at rest, with the same clients");
+        let counts = self.clients.counts();
+        let (logins, given_up) = (counts.logins.load(Relaxed), counts.given_up.load(Relaxed));
+        assert!(given_up <= logins / 100, "{given_up} of {logins} logins were given up");
         assert!(self.relay.replaced > 0, "no certificate was replaced");
         if plan.judges_drift {
             drift::judge(&samples);
@@ -125,7 +129,8 @@ impl<'a> Stage<'a> {
         samples
     }
 
-    /// Finds how many packets per second take half of what the processors can do, for relay and clients together.
+    /// Finds how many packets per second take half of what the processors can do, for relay and clients together; or half of
+    /// those that get through, where others leave less than that.
     fn find_rate(&self) -> u32 {
         let processors = thread::available_parallelism().map_or(1, |it| it.get()) as f64;
         let used = || {
@@ -134,24 +139,26 @@ impl<'a> Stage<'a> {
                 .iter()
                 .sum::<Duration>()
         };
-        let mut rate = 1000;
+        let mut rate = FIRST_RATE;
         loop {
             self.clients.set_rate(rate);
             self.work();
             thread::sleep(TRIAL / 3);
-            let sent = || self.clients.counts().sent.load(Relaxed);
-            let (begun, before) = (Instant::now(), (used(), sent()));
+            let (begun, before, sent) = (Instant::now(), used(), self.clients.sent());
             thread::sleep(TRIAL);
-            let elapsed = begun.elapsed().as_secs_f64();
-            let share = (used() - before.0).as_secs_f64() / elapsed / processors;
-            let reached = ((sent() - before.1) as f64 / elapsed) as u32;
+            let seconds = begun.elapsed().as_secs_f64();
+            let share = (used() - before).as_secs_f64() / seconds / processors;
+            let sent = ((self.clients.sent() - sent) as f64 / seconds) as u32;
             println!(
-                "of {rate} packets/s of all who stay, {reached} are sent, and take {:.0} % of the processors",
+                "asked for {rate} packets/s, {sent} are sent: {:.0} % of the processors",
                 100.0 * share
             );
-            // Where the machine has other work, its half may be out of reach.
-            if share >= 0.5 || rate >= MOST || reached < rate / 2 {
-                return rate.min(reached);
+            self.check_clients();
+            if sent < rate / 5 * 4 {
+                return sent / 2;
+            }
+            if share >= 0.5 || rate >= MOST {
+                return rate;
             }
             rate += rate / 2;
         }
@@ -219,7 +226,14 @@ impl<'a> Stage<'a> {
         let deadline = Instant::now() + PATIENCE;
         while !is_so(self) {
             self.check_clients();
-            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+            if Instant::now() >= deadline {
+                let metrics = Metrics::read(&self.relay.daemon);
+                panic!(
+                    "waited {PATIENCE:?} for {what}; {} connections, {} arriving",
+                    metrics.sum("derp_current_connections", &[]),
+                    metrics.sum("derpd_arriving_connections", &[]),
+                );
+            }
             thread::sleep(Duration::from_millis(50));
         }
     }

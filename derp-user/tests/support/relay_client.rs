@@ -80,6 +80,12 @@ impl RelayClient {
         self.packet(&relay.disco, &Message::AllocateRequest(request))
     }
 
+    /// Whether a packet of the relay's node is for this client.
+    pub(crate) fn understands(&self, relay: &RelayNode, packet: &[u8]) -> bool {
+        let envelope = Envelope::parse(packet).expect("a disco packet");
+        envelope.open(&self.disco.shared(&relay.disco)).is_some()
+    }
+
     /// Reads the response to a request.
     pub(crate) fn response(&self, relay: &RelayNode, packet: &[u8]) -> EndpointRecord {
         let message = self.open(&relay.disco, packet);
