@@ -14,11 +14,10 @@ use nix::{
 const VARIABLE: &str = "DERPD_HOSTILE_APART";
 const THIS_THREAD: Pid = Pid::from_raw(0);
 
-/// Who has which processor.
+/// The relay's processor, and how the others keep off it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Apart {
     relay: usize,
-    others: usize,
     /// A delay that is no fault, however short those before were.
     pub(crate) floor: Duration,
 }
@@ -39,9 +38,8 @@ impl Apart {
         let (Some(relay), Some(others)) = (usable.next(), usable.next()) else {
             panic!("{VARIABLE} takes two processors")
         };
-        let this = Self { relay, others, floor: Duration::from_millis(floor) };
         bind(THIS_THREAD, others);
-        Some(this)
+        Some(Self { relay, floor: Duration::from_millis(floor) })
     }
 
     /// Gives a relay its processor: all threads that it has, and by them those to come.
@@ -53,8 +51,7 @@ impl Apart {
     }
 
     /// Has this thread, and those that it starts from now on, run when nobody else on their processor would.
-    pub(crate) fn come_last(&self) {
-        bind(THIS_THREAD, self.others);
+    pub(crate) fn come_last() {
         let thread = gettid().to_string();
         let status = Command::new("chrt").args(["--idle", "--pid", "0", &thread]).status();
         assert!(status.expect("chrt of util-linux runs").success(), "chrt --idle failed");

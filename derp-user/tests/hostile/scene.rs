@@ -162,8 +162,8 @@ impl<R: Relay> Scene<R> {
         };
         let end = thread::scope(|scope| {
             let attacker = scope.spawn(|| {
-                if let Some(apart) = self.apart {
-                    apart.come_last();
+                if self.apart.is_some() {
+                    Apart::come_last();
                 }
                 attack(&this);
             });
