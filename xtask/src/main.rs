@@ -19,6 +19,7 @@ mod process;
 mod proxies;
 mod reproducible;
 mod run;
+mod sanitize;
 mod scale;
 mod test;
 mod vendored;
@@ -63,6 +64,8 @@ enum Task {
     Miri,
     /// Build the daemon and the kernel program in two directories, and compare them byte by byte
     Reproducible(reproducible::Options),
+    /// Run the library's unit tests with a sanitizer of the compiler
+    Sanitize(sanitize::Options),
     /// Measure how far one region goes: the tables of docs/SCALE.md
     Scale,
     /// Everything that CI runs: format, lints, licences, documentation, tests, instruction counts
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Task::Package(package) => package::command(&package),
         Task::Miri => miri::command(),
         Task::Reproducible(options) => reproducible::command(&options),
+        Task::Sanitize(options) => sanitize::command(&options),
         Task::Scale => scale::command(),
         Task::Check => check::command(),
     };
