@@ -46,8 +46,9 @@ impl Packet for XdpPacket<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         let bytes = self.at::<N>(at)?;
-        // SAFETY: `at` has compared all N bytes with the packet's end, and the kernel keeps the packet
-        // for the whole call; a byte array has no alignment to break.
+        // SAFETY: `at` has compared all N bytes with the packet's end, and the kernel keeps the packet for the whole
+        // call; it loads no program in which `at` could be so large that it comes round to the start again. A byte
+        // array has no alignment to break.
         Some(unsafe { bytes.read() })
     }
 

@@ -121,7 +121,7 @@ impl Host for KernelHost<'_> {
         if place.index == index {
             return Some(&place.interface);
         }
-        // SAFETY: as in `source`; at worst the MAC of another of our interfaces is compared.
+        // SAFETY: as in `source`; at worst the MACs of others of our interfaces are compared, half of each.
         unsafe { INTERFACES.get(index) }
     }
 

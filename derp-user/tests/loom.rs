@@ -13,10 +13,17 @@ mod attention;
     unreachable_pub,
     reason = "the file is a part of derpd, of which this uses a part"
 )]
+#[path = "../src/server/rates.rs"]
+mod rates;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the file is a part of derpd, of which this uses a part"
+)]
 #[path = "../src/udp/state.rs"]
 mod state;
 
-/// What the two are made of.
+/// What these are made of.
 mod sync {
     use std::task::Waker;
 
@@ -64,8 +71,27 @@ use std::future::poll_fn;
 
 use attention::Attention;
 use derp_common::{Settings, Switches};
-use loom::{future::block_on, sync::Arc, thread};
+use derp_user::relay::{self, limit::RateLimit};
+use loom::{
+    future::block_on,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+use rates::Rates;
 use state::{SettingsCell, SettingsView};
+
+/// At most this many times in a history, a thread is interrupted where it could have gone on. Two or three find most
+/// faults, as loom's documentation says; all orders of the longer histories would take hours.
+const INTERRUPTIONS: usize = 3;
+
+fn bounded() -> loom::model::Builder {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(INTERRUPTIONS);
+    builder
+}
 
 #[test]
 fn a_call_is_never_lost() {
@@ -80,6 +106,58 @@ fn a_call_is_never_lost() {
         for call in calls {
             call.join().expect("called");
         }
+    });
+}
+
+/// A connection's flags are set, without more ado, before its owner is called; and others may have called it before.
+#[test]
+fn what_was_done_before_a_call_is_seen_after_it() {
+    bounded().check(|| {
+        let attention = Arc::new(Attention::default());
+        let flag = Arc::new(AtomicBool::new(false));
+        let other = {
+            let attention = Arc::clone(&attention);
+            thread::spawn(move || attention.call())
+        };
+        let caller = {
+            let (attention, flag) = (Arc::clone(&attention), Arc::clone(&flag));
+            thread::spawn(move || {
+                flag.store(true, Ordering::Relaxed);
+                attention.call();
+            })
+        };
+        // Deadlocks where a call is answered and its flag is not seen.
+        while !flag.load(Ordering::Relaxed) {
+            block_on(poll_fn(|context| attention.poll(context)));
+        }
+        for thread in [other, caller] {
+            thread.join().expect("called");
+        }
+    });
+}
+
+/// A limit that differs from others by its number.
+fn limited(bytes_per_second: u64) -> Option<RateLimit> {
+    Some(RateLimit { bytes_per_second, burst: 70_000, announced: false })
+}
+
+#[test]
+fn a_limit_is_never_older_than_the_number_of_its_change() {
+    loom::model(|| {
+        let rates = Arc::new(Rates::new(None));
+        let writer = {
+            let rates = Arc::clone(&rates);
+            thread::spawn(move || {
+                rates.set(limited(1));
+                rates.set(limited(2));
+            })
+        };
+        let (changes, limit) = rates.read();
+        let number = limit.map_or(0, |limit| limit.bytes_per_second);
+        assert!(number >= changes, "{number} after {changes} changes");
+        writer.join().expect("set");
+        // Whoever remembers an older one is told to look again.
+        assert!(rates.changes() == 2 && rates.limit() == limited(2));
     });
 }
 

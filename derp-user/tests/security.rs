@@ -134,13 +134,18 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
 fn every_crate_was_looked_at_in_the_version_that_is_used() {
     let text = read("docs/HARDENING.md");
     let locked = locked();
-    let mut named = BTreeSet::new();
-    for row in rows(&text, "| Crate | Version |") {
-        let name = row[0].trim_matches('`').to_owned();
-        let versions = locked.get(&name).unwrap_or_else(|| panic!("{name} is not in Cargo.lock"));
-        assert!(versions.contains(&row[1]), "{name} {} was looked at, not {versions:?}", row[1]);
-        named.insert(name);
-    }
+    let looked_at = |heading: &str| -> BTreeSet<String> {
+        let name = |row: Vec<String>| {
+            let name = row[0].trim_matches('`');
+            let versions =
+                locked.get(name).unwrap_or_else(|| panic!("{name} is not in Cargo.lock"));
+            assert!(versions.contains(&row[1]), "{name} {} was looked at: {versions:?}", row[1]);
+            name.to_owned()
+        };
+        rows(&text, heading).into_iter().map(name).collect()
+    };
+    looked_at("| Brought along | Version |");
+    let mut named = looked_at("| Crate | Version |");
     let others = text.split("at run time: ").nth(1).expect("the rest").trim().trim_end_matches('.');
     named.extend(others.split(", ").map(|name| name.trim().trim_matches('`').to_owned()));
     let manifests = ["derp-user/Cargo.toml", "derp-common/Cargo.toml", "derp-ebpf/Cargo.toml"];

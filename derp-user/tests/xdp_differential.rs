@@ -1,10 +1,11 @@
-//! The same random and mutated packets through the host function and the loaded program: verdict, bytes
-//! and counters must agree, and what is counted per leg.
+//! The same packets through the host function and the loaded program: verdict, bytes and counters must agree, and
+//! what is counted per leg.
 //!
-//! `DERPD_DIFFERENTIAL_PACKETS` sets how many, `DERPD_DIFFERENTIAL_SEED` repeats a run. Nothing here depends on
-//! the time: there are no rates and no samples, which have tests of their own. The packets in `corpus`, one for
-//! each family and reason that can be reached so, are run first; `DERPD_DIFFERENTIAL_CORPUS=write` writes them
-//! anew from what a run comes across.
+//! The packets are those that the fuzzer has found worth keeping (`fuzz/corpus`), mutations of them, and random
+//! ones. `DERPD_DIFFERENTIAL_PACKETS` sets how many, `DERPD_DIFFERENTIAL_SEED` repeats a run; a failure names its seed.
+//! Nothing here depends on the time: there are no rates and no samples, which have tests of their own. The packets in
+//! `corpus`, one for each family and reason that can be reached so, have a test for themselves;
+//! `DERPD_DIFFERENTIAL_CORPUS=write` writes them anew from what a run comes across.
 
 #[path = "support/bed.rs"]
 mod bed;
@@ -12,6 +13,9 @@ mod bed;
 mod flow_maps;
 #[path = "../../derp-common/tests/support/flows.rs"]
 mod flows;
+#[allow(dead_code, reason = "the fuzzer's target itself is run elsewhere")]
+#[path = "../../derp-common/tests/support/fuzz.rs"]
+mod fuzz;
 #[path = "../../derp-common/tests/support/host.rs"]
 mod host;
 #[path = "support/kernel.rs"]
@@ -24,6 +28,7 @@ use std::{
     env, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use derp_common::{
@@ -47,6 +52,11 @@ use crate::{
 };
 
 const PACKETS: usize = 30_000;
+/// Counters are compared whenever there were so many more.
+const COMPARED_EVERY: usize = 100_000;
+/// The kernel runs no frame that has less than an Ethernet header, and none that fills more than a page with its own
+/// room around it.
+const LENGTHS: std::ops::RangeInclusive<usize> = 14..=3000;
 
 /// SplitMix64: small, good enough, and the same everywhere.
 struct Random(u64);
@@ -204,6 +214,64 @@ fn random_frame(random: &mut Random) -> Vec<u8> {
     frame
 }
 
+/// What the fuzzer has found worth keeping.
+struct Seeds {
+    frames: Vec<Vec<u8>>,
+    /// STUN messages, and what is nearly one.
+    messages: Vec<Vec<u8>>,
+}
+
+impl Seeds {
+    fn read() -> Self {
+        let frames = inputs("packet").filter_map(|bytes| fuzz::frame(&bytes)).map(|(it, _)| it);
+        Self {
+            frames: frames.filter(|frame| LENGTHS.contains(&frame.len())).collect(),
+            messages: inputs("stun").filter(|bytes| bytes.len() < 1500).collect(),
+        }
+    }
+
+    /// One of them, or a mixture of two.
+    fn pick(&self, random: &mut Random) -> Vec<u8> {
+        if random.one_in(10) {
+            let ip = random.pick(&Ip::BOTH);
+            let message = &self.messages[random.below(self.messages.len())];
+            return udp_frame(client(ip), server(ip, STUN_PORT), message);
+        }
+        let mut frame = self.frames[random.below(self.frames.len())].clone();
+        if random.one_in(8) {
+            let other = &self.frames[random.below(self.frames.len())];
+            let at = random.below(frame.len().min(other.len()));
+            frame.truncate(at);
+            frame.extend(&other[at..]);
+        }
+        frame
+    }
+
+    fn mutated(&self, random: &mut Random) -> Vec<u8> {
+        let mut frame = self.pick(random);
+        for _ in 0..1 + random.below(4) {
+            mutate(random, &mut frame);
+        }
+        let ip = if frame.get(12..14) == Some(&[0x86, 0xdd]) { Ip::V6 } else { Ip::V4 };
+        if random.one_in(2) {
+            fix_checksums(&mut frame, ip);
+        }
+        frame
+    }
+}
+
+/// The corpus of a target of the fuzzer.
+fn inputs(target: &str) -> impl Iterator<Item = Vec<u8>> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut files: Vec<_> = fs::read_dir(&directory)
+        .unwrap_or_else(|error| panic!("{}: {error}", directory.display()))
+        .map(|entry| entry.expect("entry").path())
+        .collect();
+    // A seed says the same everywhere.
+    files.sort();
+    files.into_iter().map(|file| fs::read(file).expect("an input"))
+}
+
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
@@ -250,8 +318,8 @@ impl Both {
     }
 
     /// Compares what both have counted. (Clocks differ; whether something was seen at all does not.)
-    fn compare_counters(&self) {
-        assert_eq!(self.bed.counters(), self.expected);
+    fn compare_counters(&self, what: &str) {
+        assert_eq!(self.bed.counters(), self.expected, "{what}");
         let seen = |it: LegStatistics| {
             (it.packets, it.bytes, it.last_seen != 0, it.over_rate, it.suspect_since != 0)
         };
@@ -259,7 +327,7 @@ impl Both {
             for side in Side::ALL {
                 let host = self.host.statistics_of(statistics_index(slot, side));
                 let kernel = self.bed.statistics(slot, side);
-                assert_eq!(seen(kernel), seen(host), "slot {slot}, side {side:?}");
+                assert_eq!(seen(kernel), seen(host), "{what}: slot {slot}, side {side:?}");
             }
         }
     }
@@ -308,7 +376,7 @@ fn the_corpus_decides_as_it_is_named() {
         let decision = both.run(&name, &frame);
         assert_eq!(format!("{}-{}", decision.family.label(), decision.reason.label()), name);
     }
-    both.compare_counters();
+    both.compare_counters("the corpus");
 }
 
 #[test]
@@ -326,10 +394,17 @@ fn agree(companion: bool) {
     let total = number("DERPD_DIFFERENTIAL_PACKETS").map_or(PACKETS, |n| n as usize);
     let seed = number("DERPD_DIFFERENTIAL_SEED").unwrap_or_else(|| std::process::id().into());
     println!("{total} packets, DERPD_DIFFERENTIAL_SEED={seed}");
+    let begun = Instant::now();
+    let seeds = Seeds::read();
+    assert!(seeds.frames.len() > 50, "{} frames of the fuzzer", seeds.frames.len());
+    for (number, frame) in seeds.frames.iter().enumerate() {
+        both.run(&format!("frame {number} of the fuzzer"), frame);
+    }
     let mut random = Random(seed);
     let mut found: BTreeMap<(Family, Reason), Vec<u8>> = BTreeMap::new();
     for number in 0..total {
-        let frame = random_frame(&mut random);
+        let frame =
+            if random.one_in(3) { seeds.mutated(&mut random) } else { random_frame(&mut random) };
         let decision = both.run(&format!("packet {number} of seed {seed}"), &frame);
         let kind = (decision.family, decision.reason);
         if found.get(&kind).is_none_or(|shortest| shortest.len() > frame.len()) {
@@ -340,8 +415,12 @@ fn agree(companion: bool) {
             both.bed.trust_all();
             both.host.trust_all();
         }
+        if number % COMPARED_EVERY == 0 {
+            both.compare_counters(&format!("after packet {number} of seed {seed}"));
+        }
     }
-    both.compare_counters();
+    both.compare_counters(&format!("at the end of seed {seed}"));
+    println!("{total} packets of seed {seed} agree, after {:.0?}", begun.elapsed());
     let reached = |reason: &Reason| both.expected.keys().any(|(_, seen)| seen == reason);
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !reached(reason)).collect();
     println!("{} counters moved; reasons not reached: {missing:?}", both.expected.len());

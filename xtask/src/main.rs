@@ -20,6 +20,7 @@ mod process;
 mod proxies;
 mod reproducible;
 mod run;
+mod sanitize;
 mod scale;
 mod soak;
 mod test;
@@ -65,6 +66,8 @@ enum Task {
     Miri,
     /// Build the daemon and the kernel program in two directories, and compare them byte by byte
     Reproducible(reproducible::Options),
+    /// Run the library's unit tests with a sanitizer of the compiler
+    Sanitize(sanitize::Options),
     /// Measure how far one region goes: the tables of docs/SCALE.md
     Scale,
     /// Run a relay at half load for an hour; nothing may grow, and every packet has to be accounted for
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Task::Package(package) => package::command(&package),
         Task::Miri => miri::command(),
         Task::Reproducible(options) => reproducible::command(&options),
+        Task::Sanitize(options) => sanitize::command(&options),
         Task::Scale => scale::command(),
         Task::Soak(options) => soak::command(&options),
         Task::Check => check::command(),

@@ -84,17 +84,31 @@ pub(crate) fn command(options: &Options) -> Result<()> {
 ///
 /// # Errors
 ///
-/// When the time of the commit cannot be had.
+/// When the compiler cannot be asked, or the time of the commit cannot be had.
 pub(crate) fn apply(command: &mut Command, root: &Path, target: &Path) -> Result<()> {
     let mut c_flags = std::env::var_os("CFLAGS").unwrap_or_default();
     for (from, to) in prefixes(root, target) {
         c_flags.push(format!(" -ffile-prefix-map={}={to}", from.display()));
     }
+    let mut flags = rust_flags(root, target);
+    flags.push(library_source()?);
     command
-        .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(root, target).join("\u{1f}"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CFLAGS", c_flags)
+        // The AWS-LC that the lock file names, not one that the system may have.
+        .env("AWS_LC_SYS_USE_SYSTEM", "0")
         .env("SOURCE_DATE_EPOCH", commit_time()?);
     Ok(())
+}
+
+/// The flag by which places in the standard library are called the same whether its source is installed or not.
+fn library_source() -> Result<String> {
+    let ask = |argument| process::command("rustc").arg(argument).read();
+    let (sysroot, version) = (ask("--print=sysroot")?, ask("-vV")?);
+    let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: "));
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
+    let commit = commit.context("`rustc -vV` names no commit")?;
+    Ok(format!("--remap-path-prefix={}=/rustc/{commit}", source.display()))
 }
 
 /// The compiler's flags that take the machine's paths out.

@@ -36,10 +36,10 @@ pub(crate) fn run_with_room(host: &TestHost, frame: &[u8], room: usize) -> (Deci
     (decision, packet.bytes().to_vec())
 }
 
-/// Decides about a frame. The first byte tells how much of it is put right, so that what lies behind the first checks
-/// is reached. Nothing that is passed on or dropped is changed; what is sent is a whole frame.
-pub(crate) fn packet(bytes: &[u8]) {
-    let Some((&how, rest)) = bytes.split_first() else { return };
+/// The frame that the fuzzer's bytes stand for. The first byte tells how much of it is put right, so that what lies
+/// behind the first checks is reached, and how much room there is behind it.
+pub(crate) fn frame(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let (&how, rest) = bytes.split_first()?;
     let mut frame = rest.to_vec();
     if how & 1 != 0
         && let Some(place) = frame.get_mut(..6)
@@ -52,8 +52,14 @@ pub(crate) fn packet(bytes: &[u8]) {
         frame[16..18].copy_from_slice(&total.to_be_bytes());
         fix_ip_checksum(&mut frame, Ip::V4);
     }
+    Some((frame, usize::from(how >> 2)))
+}
+
+/// Decides about a frame. Nothing that is passed on or dropped is changed; what is sent is a whole frame.
+pub(crate) fn packet(bytes: &[u8]) {
+    let Some((frame, room)) = frame(bytes) else { return };
     let host = host();
-    let (decision, output) = run_with_room(&host, &frame, usize::from(how >> 2));
+    let (decision, output) = run_with_room(&host, &frame, room);
     match decision.verdict {
         Verdict::Pass | Verdict::Drop => assert_eq!(output, frame),
         Verdict::Transmit | Verdict::Redirect => assert!(output.len() >= 42, "{output:?}"),

@@ -7,8 +7,8 @@ use super::*;
 /// An address that may not see `/debug/`.
 pub(super) const STRANGER: &str = "198.51.100.7:4000";
 
-/// A site without anything behind it.
-pub(super) fn settings() -> Settings {
+/// A site without anything behind it, for tests of others too.
+pub(crate) fn settings() -> Settings {
     Settings {
         home: Home::BuiltIn,
         derp_enabled: true,

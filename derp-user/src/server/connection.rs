@@ -473,7 +473,8 @@ impl Connection {
         self.duplicate.store(duplicate, Ordering::Release);
     }
 
-    fn stream(&self) -> io::Result<&TcpStream> {
+    /// Its socket; only a client in this process has none.
+    pub(super) fn stream(&self) -> io::Result<&TcpStream> {
         self.stream.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
@@ -611,7 +612,7 @@ impl Outbound {
 
 impl AsRawFd for Connection {
     fn as_raw_fd(&self) -> RawFd {
-        // No client in this process is ever watched; if one were, the system would refuse this.
+        // Not a descriptor; `watch` does not come so far.
         self.stream.as_ref().map_or(-1, AsRawFd::as_raw_fd)
     }
 }

@@ -15,6 +15,7 @@ mod mesh;
 mod observe;
 mod placement;
 mod processor_time;
+mod rates;
 mod reclaim;
 mod session;
 mod sync;
@@ -42,7 +43,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-pub use throttle::Rates;
+pub use rates::Rates;
 use tokio::sync::{mpsc, watch};
 pub use verbose_drops::VerboseDrops;
 

@@ -1,5 +1,7 @@
-//! What [`Attention`](super::attention::Attention) is made of; `tests/loom.rs` has loom's in their place.
+//! What [`Attention`](super::attention::Attention) and [`Rates`](super::Rates) are made of; `tests/loom.rs` has loom's in
+//! their place.
 
-pub(super) use std::sync::atomic::{AtomicBool, Ordering};
+pub(super) use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(super) use atomic_waker::AtomicWaker;
+pub(super) use parking_lot::Mutex;

@@ -9,8 +9,7 @@ use tungstenite::{WebSocket, client::IntoClientRequest as _};
 use super::*;
 use crate::{
     client::{Connector, Receiver, Trust, new_key},
-    flow::FlowsView,
-    http::{DebugAccess, Home, Settings as SiteSettings, TlsRequests},
+    http,
     proto::{
         client::{
             login::{self, LoginRequest},
@@ -50,29 +49,6 @@ fn start_with(address: &str, settings: Settings) -> (Server, Statistics, SocketA
 }
 
 fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
-    let site = Site::new(SiteSettings {
-        home: Home::BuiltIn,
-        derp_enabled: true,
-        hostname: String::new(),
-        machine: String::new(),
-        version: "test",
-        has_mesh_key: Box::new(|| false),
-        mesh: Box::new(MeshView::default),
-        status: Box::new(|_| crate::status::Status::default()),
-        admission: Box::new(String::new),
-        bootstrap: Arc::default(),
-        access: DebugAccess::default(),
-        acme_challenge: None,
-        started: Instant::now(),
-        varz: Box::new(String::new),
-        vars: Box::new(String::new),
-        tls_requests: TlsRequests::default(),
-        traffic: Box::new(|| None),
-        flows: Box::new(FlowsView::default),
-        peer_relay: Box::new(|| None),
-        wireguard: Box::new(|| None),
-        check: Box::new(|| Ok(())),
-    });
     Settings {
         private_key,
         mesh_secret: Arc::new(MeshSecret::new(mesh_key)),
@@ -89,7 +65,7 @@ fn settings(private_key: NodePrivate, mesh_key: Option<MeshKey>) -> Settings {
         verbose_clients: VerboseClients::None,
         verbose_drops: None,
         rates: None,
-        site: Arc::new(site),
+        site: Arc::new(Site::new(http::fuzz::settings())),
     }
 }
 

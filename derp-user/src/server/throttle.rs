@@ -1,53 +1,18 @@
-//! The byte rate limit of one client, and the limits that all of them follow.
+//! The byte rate limit of one client.
 //!
 //! A frame that is too early waits, and everything behind it on its connection: nothing is dropped,
 //! the client's TCP connection fills up instead (reference section 3.14).
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
-
-use crate::relay::limit::{ByteBucket, RateLimit};
+use super::rates::Rates;
+use crate::relay::limit::ByteBucket;
 
 /// How often a connection that waits looks whether the limit has changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// The limit of every client, which may change at any time.
-#[derive(Debug)]
-pub struct Rates {
-    limit: Mutex<Option<RateLimit>>,
-    changes: AtomicU64,
-}
-
-impl Rates {
-    /// Begins with this limit, or none.
-    pub fn new(limit: Option<RateLimit>) -> Self {
-        Self { limit: Mutex::new(limit), changes: AtomicU64::new(0) }
-    }
-
-    /// The limit now.
-    pub fn limit(&self) -> Option<RateLimit> {
-        *self.limit.lock()
-    }
-
-    /// Sets another limit. Every connection gets a new, full bucket at its next frame, and one that
-    /// waits within a second.
-    pub fn set(&self, limit: Option<RateLimit>) {
-        *self.limit.lock() = limit;
-        self.changes.fetch_add(1, Ordering::Release);
-    }
-
-    /// Changes so far, and the limit. The limit may be newer than the number says, never older.
-    fn read(&self) -> (u64, Option<RateLimit>) {
-        (self.changes.load(Ordering::Acquire), self.limit())
-    }
-}
 
 /// One client's bucket.
 #[derive(Debug)]
@@ -104,7 +69,7 @@ impl Throttle {
     }
 
     fn follow(&mut self, now: Instant) {
-        if self.rates.changes.load(Ordering::Acquire) != self.changes {
+        if self.rates.changes() != self.changes {
             *self = Self { charged: self.charged, ..Self::new(Arc::clone(&self.rates), now) };
         }
     }
@@ -113,7 +78,7 @@ impl Throttle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::relay::limit::LEAST_BURST;
+    use crate::relay::limit::{LEAST_BURST, RateLimit};
 
     const BURST: usize = LEAST_BURST as usize;
 

@@ -34,7 +34,8 @@ pub(super) type Ready<'a> = AsyncFdReadyGuard<'a, Arc<Connection>>;
 /// Has this worker's runtime watch a connection's socket, until the result is dropped.
 #[expect(unsafe_code, reason = "tokio has no safe call for a socket that is shared with writers")]
 pub(super) fn watch(connection: Arc<Connection>) -> io::Result<Socket> {
-    // SAFETY: a Connection owns one open socket from its creation to its end and never replaces it, and
+    connection.stream()?;
+    // SAFETY: this Connection has a socket, which it owns from its creation to its end and never replaces, and
     // the AsyncFd holds the Connection.
     unsafe { AsyncFd::register(connection) }.map_err(io::Error::from)
 }

@@ -43,18 +43,11 @@ pub fn snippets(networks: &[Network], endpoint: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wireguard::{Pairs, PeerSettings, PublicKey};
+    use crate::wireguard::{PublicKey, tests::star};
 
     #[test]
     fn a_hub_has_all_spokes_and_a_spoke_the_hub() {
-        let peer = |label: &str, byte| PeerSettings {
-            label: label.to_owned(),
-            key: PublicKey::from_bytes([byte; 32]),
-            address: (byte == 1).then(|| "192.0.2.1:51820".parse().unwrap()),
-        };
-        let peers = vec![peer("nas", 1), peer("phone", 2), peer("laptop", 3)];
-        let network = Network { name: "home".to_owned(), peers, pairs: Pairs::Star(0) };
-        let text = snippets(&[network], "relay.example.com:51820");
+        let text = snippets(&[star()], "relay.example.com:51820");
         let sections: Vec<_> = text.split("# ---- ").skip(1).collect();
         let count = |section: &str, what: &str| section.matches(what).count();
         assert_eq!(sections.iter().map(|it| count(it, "[Peer]")).collect::<Vec<_>>(), [2, 1, 1]);

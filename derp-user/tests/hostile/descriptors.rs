@@ -8,6 +8,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
+    apart,
     arrivals::client_hello,
     pair::Pair,
     peer::{Event, Peer, Wire},
@@ -91,7 +92,7 @@ fn a_source_has_as_many_connections_as_the_limit_says() {
 #[test]
 fn without_descriptors_those_who_are_there_go_on() {
     let scene = Scene::of(|| {
-        let server = start_with_files(120, &[]);
+        let server = start_with_files(120, apart::flags());
         let pair = Pair::start(&server);
         (server, pair)
     });

@@ -13,9 +13,10 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
+    apart,
     pair::Pair,
     peer::{Event, PEER_PRESENT, Peer, RECV_PACKET, Wire, frame, random_bytes, random_secret},
-    region::{Authority, Site, start_with_peers},
+    region::{Authority, Site, start_with_peers_and},
     scene::{MEGABYTE, Scene, duration, shrink},
     server::{PATIENCE, Place, Server, binary, skip, wait_until},
 };
@@ -170,7 +171,7 @@ fn servers_of_a_mesh_are_killed_for_ten_minutes() {
 fn a_mesh_peer_that_lies_and_then_hangs() {
     let mut mesh = None;
     let scene = Scene::of(|| {
-        let (server, peers) = start_with_peers::<1>();
+        let (server, peers) = start_with_peers_and::<1>(apart::flags());
         let pair = Pair::start(&server);
         mesh = Some((peers[0].accept(), peers));
         (server, pair)

@@ -1,6 +1,7 @@
 //! Hostile clients against a running relay: what they can do to its memory, its descriptors, its log, and to two
 //! clients that mean well. Each attack lasts 2 s, or as long as `DERPD_HOSTILE_SECONDS` says. The tests
 //! take turns, since each of them measures; `--nocapture` shows the figures, which docs/RELIABILITY.md explains.
+//! `DERPD_HOSTILE_APART=MILLISECONDS` measures what the relay alone does (`apart`), with `DERPD_TEST_SERVER` of another build.
 
 #[path = "../support/kernel.rs"]
 mod kernel;
@@ -22,6 +23,7 @@ mod server;
 #[path = "../support/vitals.rs"]
 mod vitals;
 
+mod apart;
 mod arrivals;
 mod clock;
 mod descriptors;

@@ -16,18 +16,17 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
+    apart::{self, Apart},
     pair::{Fare, Pair},
     server::{PATIENCE, Server, wait_until},
     vitals::Vitals,
 };
 
-/// Measured without an attack.
-const CALM: Duration = Duration::from_millis(1000);
 /// How long an attack lasts, unless the variable says otherwise.
 const ATTACK_SECONDS: u64 = 2;
 const SECONDS_VARIABLE: &str = "DERPD_HOSTILE_SECONDS";
-/// Delays that are no fault: attackers, relay and pair share two processors, with other tests beside them, and the
-/// relay has not been optimised.
+/// Delays that are no fault where attackers, relay and pair share two processors, with other tests beside them, and the
+/// relay has not been optimised. [`Apart`] has another one.
 const DELAY_FLOOR: Duration = Duration::from_millis(500);
 /// Log lines that an attack may cause at once, and in a second.
 const LINES: (usize, usize) = (60, 8);
@@ -76,6 +75,7 @@ pub(crate) struct Scene<R = Server> {
     /// What the machine alone does to such a pair.
     yardstick: Pair,
     pub(crate) server: R,
+    apart: Option<Apart>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -118,7 +118,7 @@ impl Scene {
     /// Starts a relay with these flags, and the pair.
     pub(crate) fn start(flags: &[&str]) -> Self {
         Self::of(|| {
-            let server = Server::start_with(flags);
+            let server = Server::start_with(&[apart::flags(), flags].concat());
             let pair = Pair::start(&server);
             (server, pair)
         })
@@ -130,8 +130,12 @@ impl<R: Relay> Scene<R> {
     pub(crate) fn of(start: impl FnOnce() -> (R, Pair)) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         raise_file_limit();
+        let apart = Apart::begin();
         let (server, pair) = start();
-        Self { server, pair, yardstick: Pair::without_relay(), _turn: turn }
+        if let Some(apart) = apart {
+            apart.give(server.process());
+        }
+        Self { server, pair, yardstick: Pair::without_relay(), apart, _turn: turn }
     }
 
     /// Runs an attack; it ends when [`Attack::goes_on`] says so, and everything of it is gone then.
@@ -143,7 +147,8 @@ impl<R: Relay> Scene<R> {
         let process = self.server.process();
         thread::sleep(Duration::from_millis(200));
         let start = self.pair.now();
-        thread::sleep(CALM);
+        // As long as the attack, since what takes longer than 99 % is seldom.
+        thread::sleep(duration());
         let (calm, middle, lines) = (Vitals::of(process), self.pair.now(), self.lines());
         let yardstick_start = self.yardstick.now();
         let this = Attack { server: &self.server, over: AtomicBool::new(false) };
@@ -156,7 +161,12 @@ impl<R: Relay> Scene<R> {
             height.processor = vitals.processor;
         };
         let end = thread::scope(|scope| {
-            let attacker = scope.spawn(|| attack(&this));
+            let attacker = scope.spawn(|| {
+                if self.apart.is_some() {
+                    Apart::come_last();
+                }
+                attack(&this);
+            });
             while begun.elapsed() < duration() && !attacker.is_finished() {
                 look();
                 thread::sleep(Duration::from_millis(20));
@@ -202,7 +212,8 @@ impl<R: Relay> Scene<R> {
         assert!(grown <= memory, "{name}: {} MB more, {} allowed", grown >> 20, memory >> 20);
         assert!(outcome.during.sent > 0, "{name}: the pair sent nothing");
         assert!(outcome.during.loss() < 1.0, "{name}: {:?}", outcome.during);
-        let allowed = (3 * outcome.before.p99.max(outcome.yardstick.p99)).max(DELAY_FLOOR);
+        let floor = self.apart.map_or(DELAY_FLOOR, |apart| apart.floor);
+        let allowed = (3 * outcome.before.p99.max(outcome.yardstick.p99)).max(floor);
         assert!(outcome.during.p99 <= allowed, "{name}: {:?}, {allowed:?} allowed", outcome.during);
         let (at_once, per_second) = LINES;
         let allowed = at_once + per_second * (outcome.lasted.as_secs() as usize + 1);

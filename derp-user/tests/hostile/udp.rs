@@ -10,13 +10,14 @@ use rustls_pki_types::ServerName;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    kernel,
+    apart, kernel,
     lab::{Daemon, geneve},
     netns::{CLIENT4, Namespaces, SERVER_INTERFACE, SERVER4, run_in, spawn_in},
     packets::tailscale_request,
     pair::Pair,
     peer::{Peer, Wire, random_bytes, random_secret},
     scene::{Attack, MEGABYTE, Relay, Scene, duration},
+    server::binary,
 };
 
 const TLS_PORT: u16 = 8443;
@@ -71,10 +72,11 @@ fn start(test: &str, flags: &[&str]) -> Option<(Scene<Daemon>, Namespaces, tempf
     let address = format!("-a=:{TLS_PORT}");
     let name = format!("-hostname={SERVER4}");
     let own = [&address, &name, &certificates, "-http-port=8080", "-certmode=manual"];
-    let flags: Vec<&str> = own.into_iter().chain(flags.iter().copied()).collect();
+    let flags = [&own, apart::flags(), flags].concat();
     let configuration = CONFIGURATION.replace("DIRECTORY", &directory.path().display().to_string());
     let scene = Scene::of(|| {
-        let daemon = Daemon::start(&namespaces.server, directory.path(), &configuration, &flags);
+        let place = (&namespaces.server, directory.path());
+        let daemon = Daemon::start_build(&binary(), place.0, place.1, &configuration, &flags);
         let peers = run_in(&namespaces.client, || {
             [(); 2].map(|()| {
                 let ip: Ipv4Addr = SERVER4.parse().expect("an address");

@@ -122,11 +122,19 @@ impl Site {
 
 /// A relay, and peers that do what the test wants, with which it is meshed.
 pub(crate) fn start_with_peers<const COUNT: usize>() -> (Server, [FakePeer; COUNT]) {
+    start_with_peers_and(&[])
+}
+
+/// The same, with further flags.
+pub(crate) fn start_with_peers_and<const COUNT: usize>(
+    flags: &[&str],
+) -> (Server, [FakePeer; COUNT]) {
     let authority = Authority::new();
     let peers = [(); COUNT].map(|()| FakePeer::new(&authority, None));
     let site = Site::prepare(&authority);
     let names: Vec<_> = peers.iter().map(FakePeer::name).collect();
-    (site.start(&names), peers)
+    let flags: Vec<_> = flags.iter().map(|&flag| flag.to_owned()).collect();
+    (site.start_with(binary(), &names, &flags), peers)
 }
 
 /// Connects with the mesh key.

@@ -4,9 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
-    pin::pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
 };
 
 use derp_common::flow::Side;
@@ -315,15 +313,7 @@ impl<C: Copy + Ord> Resolver<C> {
     ///
     /// When the kernel cannot be asked.
     pub fn find(&mut self) -> io::Result<()> {
-        let news = News::everything();
-        let mut finding = pin!(self.0.refresh(&news));
-        let mut context = Context::from_waker(Waker::noop());
-        loop {
-            // It waits for nothing: it gives other tasks their turn, and here are none.
-            if let Poll::Ready(result) = finding.as_mut().poll(&mut context) {
-                return result;
-            }
-        }
+        self.0.refresh_at_once(&News::everything())
     }
 
     /// Waits until something is asked for.
@@ -361,28 +351,51 @@ impl<C: Copy + Ord, H: Host> Core<C, H> {
         (Self::new(host, ways.clone()), ways)
     }
 
+    /// Finds what is asked for, and what has changed; other tasks of the thread have their turn in between.
     pub(super) async fn refresh(&mut self, news: &News) -> io::Result<()> {
+        let pairs = self.unasked(news)?;
+        for pairs in pairs.chunks(QUANTUM) {
+            self.ask(pairs);
+            yield_now().await;
+        }
+        self.conclude(news);
+        Ok(())
+    }
+
+    /// The same without giving way.
+    pub(super) fn refresh_at_once(&mut self, news: &News) -> io::Result<()> {
+        let pairs = self.unasked(news)?;
+        self.ask(&pairs);
+        self.conclude(news);
+        Ok(())
+    }
+
+    /// Returns the pairs whose routes are to be asked for.
+    fn unasked(&mut self, news: &News) -> io::Result<Vec<Pair>> {
         let mut all = news.routes;
         if news.links || self.facts.links.is_empty() {
             all |= self.read_links()?;
         }
-        let pairs = self.ways.0.book.lock().take_unasked(all);
-        for pairs in pairs.chunks(QUANTUM) {
-            let ask = |&pair: &Pair| match refuse(pair) {
-                Some(reason) => (pair, Err(reason)),
-                None => (pair, self.host.route(pair)),
-            };
-            let routes = pairs.iter().map(ask).collect();
-            self.ways.0.book.lock().learn(routes);
-            yield_now().await;
-        }
+        Ok(self.ways.0.book.lock().take_unasked(all))
+    }
+
+    fn ask(&mut self, pairs: &[Pair]) {
+        let ask = |&pair: &Pair| match refuse(pair) {
+            Some(reason) => (pair, Err(reason)),
+            None => (pair, self.host.route(pair)),
+        };
+        let routes = pairs.iter().map(ask).collect();
+        self.ways.0.book.lock().learn(routes);
+    }
+
+    /// Finds the ways by the routes, and says so.
+    fn conclude(&mut self, news: &News) {
         self.follow_neighbours(news);
         let mut book = self.ways.0.book.lock();
         book.conclude(&self.facts);
         if !book.untold.is_empty() {
             self.ways.0.answered.notify_one();
         }
-        Ok(())
     }
 
     /// Returns whether anything about links and addresses has changed.

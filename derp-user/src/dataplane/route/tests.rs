@@ -429,6 +429,19 @@ fn whoever_asks_again_is_told_again_and_never_of_the_old() {
 }
 
 #[test]
+fn what_is_found_at_once_is_what_is_found_in_turns() {
+    let pairs = ["203.0.113.5", "192.0.2.7", "2001:db8:5::5", "203.0.113.99"].map(to);
+    let (_core, in_turns) = resolver(&pairs);
+    let (mut core, at_once) = Core::with_capacity(FakeHost::new(), 16);
+    for (claim, &pair) in pairs.iter().enumerate() {
+        at_once.want(claim, Some(pair)).expect("room");
+    }
+    core.refresh_at_once(&News::everything()).expect("the host answers");
+    let answers = at_once.answers();
+    assert_eq!((answers.len(), answers), (4, in_turns.answers()));
+}
+
+#[test]
 fn there_is_a_limit() {
     let (_core, ways) = Core::<usize, _>::with_capacity(FakeHost::new(), 1);
     ways.want(0, Some(to("203.0.113.5"))).expect("room");

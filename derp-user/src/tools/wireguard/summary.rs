@@ -45,18 +45,11 @@ pub(super) fn json(port: u16, endpoint: Option<&str>, networks: &[Network]) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wireguard::{Pairs, PeerSettings, PublicKey};
+    use crate::wireguard::{PublicKey, tests::star};
 
     #[test]
     fn everybody_has_his_partners() {
-        let peer = |label: &str, byte| PeerSettings {
-            label: label.to_owned(),
-            key: PublicKey::from_bytes([byte; 32]),
-            address: (byte == 1).then(|| "192.0.2.1:51820".parse().unwrap()),
-        };
-        let peers = vec![peer("nas", 1), peer("phone", 2), peer("laptop", 3)];
-        let network = Network { name: "home".to_owned(), peers, pairs: Pairs::Star(0) };
-        let networks = [network];
+        let networks = [star()];
         assert_eq!(
             line(Path::new("derpd.toml"), 51_820, &networks),
             "# derpd.toml is right. UDP port 51820; networks: 1, peers: 3, pairs: 2.\n"
