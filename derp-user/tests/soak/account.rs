@@ -105,7 +105,6 @@ impl Account {
         let dropped = metrics.sum("derp_packets_dropped", &[]);
         line("DERP: sent by clients = received by the relay", sent + answers, received);
         line("DERP: received = delivered + dropped", received, delivered + dropped);
-        line("DERP: delivered by the relay = received by clients", delivered, taken + requests);
         line(
             "DERP: received = received, by kind",
             received,
@@ -157,6 +156,9 @@ impl Account {
             on + forwarded + own,
             ends.arrived + cables.lost + cables.refused,
         );
+        // And have sent them something.
+        let what = "DERP: received by clients = delivered by the relay";
+        lines.push(Line { what, one: taken + requests, other: delivered, slack: 100 * given_up });
         let what = "DERP: logins of clients = accepted";
         lines.push(Line { what, one: logins, other: accepted, slack: given_up });
 

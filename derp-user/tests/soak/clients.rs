@@ -34,6 +34,8 @@ const STAY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_s
 const AWAY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(4));
 /// Between two packets of theirs.
 const PAUSE: Duration = Duration::from_millis(500);
+/// So many of those who stay, and of the others, does a client send to.
+const FRIENDS: usize = 8;
 /// How long a client waits for the relay.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// So many clients connect at once at the start.
@@ -281,6 +283,11 @@ async fn come_and_go(shared: Arc<Shared>, place: usize) {
     let mut mode = shared.mode.subscribe();
     // A quarter leaves without a farewell; nobody sends to those, since what is on its way to them is lost.
     let is_abrupt = place % 4 == 3;
+    // It comes again as the same node. The relay remembers who has sent to whom, for as long as the receiver stays.
+    let key = new_key().expect("random numbers");
+    if !is_abrupt {
+        lock(&shared.passing)[place] = Some(key.public());
+    }
     loop {
         if mode.wait_for(|mode| *mode != Mode::Rest).await.is_err() || shared.is(Mode::End) {
             return;
@@ -288,9 +295,7 @@ async fn come_and_go(shared: Arc<Shared>, place: usize) {
         sleep(between(AWAY)).await;
         shared.counts.passing.fetch_add(1, Relaxed);
         if shared.is(Mode::Work) {
-            let key = new_key().expect("random numbers");
-            let place = (!is_abrupt).then_some(place);
-            if let Err(error) = visit(&shared, &key, place).await {
+            if let Err(error) = visit(&shared, &key, place, is_abrupt).await {
                 shared.fault(format!("one that comes and goes: {error}"));
             }
         }
@@ -298,11 +303,12 @@ async fn come_and_go(shared: Arc<Shared>, place: usize) {
     }
 }
 
-/// Comes, sends, and leaves. With a place, others may send to it, and it says farewell.
+/// Comes, sends, and leaves, with a farewell unless it is abrupt.
 async fn visit(
     shared: &Shared,
     key: &NodePrivate,
-    place: Option<usize>,
+    place: usize,
+    is_abrupt: bool,
 ) -> Result<(), ClientError> {
     let (mut sender, mut receiver) = match shared.connect(key).await {
         Err(ClientError::ConnectTimeout { .. }) => {
@@ -311,12 +317,9 @@ async fn visit(
         }
         connected => connected?,
     };
-    if let Some(place) = place {
-        lock(&shared.passing)[place] = Some(key.public());
-    }
     let until = Instant::now() + between(STAY);
     while Instant::now() < until && shared.is(Mode::Work) {
-        let to = shared.somebody();
+        let to = shared.somebody(place);
         for number in 0..1 + below(4) as u64 {
             shared.send(&mut sender, &to, &packet(number)).await?;
         }
@@ -344,7 +347,7 @@ async fn visit(
         Ok(result) => result?,
         Err(_) => shared.fault(format!("no Pong within {PATIENCE:?}")),
     }
-    if place.is_none() {
+    if is_abrupt {
         return Ok(());
     }
     sender.close().await?;
@@ -361,14 +364,15 @@ async fn visit(
 }
 
 impl Shared {
-    /// One that stays, one that came and may have left, or nobody.
-    fn somebody(&self) -> NodePublic {
+    /// One of the few that a client in this place sends to: one that stays, one that comes and goes, or nobody.
+    fn somebody(&self, place: usize) -> NodePublic {
+        let friend = |of: usize| (place + below(FRIENDS)) % of;
         match below(8) {
             0 => NodePublic::from_bytes(random_bytes()),
-            1..4 => self.stay[below(self.stay.len())].public(),
+            1..4 => self.stay[friend(self.stay.len())].public(),
             _ => {
                 let passing = lock(&self.passing);
-                let key = passing[below(passing.len())];
+                let key = passing[friend(passing.len())];
                 key.unwrap_or_else(|| self.stay[0].public())
             }
         }

@@ -52,6 +52,10 @@ impl Relay {
         fs::create_dir(&certificates).expect("a new directory");
         write_certificate(&authority, &certificates);
 
+        // Else what waits for a client that does not read would wait in the system, 4 MB for each.
+        run_in(&lab.relay, || {
+            fs::write("/proc/sys/net/ipv4/tcp_wmem", "4096 16384 262144").expect("writable");
+        });
         let keys = directory.join("relay.keys");
         let configuration = configuration(&keys, hub, spokes);
         let flags = [
