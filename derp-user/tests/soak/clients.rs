@@ -294,10 +294,10 @@ async fn come_and_go(shared: Arc<Shared>, place: usize) {
         }
         sleep(between(AWAY)).await;
         shared.counts.passing.fetch_add(1, Relaxed);
-        if shared.is(Mode::Work) {
-            if let Err(error) = visit(&shared, &key, place, is_abrupt).await {
-                shared.fault(format!("one that comes and goes: {error}"));
-            }
+        if shared.is(Mode::Work)
+            && let Err(error) = visit(&shared, &key, place, is_abrupt).await
+        {
+            shared.fault(format!("one that comes and goes: {error}"));
         }
         shared.counts.passing.fetch_sub(1, Relaxed);
     }
