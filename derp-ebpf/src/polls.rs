@@ -52,9 +52,11 @@ static TIMES: LruPerCpuHashMap<Key, u64> = LruPerCpuHashMap::with_max_entries(40
 /// Before the first poll.
 #[tracepoint(category = "irq", name = "softirq_entry")]
 fn begin(context: TracePointContext) {
-    if let Some(receiving) = of_this_processor(&context) {
-        // SAFETY: the helper has no conditions.
-        receiving.since = unsafe { bpf_ktime_get_ns() };
+    if receives(&context)
+        && let Some(receiving) = RECEIVING.get_ptr_mut(0)
+    {
+        // SAFETY: the entry is this processor's, and softirqs do not interrupt each other.
+        unsafe { (*receiving).since = bpf_ktime_get_ns() };
     }
 }
 
@@ -78,23 +80,22 @@ fn polled(context: TracePointContext) {
 /// After the last poll. What is left of GRO's packets after it is counted with it.
 #[tracepoint(category = "irq", name = "softirq_exit")]
 fn end(context: TracePointContext) {
-    if let Some(receiving) = of_this_processor(&context) {
+    if receives(&context)
+        && let Some(receiving) = RECEIVING.get_ptr_mut(0)
+    {
+        // SAFETY: the entry is this processor's, and softirqs do not interrupt each other.
+        let receiving = unsafe { &mut *receiving };
         charge(&context, receiving);
         receiving.since = 0;
     }
 }
 
-/// Returns what this processor is at, if the softirq of the tracepoint is the one that receives.
-fn of_this_processor(context: &TracePointContext) -> Option<&mut Receiving> {
+/// Tells whether the softirq of the tracepoint is the one that receives.
+fn receives(context: &TracePointContext) -> bool {
     /// Where the record has the softirq's number.
     const NUMBER: usize = 8;
     // SAFETY: the kernel refuses to copy what it cannot read.
-    if unsafe { context.read_at::<u32>(NUMBER) } != Ok(NET_RX) {
-        return None;
-    }
-    let receiving = RECEIVING.get_ptr_mut(0)?;
-    // SAFETY: the entry is this processor's, and softirqs do not interrupt each other.
-    Some(unsafe { &mut *receiving })
+    unsafe { context.read_at::<u32>(NUMBER) == Ok(NET_RX) }
 }
 
 /// Adds the time until now to that of the interface and the process.
@@ -107,11 +108,11 @@ fn charge(context: &TracePointContext, receiving: &mut Receiving) {
     let time = now - receiving.since;
     receiving.since = now;
     let key = Key { interface: receiving.interface, process: context.tgid() };
-    if let Some(sum) = TIMES.get_ptr_mut(&key) {
+    if let Some(sum) = TIMES.get_ptr_mut(key) {
         // SAFETY: entries are aligned, stay readable while a program runs, and this one is this processor's.
         unsafe { *sum += time };
     } else {
-        TIMES.insert(&key, &time, 0).ok();
+        TIMES.insert(key, time, 0).ok();
     }
 }
 
