@@ -144,11 +144,11 @@ impl Acme {
         let mut plans: BTreeMap<Name, Plan> = BTreeMap::new();
         let mut unsaved = BTreeMap::new();
         loop {
+            self.save_again(&mut unsaved);
             for name in self.certificates.names() {
                 let plan = plans.entry(name.clone()).or_insert_with(|| self.first_plan(&name));
                 self.attend(&name, plan, &mut authority, &mut unsaved).await;
             }
-            self.save_again(&mut unsaved);
             let now = SystemTime::now();
             let next = plans.values().flat_map(|plan| [Some(plan.attempt_at(now)), plan.look_at()]);
             let pause = next
@@ -265,9 +265,7 @@ impl Acme {
         }
         lifetime
     }
-}
 
-impl Acme {
     /// Keeps what could not be kept when it came.
     fn save_again(&self, unsaved: &mut BTreeMap<Name, Text>) {
         unsaved.retain(|name, Text { key_pem, chain_pem }| {
