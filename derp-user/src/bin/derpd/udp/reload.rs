@@ -68,22 +68,20 @@ impl UdpReloader {
             settings.switches = switches(&new);
             settings.stun_rate = new.stun.rate;
         }
-        match (&self.flows, flows) {
-            (Some(reloader), Some(flows)) => {
-                settings.ports = flows.file.ports(reloader.stun_port);
-                let idle_timeout = flows.file.relay.idle_timeout;
-                let specs = &flows.file.flows;
-                let revision = reloader
-                    .keeper
-                    .revise(specs, nanoseconds(idle_timeout), || self.configure(settings))?;
-                let is_other_time = idle_timeout != file.relay.idle_timeout;
-                changes.extend(flows::changes(&revision, is_other_time.then_some(idle_timeout)));
-                file.relay = flows.file.relay;
-                file.flows.clone_from(&flows.file.flows);
-                reloader.serve(flows.ports);
-            }
-            (Some(_), None) | (None, _) if is_other_stun => self.configure(settings)?,
-            (Some(_), None) | (None, _) => {}
+        if let (Some(reloader), Some(flows)) = (&self.flows, flows) {
+            settings.ports = flows.file.ports(reloader.stun_port);
+            let idle_timeout = flows.file.relay.idle_timeout;
+            let specs = &flows.file.flows;
+            let revision = reloader
+                .keeper
+                .revise(specs, nanoseconds(idle_timeout), || self.configure(settings))?;
+            let is_other_time = idle_timeout != file.relay.idle_timeout;
+            changes.extend(flows::changes(&revision, is_other_time.then_some(idle_timeout)));
+            file.relay = flows.file.relay;
+            file.flows.clone_from(&flows.file.flows);
+            reloader.serve(flows.ports);
+        } else if is_other_stun {
+            self.configure(settings)?;
         }
         if is_other_stun {
             changes.push(format!("STUN: {}", new.stun));
