@@ -10,7 +10,7 @@ use crate::{acme, client::Trust, tls::Name};
 const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const GOOGLE: &str = "https://dv.acme-v02.api.pki.goog/directory";
 /// The default of `-hostname`: derper's, and nobody's but Tailscale's.
-pub const DERPERS_HOSTNAME: &str = "derp.tailscale.com";
+pub(super) const DERPERS_HOSTNAME: &str = "derp.tailscale.com";
 
 /// What TLS needs.
 #[derive(Clone, Debug, Eq, PartialEq)]

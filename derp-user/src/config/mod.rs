@@ -24,7 +24,7 @@ mod unsupported;
 mod variables;
 
 pub use arguments::{DEFAULT_FILE, Invocation, Surroundings, parse, read_file};
-pub use certificates::{DERPERS_HOSTNAME, TlsSettings};
+pub use certificates::TlsSettings;
 pub use duration::{DurationError, GoDuration};
 pub use error::{ConfigError, UsageError};
 pub use file::{

@@ -237,6 +237,12 @@ const ZERO_KEEPALIVE: Duration = Duration::from_secs(15);
 const MAX_USER_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
 impl Config {
+    /// Returns the server's name, unless nobody has given one.
+    #[must_use]
+    pub fn own_hostname(&self) -> Option<&str> {
+        Some(self.hostname.as_str()).filter(|name| *name != certificates::DERPERS_HOSTNAME)
+    }
+
     /// Checks that there is a mesh key where one is needed, now that its file has been read.
     ///
     /// # Errors

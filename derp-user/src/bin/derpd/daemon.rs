@@ -129,8 +129,7 @@ pub(crate) fn run(options: Options, arguments: Vec<OsString>) -> anyhow::Result<
     };
     let sources = Arc::new(sources);
     let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let named = Some(&config.hostname).filter(|name| *name != config::DERPERS_HOSTNAME);
-    let hostname = named.cloned().unwrap_or_default();
+    let hostname = config.own_hostname().unwrap_or_default().to_owned();
     let facts = Facts { hostname, machine: machine.trim().to_owned() };
     let board = Arc::new(StatusBoard::new(Arc::clone(&sources), keeper.clone(), facts));
     let site = Arc::new(site(&config, Arc::clone(&mesh_secret), access, sources, keeper, &board));

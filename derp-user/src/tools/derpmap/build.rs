@@ -11,7 +11,7 @@ use crate::{
         Target, Trust,
         map::{DERP_PORT, DerpMap, Node, Region, STUN_PORT},
     },
-    config::{Config, DERPERS_HOSTNAME},
+    config::Config,
     proto::keys::encode_hex,
     tls::FilePair,
 };
@@ -26,15 +26,12 @@ pub(super) fn build(
     config: &Config,
     certificate: Option<&[u8]>,
 ) -> Result<(DerpMap, Vec<String>), DerpmapError> {
-    let hostname = &config.hostname;
-    if hostname == DERPERS_HOSTNAME {
-        return Err(DerpmapError::NoHostname);
-    }
+    let hostname = config.own_hostname().ok_or(DerpmapError::NoHostname)?;
     let mut notes = Vec::new();
     let mut node = Node {
         name: node_name(own.region_id, 0),
         region_id: own.region_id,
-        host_name: hostname.clone(),
+        host_name: hostname.to_owned(),
         stun_port: stun_port(config),
         stun_only: !config.derp_enabled,
         ..Node::default()
@@ -69,14 +66,14 @@ pub(super) fn build(
     add_peers(
         own,
         config,
-        Target { tls: true, host: hostname.clone(), port },
+        Target { tls: true, host: hostname.to_owned(), port },
         &mut nodes,
         &mut notes,
     );
     let region = Region {
         id: own.region_id,
         code: own.region_code.clone(),
-        name: own.region_name.clone().unwrap_or_else(|| hostname.clone()),
+        name: own.region_name.clone().unwrap_or_else(|| hostname.to_owned()),
         nodes,
         ..Region::default()
     };
@@ -164,7 +161,7 @@ fn cert_name(config: &Config, certificate: Option<&[u8]>) -> Result<Option<Strin
         return match (&config.tls, config.hostname.parse::<IpAddr>()) {
             (Some(tls), Ok(_)) => Err(DerpmapError::NoCertificate {
                 path: FilePair::new(&tls.certificate_directory, &config.hostname).certificate,
-                hostname: config.hostname.clone(),
+                hostname: config.hostname.to_owned(),
             }),
             (Some(_) | None, _) => Ok(None),
         };
