@@ -64,6 +64,11 @@ impl Bed {
 
     /// Starts a relay that gets its certificates from this Pebble, or goes on with those it has.
     fn start(&self, flags: &[&str]) -> Server {
+        self.start_binary(&server::binary(), flags)
+    }
+
+    /// The same, with another program than the one under test.
+    fn start_binary(&self, binary: &Path, flags: &[&str]) -> Server {
         let own = [
             "-certmode=letsencrypt".to_owned(),
             format!("-hostname={NAME}"),
@@ -71,7 +76,7 @@ impl Bed {
             format!("--acme-ca-file={}", self.pebble.authority_file().display()),
         ];
         let flags: Vec<_> = own.iter().map(String::as_str).chain(flags.iter().copied()).collect();
-        Server::start_at(|| self.place, Arc::clone(&self.directory), &flags)
+        Server::start_binary(binary, || self.place, Arc::clone(&self.directory), &flags)
     }
 
     fn certificate_directory(&self) -> PathBuf {
@@ -93,6 +98,16 @@ impl Bed {
             chain.is_some()
         });
         chain.expect("the wait ended with one")
+    }
+
+    /// Waits until such a client sees another leaf than this one, and returns it. A valid one is served all the time.
+    fn wait_for_other(&self, leaf: &CertificateDer<'static>) -> CertificateDer<'static> {
+        let mut next = leaf.clone();
+        wait_until("the next certificate", || {
+            next = self.chain(&name()).expect("a certificate that is valid")[0].clone();
+            next != *leaf
+        });
+        next
     }
 }
 
@@ -210,12 +225,7 @@ fn renewal_leaves_connections_alone() {
     let mut peer = Peer::log_in(wire, random_secret(), r#"{"version":2,"CanAckPings":true}"#);
     let mut leaf = first[0].clone();
     for _ in 0..2 {
-        let mut next = leaf.clone();
-        wait_until("the next certificate", || {
-            // It is valid all the time.
-            next = bed.chain(&name()).expect("a certificate that is valid")[0].clone();
-            next != leaf
-        });
+        let next = bed.wait_for_other(&leaf);
         assert!(validity(&next).1 > validity(&leaf).1);
         leaf = next;
         peer.round_trip();
@@ -257,15 +267,7 @@ fn a_full_disk_costs_no_certificate_and_is_said_once() {
         Ok(program) => program,
         Err(reason) => return skip("full disk", &reason),
     };
-    let own = [
-        "-certmode=letsencrypt".to_owned(),
-        format!("-hostname={NAME}"),
-        format!("-acme-directory={}", bed.pebble.url()),
-        format!("-acme-ca-file={}", bed.pebble.authority_file().display()),
-        "-acme-profile=brief".to_owned(),
-    ];
-    let flags: Vec<_> = own.iter().map(String::as_str).collect();
-    let server = Server::start_binary(&program, || bed.place, Arc::clone(&bed.directory), &flags);
+    let server = bed.start_binary(&program, &["-acme-profile=brief"]);
     let first = bed.wait_for_chain(&name());
     // Its file system, as it sees it itself.
     let disk = PathBuf::from(format!("/proc/{}/root", server.id()));
@@ -285,12 +287,7 @@ fn a_full_disk_costs_no_certificate_and_is_said_once() {
     // Two more come, and are served; the file is the old one, and whole.
     let mut leaf = first[0].clone();
     for _ in 0..2 {
-        let mut next = leaf.clone();
-        wait_until("the next certificate", || {
-            next = bed.chain(&name()).expect("a certificate that is valid")[0].clone();
-            next != leaf
-        });
-        leaf = next;
+        leaf = bed.wait_for_other(&leaf);
     }
     assert!(fs::read(file(NAME)).expect("readable") == kept);
     let lines = |text: &str| server.log().lines().filter(|line| line.contains(text)).count();

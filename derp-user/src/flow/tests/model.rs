@@ -20,16 +20,20 @@ const PLACES: [&str; 6] =
 const NETWORKS: [&str; 3] = ["10.0.0.0/8", "10.1.0.0/16", "0.0.0.0/0"];
 const ENDS: usize = PLACES.len() + NETWORKS.len();
 
+/// A flow that somebody wants.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    #[arbitrary(with = below(7))]
+    kind: u32,
+    #[arbitrary(with = below(ENDS))]
+    a: usize,
+    #[arbitrary(with = below(ENDS))]
+    b: usize,
+}
+
 #[derive(Arbitrary, Clone, Debug)]
 pub(crate) enum Input {
-    Add {
-        #[arbitrary(with = below(7))]
-        kind: u32,
-        #[arbitrary(with = below(ENDS))]
-        a: usize,
-        #[arbitrary(with = below(ENDS))]
-        b: usize,
-    },
+    Add(Wish),
     Remove {
         #[arbitrary(with = below(8))]
         which: usize,
@@ -62,24 +66,17 @@ pub(crate) enum Input {
     Revise {
         #[arbitrary(with = below(16))]
         without: u32,
-        #[arbitrary(with = below(7))]
-        kind: u32,
-        #[arbitrary(with = below(ENDS))]
-        a: usize,
-        #[arbitrary(with = below(ENDS))]
-        b: usize,
+        wish: Wish,
     },
 }
 
 #[cfg(test)]
 fn inputs() -> impl Strategy<Value = Vec<Input>> {
     let place = 0..PLACES.len();
-    let end = 0..ENDS;
+    let wish = (0u32..7, 0..ENDS, 0..ENDS).prop_map(|(kind, a, b)| Wish { kind, a, b });
     let input = prop_oneof![
-        4 => (0u32..7, end.clone(), end.clone())
-            .prop_map(|(kind, a, b)| Input::Add { kind, a, b }),
-        2 => (0u32..16, 0u32..7, end.clone(), end)
-            .prop_map(|(without, kind, a, b)| Input::Revise { without, kind, a, b }),
+        4 => wish.clone().prop_map(Input::Add),
+        2 => (0u32..16, wish).prop_map(|(without, wish)| Input::Revise { without, wish }),
         2 => (0usize..8).prop_map(|which| Input::Remove { which }),
         4 => (0usize..8, any::<bool>(), place.clone())
             .prop_map(|(which, side, place)| Input::Rebind { which, side, place }),
@@ -115,11 +112,19 @@ struct Model {
     vnis: BTreeSet<u32>,
 }
 
-fn spec(kind: u32, a: usize, b: usize) -> FlowSpec {
-    match kind {
-        0 | 1 => flow(Kind::Any, end(a), end(b)),
-        2 | 3 => flow(ALLOCATE, end(a), end(b)),
-        number => flow(vni(number * 3), end(a), end(b)),
+impl Wish {
+    fn spec(self) -> FlowSpec {
+        let (a, b) = (end(self.a), end(self.b));
+        match self.kind {
+            0 | 1 => flow(Kind::Any, a, b),
+            2 | 3 => flow(ALLOCATE, a, b),
+            number => flow(vni(number * 3), a, b),
+        }
+    }
+
+    /// The addresses of its ends, where they are not to be learnt.
+    fn places(self) -> [Option<&'static str>; 2] {
+        [self.a, self.b].map(|number| PLACES.get(number).copied())
     }
 }
 
@@ -185,9 +190,8 @@ impl Model {
             && self.flows.iter().any(|flow| flow.vni == 0 && flow.places.contains(&place))
     }
 
-    fn add(&mut self, kind: u32, a: usize, b: usize) {
-        let spec = spec(kind, a, b);
-        let places = [a, b].map(|number| PLACES.get(number).copied());
+    fn add(&mut self, wish: Wish) {
+        let (spec, places) = (wish.spec(), wish.places());
         let wanted = match spec.kind {
             Kind::Geneve { vni } => vni,
             Kind::Any | Kind::WireGuard { .. } => None,
@@ -211,11 +215,11 @@ impl Model {
     }
 
     /// Which of several equal flows stay is not foretold; that all of the list is there, and nothing else, is.
-    fn revise(&mut self, without: u32, kind: u32, a: usize, b: usize) {
+    fn revise(&mut self, without: u32, wish: Wish) {
         let stays = |(number, _): &(u32, &Simple)| without >> number & 1 == 0;
         let mut list: Vec<_> =
             (0..).zip(&self.flows).filter(stays).map(|(_, flow)| flow.spec.clone()).collect();
-        list.push(spec(kind, a, b));
+        list.push(wish.spec());
         let mut table = self.rig.table.clone();
         if table.revise(&list, self.rig.now).is_err() {
             return;
@@ -227,9 +231,8 @@ impl Model {
         let new: Vec<_> = new.map(|flow| (flow.id, flow.spec.clone(), flow.vni)).collect();
         assert!(new.len() <= 1, "what is on both lists goes on");
         for (id, spec, vni) in new {
-            let places = [a, b].map(|number| PLACES.get(number).copied());
             self.vnis.insert(vni);
-            self.flows.push(Simple { id, spec, vni, places });
+            self.flows.push(Simple { id, spec, vni, places: wish.places() });
         }
         let sorted = |specs: Vec<FlowSpec>| {
             let mut texts: Vec<_> = specs.iter().map(|spec| format!("{spec:?}")).collect();
@@ -277,7 +280,7 @@ impl Model {
 
     fn input(&mut self, input: &Input) {
         match *input {
-            Input::Add { kind, a, b } => self.add(kind, a, b),
+            Input::Add(wish) => self.add(wish),
             Input::Remove { which } if which < self.flows.len() => {
                 let flow = self.flows.remove(which);
                 self.rig.remove(flow.id);
@@ -300,7 +303,7 @@ impl Model {
             }
             Input::Poll => self.poll(),
             Input::Settle => self.settle(),
-            Input::Revise { without, kind, a, b } => self.revise(without, kind, a, b),
+            Input::Revise { without, wish } => self.revise(without, wish),
         }
         self.allowed.extend(self.ways());
     }
