@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -31,6 +31,18 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
 /// Returns a command for the cargo that started this program.
 pub(crate) fn cargo() -> Command {
     command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// Returns the directory of the Rust compiler's own libraries.
+pub(crate) fn rust_sysroot() -> Result<PathBuf> {
+    Ok(command("rustc").arg("--print=sysroot").read()?.trim().into())
+}
+
+/// Returns what the Rust compiler says of itself under a name such as `host`.
+pub(crate) fn rust_version(name: &str) -> Result<String> {
+    let version = command("rustc").arg("-vV").read()?;
+    let value = version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    Ok(value.with_context(|| format!("`rustc -vV` names no {name}"))?.to_owned())
 }
 
 /// What can be done with a prepared [`Command`].

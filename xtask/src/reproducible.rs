@@ -103,11 +103,8 @@ pub(crate) fn apply(command: &mut Command, root: &Path, target: &Path) -> Result
 
 /// The flag by which places in the standard library are called the same whether its source is installed or not.
 fn library_source() -> Result<String> {
-    let ask = |argument| process::command("rustc").arg(argument).read();
-    let (sysroot, version) = (ask("--print=sysroot")?, ask("-vV")?);
-    let commit = version.lines().find_map(|line| line.strip_prefix("commit-hash: "));
-    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust");
-    let commit = commit.context("`rustc -vV` names no commit")?;
+    let source = process::rust_sysroot()?.join("lib/rustlib/src/rust");
+    let commit = process::rust_version("commit-hash")?;
     Ok(format!("--remap-path-prefix={}=/rustc/{commit}", source.display()))
 }
 

@@ -1,7 +1,5 @@
 //! The library's unit tests with a sanitizer of the compiler, which sees what they do to memory and between threads.
 
-use std::path::Path;
-
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
@@ -33,14 +31,8 @@ pub(crate) struct Options {
 
 /// `cargo xtask sanitize`.
 pub(crate) fn command(options: &Options) -> Result<()> {
-    let ask = |argument| process::command("rustc").arg(argument).read();
-    let sysroot = ask("--print=sysroot")?;
-    let version = ask("-vV")?;
-    let Some(host) = version.lines().find_map(|line| line.strip_prefix("host: ")) else {
-        bail!("`rustc -vV` names no host");
-    };
     // Without that in the library, what its locks and channels order would look like races.
-    if !Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/std").exists() {
+    if !process::rust_sysroot()?.join("lib/rustlib/src/rust/library/std").exists() {
         bail!("the library is built with the sanitizer too; run: rustup component add rust-src");
     }
     let name = match options.sanitizer {
@@ -52,7 +44,8 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         // The sanitizers are unstable options of a stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", format!("-Zsanitizer={name}"))
-        .args(["test", "--locked", "--lib", "-Zbuild-std", "--target", host]);
+        .args(["test", "--locked", "--lib", "-Zbuild-std", "--target"])
+        .arg(process::rust_version("host")?);
     for package in PACKAGES {
         test.args(["--package", package]);
     }

@@ -42,13 +42,11 @@ pub(crate) fn build_in(toolchain: &Toolchain, root: &Path, target: &Path) -> Res
     let build = target.join(BUILD_DIRECTORY);
     cargo(toolchain.cargo(), toolchain, &["build", "--release", "--bins"], root, &build).run()?;
     mark(target)?;
-    let object = target.join("ebpf").join("derp-ebpf.o");
     let built = build.join(TARGET).join("release");
-    copy_if_changed(&built.join(PACKAGE), &object)?;
-    for program in [PASS, POLLS] {
-        copy_if_changed(&built.join(program), &target.join("ebpf").join(format!("{program}.o")))?;
+    for program in [PACKAGE, PASS, POLLS] {
+        copy_if_changed(&built.join(program), &object(target, program))?;
     }
-    Ok(object)
+    Ok(object(target, PACKAGE))
 }
 
 /// Marks a target directory as cargo does when it makes one, but not when it finds one (a mounted volume, say): the build
@@ -64,12 +62,17 @@ fn mark(target: &Path) -> Result<()> {
 
 /// Returns the path of the program that lets everything pass.
 pub(crate) fn pass_program() -> Result<PathBuf> {
-    Ok(workspace::target_dir()?.join("ebpf").join(format!("{PASS}.o")))
+    Ok(object(&workspace::target_dir()?, PASS))
 }
 
 /// Returns the path of the programs that measure how long the kernel receives.
 pub(crate) fn polls_program() -> Result<PathBuf> {
-    Ok(workspace::target_dir()?.join("ebpf").join(format!("{POLLS}.o")))
+    Ok(object(&workspace::target_dir()?, POLLS))
+}
+
+/// Where a kernel program lies once it is built with this target directory.
+fn object(target: &Path, program: &str) -> PathBuf {
+    target.join("ebpf").join(format!("{program}.o"))
 }
 
 /// Builds the kernel program where that is possible; the inner error is why this process could not

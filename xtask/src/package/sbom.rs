@@ -76,7 +76,13 @@ pub(crate) fn command() -> Result<()> {
 pub(crate) fn write() -> Result<PathBuf> {
     let text = process::cargo()
         .current_dir(workspace::root())
-        .args(["metadata", "--locked", "--format-version=1", "--filter-platform", &host()?])
+        .args([
+            "metadata",
+            "--locked",
+            "--format-version=1",
+            "--filter-platform",
+            &process::rust_version("host")?,
+        ])
         .read()?;
     let metadata: Metadata = serde_json::from_str(&text).context("reading `cargo metadata`")?;
     let lock = fs::read_to_string(workspace::root().join("Cargo.lock")).context("Cargo.lock")?;
@@ -92,13 +98,6 @@ pub(crate) fn write() -> Result<PathBuf> {
     let text = serde_json::to_string_pretty(&list).context("writing JSON")?;
     fs::write(&path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
-}
-
-/// The target that the daemon is built for.
-fn host() -> Result<String> {
-    let version = process::command("rustc").arg("-vV").read()?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("`rustc -vV` names no host")?.to_owned())
 }
 
 /// SHA-256 of packages as the registry has them, by name and version.
