@@ -155,6 +155,8 @@ counters! {
     mesh_connects,
     /// Attempts to connect to a mesh peer that failed, and links that broke.
     mesh_failures,
+    /// Keys that mesh peers announced beyond what one may.
+    mesh_keys_refused,
     /// Connections closed because a write took longer than allowed.
     write_timeouts,
     /// Frames that had to wait for the rate limit of their client.

@@ -9,7 +9,7 @@ use super::{
 use crate::proto::keys::NodePublic;
 
 /// Most keys behind one link: more than any server has connections. Others are not reachable.
-const MAX_KEYS: usize = 1 << 22;
+pub const MOST_KEYS: usize = 1 << 20;
 
 /// One thing that a mesh peer said.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,19 +51,25 @@ pub(super) struct Forwarding<H> {
     /// Leads to the way of the link on which a key has been known longest; others follow it, in the
     /// order in which they announced the key.
     index: KeyIndex,
+    /// Most keys that one link may announce.
+    most_keys: usize,
+    /// Announcements beyond that.
+    pub(super) refused: u64,
     pub(super) created: u64,
     pub(super) deleted: u64,
     pub(super) deleted_other: u64,
 }
 
 impl<H: Clone> Forwarding<H> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(most_keys: usize) -> Self {
         Self {
             places: BTreeMap::new(),
             slots: Vec::new(),
             servers: BTreeSet::new(),
             ways: Ways::default(),
             index: KeyIndex::new(),
+            most_keys,
+            refused: 0,
             created: 0,
             deleted: 0,
             deleted_other: 0,
@@ -135,9 +141,6 @@ impl<H: Clone> Forwarding<H> {
 
     pub(super) fn add(&mut self, link: ConnectionId, key: NodePublic) -> Change {
         let Some(&place) = self.places.get(&link) else { return Change::Nothing };
-        if self.announced(link) >= MAX_KEYS {
-            return Change::Nothing;
-        }
         let first = self.index.first(&self.ways, &key);
         let mut last = first;
         let mut at = first.unwrap_or(NONE);
@@ -148,6 +151,10 @@ impl<H: Clone> Forwarding<H> {
             }
             last = Some(at);
             at = way.next;
+        }
+        if self.announced(link) >= self.most_keys {
+            self.refused += 1;
+            return Change::Nothing;
         }
         let way = self.insert(place, key);
         let Some(last) = last else {

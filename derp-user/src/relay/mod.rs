@@ -12,7 +12,7 @@ mod roster;
 mod watching;
 mod ways;
 
-pub use forwarding::Heard;
+pub use forwarding::{Heard, MOST_KEYS};
 
 #[cfg(any(test, feature = "fuzzing"))]
 #[allow(clippy::unwrap_used, reason = "these are tests")]
@@ -193,12 +193,17 @@ pub struct Relay<H> {
 impl<H: Clone> Relay<H> {
     /// An empty relay whose own public key is `own_key`.
     pub fn new(own_key: NodePublic) -> Self {
+        Self::with_most_keys(own_key, MOST_KEYS)
+    }
+
+    /// The same, where one link may lead to `most_keys` keys at most.
+    fn with_most_keys(own_key: NodePublic, most_keys: usize) -> Self {
         Self {
             own_key,
             clients: BTreeMap::new(),
             rosters: BTreeMap::new(),
             watchers: BTreeMap::new(),
-            forwarding: Forwarding::new(),
+            forwarding: Forwarding::new(most_keys),
             remote_keys: 0,
             departures: BTreeMap::new(),
             senders: 0,
@@ -399,6 +404,11 @@ impl<H: Clone> Relay<H> {
             }
         }
         effects
+    }
+
+    /// How many announcements were not heeded, since their link led to as many keys as it may ([`MOST_KEYS`]).
+    pub fn refused_keys(&self) -> u64 {
+        self.forwarding.refused
     }
 
     /// How many keys a link has announced.

@@ -50,7 +50,9 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
 /// The naive model: a list of (connection, key) in order of the last join or word, and a list of
 /// (link, key) in the order in which links announced them. Links are numbered from 1000.
 pub(crate) fn run(script: &[Operation]) {
-    let (mut relay, now) = (Relay::<ConnectionId>::new(key(0xff)), Instant::now());
+    const MOST_KEYS: usize = 3;
+    let (mut relay, now) =
+        (Relay::<ConnectionId>::with_most_keys(key(0xff), MOST_KEYS), Instant::now());
     let mut model: Vec<(ConnectionId, u8)> = Vec::new();
     let mut forwarders: Vec<(ConnectionId, u8)> = Vec::new();
     let mut links = BTreeSet::new();
@@ -101,6 +103,7 @@ pub(crate) fn run(script: &[Operation]) {
                 } else if links.contains(&link)
                     && !forwarders.contains(&entry)
                     && !(key_byte == 0 && links.contains(&0))
+                    && forwarders.iter().filter(|other| other.0 == entry.0).count() < MOST_KEYS
                 {
                     forwarders.push(entry);
                 }

@@ -192,6 +192,23 @@ fn keys_behind_links_are_routed_there_unless_they_are_here() {
     assert_eq!(relay.check(), Ok(()));
 }
 
+#[test]
+fn regression_a_link_leads_to_so_many_keys_and_no_more() {
+    let mut relay = Relay::with_most_keys(key(0xff), 2);
+    relay.link_up(10, "link", key(0xaa));
+    relay.link_up(11, "other", key(0xab));
+    let two = [route(1, Some("link")), route(2, Some("link"))];
+    assert_eq!(relay.link_heard(10, heard(&[1, 2, 3], &[])), two);
+    assert_eq!((relay.link_keys(10), relay.refused_keys()), (2, 1));
+    assert_eq!(relay.link_heard(10, heard(&[2], &[])), Effects::new());
+    assert_eq!(relay.refused_keys(), 1, "it knows that one");
+    assert_eq!(relay.link_heard(11, heard(&[3], &[])), [route(3, Some("other"))], "its own two");
+    assert_eq!(relay.link_heard(10, heard(&[], &[1])), [route(1, None)]);
+    assert_eq!(relay.link_heard(10, heard(&[4], &[])), [route(4, Some("link"))], "room again");
+    assert_eq!(relay.refused_keys(), 1);
+    assert_eq!(relay.check(), Ok(()));
+}
+
 /// Reference section 3.11, line by line.
 #[test]
 fn case_48_the_forwarder_seen_first_is_preferred() {

@@ -144,13 +144,22 @@ impl Hub {
         self.change(counters, |relay| relay.link_up(link.id, Arc::clone(link), link.key));
     }
 
+    /// Whether the link has announced more keys than it may.
     pub(super) fn link_heard(
         &self,
         link: ConnectionId,
         heard: impl IntoIterator<Item = Heard>,
         counters: &WorkerCounters,
-    ) {
-        self.change(counters, |relay| relay.link_heard(link, heard));
+    ) -> bool {
+        let mut refused = 0;
+        self.change(counters, |relay| {
+            let before = relay.refused_keys();
+            let effects = relay.link_heard(link, heard);
+            refused = relay.refused_keys() - before;
+            effects
+        });
+        counters.mesh_keys_refused.add(refused);
+        refused > 0
     }
 
     /// How many keys a link leads to.

@@ -120,6 +120,11 @@ const DIFFERENCES: &[(&str, Treatment, &str)] = &[
         "derper counts itself, whom it sees as a client of its peer, among the remote clients",
     ),
     (
+        "mesh::regression_a_peer_announces_a_million_keys_and_no_more",
+        DerpdOnly,
+        "derper takes as many as it is told",
+    ),
+    (
         "mesh::sighup_reloads_the_key_and_the_authorities_of_the_mesh",
         DerpdOnly,
         "derper reloads its rate limits alone",

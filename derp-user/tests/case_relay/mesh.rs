@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crypto_box::PublicKey;
+
 use crate::{
     differences::{is_derpd, kind},
     peer::{
@@ -196,7 +198,8 @@ fn admission_and_limits_are_for_clients_and_not_for_servers() {
 fn link_view(server: &Server) -> serde_json::Value {
     let page = server.get("/debug/mesh?format=json");
     let mut mesh: serde_json::Value = serde_json::from_str(&page.body).expect("JSON");
-    mesh["peers"][0]["addresses"][0].take()
+    // None until the peer's name has been looked up.
+    mesh.pointer_mut("/peers/0/addresses/0").map(serde_json::Value::take).unwrap_or_default()
 }
 
 #[test]
@@ -379,6 +382,37 @@ fn a_peer_that_hangs_does_not_hold_up_senders() {
     server.wait_for_metric("derp_clients_remote", 0.0);
     sender.send(&far, &disco_packet(100));
     sender.wire.expect(PEER_GONE);
+}
+
+/// More than any server has connections: what is too much is not heeded, counted, and logged once.
+#[test]
+fn regression_a_peer_announces_a_million_keys_and_no_more() {
+    if !is_derpd() {
+        return;
+    }
+    const MOST: u32 = 1 << 20;
+    let (server, [peer]) = start_with_peers();
+    let mut link = peer.accept();
+    let key = |number: u32| [&number.to_be_bytes()[..], &[7; 28]].concat();
+    let announcement = |number: u32| frame(PEER_PRESENT, &[&key(number)[..], &[0; 19]].concat());
+    for start in (0..MOST + 500).step_by(500) {
+        let announcements: Vec<_> = (start..start + 500).flat_map(announcement).collect();
+        link.write(&announcements);
+    }
+    let announced = f64::from((MOST + 500).next_multiple_of(500));
+    let most = f64::from(MOST);
+    server.wait_for_metric("derpd_mesh_keys_refused_total", announced - most);
+    assert_eq!(server.metric("derp_clients_remote"), most);
+    assert_eq!(server.log().matches("announces more than 1048576 keys").count(), 1);
+    // There is room again for one that comes when another one has left.
+    link.write(&frame(PEER_GONE, &[&key(0)[..], &[DISCONNECTED]].concat()));
+    server.wait_for_metric("derp_clients_remote", most - 1.0);
+    link.write(&announcement(u32::MAX));
+    server.wait_for_metric("derp_clients_remote", most);
+    let mut sender = Peer::connect(&server);
+    let far = PublicKey::from_slice(&key(u32::MAX)).expect("32 bytes");
+    sender.send(&far, b"hello");
+    assert_eq!(link.forwarded(), (sender.key(), far, b"hello".to_vec()));
 }
 
 #[test]

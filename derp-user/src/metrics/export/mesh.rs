@@ -33,6 +33,11 @@ impl Report {
                 totals.mesh_failures,
             ),
             (
+                "derpd_mesh_keys_refused_total",
+                "Times that a mesh peer announced a key beyond the most that one may.",
+                totals.mesh_keys_refused,
+            ),
+            (
                 "derpd_mesh_packets_dropped_total",
                 "Packets for mesh peers dropped because the link was full or had ended.",
                 totals.forwards_dropped,

@@ -223,6 +223,7 @@ fn exports_the_names_that_dashboards_use() {
         "derpd_connections_refused_total",
         "derpd_mesh_connects_total",
         "derpd_mesh_failures_total",
+        "derpd_mesh_keys_refused_total",
         "derpd_mesh_link_clients",
         "derpd_mesh_link_connects_total",
         "derpd_mesh_link_forwarded_bytes_total",

@@ -14,7 +14,7 @@ use super::{Region, Restart};
 use crate::{
     client::SILENCE_TIMEOUT,
     proto::client::read::{Found, FrameTooLong, Message, MessageReader},
-    relay::Heard,
+    relay::{Heard, MOST_KEYS},
     server::{
         connection::{Connection, WriteScratch},
         session::QUANTUM,
@@ -61,6 +61,8 @@ pub(super) struct Scratch {
 /// The reading half of a link.
 struct Link<'a> {
     region: &'a Region,
+    /// The peer, as configured.
+    name: &'a str,
     connection: Arc<Connection>,
     reader: MessageReader,
     /// Plaintext of an incomplete frame.
@@ -68,6 +70,8 @@ struct Link<'a> {
     last_byte: Instant,
     /// When to log how many clients the peer has.
     report_at: Option<Instant>,
+    /// Whether the peer has announced more keys than it may, and that has been logged.
+    is_full: bool,
     /// What the peer has said about its restart.
     restart: Option<Restart>,
 }
@@ -82,21 +86,23 @@ pub(super) async fn serve(
     let now = Instant::now();
     let mut link = Link {
         region,
+        name,
         connection,
         reader: MessageReader::default(),
         partial: unread,
         last_byte: now,
         report_at: Some(now + NONE_ANNOUNCED_AFTER),
+        is_full: false,
         restart: None,
     };
-    match link.run(name).await {
+    match link.run().await {
         Ok(never) => match never {},
         Err(end) => (end, link.restart),
     }
 }
 
 impl Link<'_> {
-    async fn run(&mut self, name: &str) -> Result<std::convert::Infallible, End> {
+    async fn run(&mut self) -> Result<std::convert::Infallible, End> {
         let connection = Arc::clone(&self.connection);
         let socket = watch(Arc::clone(&connection))?;
         let mut timer = pin!(sleep_until((self.last_byte + SILENCE_TIMEOUT).into()));
@@ -129,12 +135,12 @@ impl Link<'_> {
                     }
                 }
                 Event::Attention => self.flush(),
-                Event::Time => self.check_time(name)?,
+                Event::Time => self.check_time()?,
             }
         }
     }
 
-    fn check_time(&mut self, name: &str) -> Result<(), End> {
+    fn check_time(&mut self) -> Result<(), End> {
         let now = Instant::now();
         if self.connection.stalled_since().is_some_and(|since| now >= since + WRITE_TIMEOUT) {
             self.region.counters.write_timeouts.increment();
@@ -146,7 +152,7 @@ impl Link<'_> {
         if self.report_at.is_some_and(|at| now >= at) {
             self.report_at = None;
             let peers = self.region.hub.link_keys(self.connection.id);
-            tracing::info!("mesh({name:?}): connected; {peers} peers");
+            tracing::info!("mesh({:?}): connected; {peers} peers", self.name);
         }
         Ok(())
     }
@@ -193,8 +199,15 @@ impl Link<'_> {
         {
             self.report_at = Some(self.last_byte + ANNOUNCED_AFTER);
         }
-        if !scratch.heard.is_empty() {
-            hub.link_heard(self.connection.id, scratch.heard.drain(..), counters);
+        if !scratch.heard.is_empty()
+            && hub.link_heard(self.connection.id, scratch.heard.drain(..), counters)
+            && !self.is_full
+        {
+            self.is_full = true;
+            tracing::warn!(
+                "mesh({:?}): announces more than {MOST_KEYS} keys; the others cannot be reached by way of it",
+                self.name
+            );
         }
         let consumed = result?;
         self.partial = match scratch.plain.get(consumed..) {
