@@ -41,6 +41,11 @@ use crate::{
 /// best; more only makes the quanta of other connections wait.
 pub(super) const QUANTUM: usize = 32 << 10;
 
+/// Less is read at once, but no less than [`LEAST_QUANTUM`], from a connection whose packets go to more receivers than this:
+/// each is a write of its own, some 8 µs, for all of which the quanta of others wait.
+const MOST_RECEIVERS: usize = 64;
+const LEAST_QUANTUM: usize = 4 << 10;
+
 /// Every client gets a KeepAlive this often, and up to [`KEEP_ALIVE_JITTER`] later, so that the
 /// clients of one moment do not stay in step.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -127,6 +132,8 @@ pub(super) struct Session {
     pub(super) keep_alive_period: Duration,
     pub(super) keep_alive_at: Instant,
     reader: FrameReader,
+    /// Most bytes to read at once.
+    quantum: usize,
     /// Plaintext of an incomplete frame.
     partial: Vec<u8>,
     not_here: TokenBucket,
@@ -164,6 +171,7 @@ impl Session {
             keep_alive_period,
             keep_alive_at: Instant::now() + keep_alive_period,
             reader: FrameReader::new(trusted),
+            quantum: QUANTUM,
             partial: early,
             not_here: TokenBucket::new(NOT_HERE_PER_SECOND, NOT_HERE_BURST, Instant::now()),
             introduced: HashSet::new(),
@@ -210,13 +218,14 @@ impl Session {
     pub(super) fn read_quantum(&mut self, worker: &Worker) -> Result<Rest, End> {
         let scratch = &mut *worker.scratch();
         let kept = self.connection.incomplete_length();
-        let buffer = scratch.received(kept + QUANTUM);
+        let quantum = self.quantum;
+        let buffer = scratch.received(kept + quantum);
         let count = match self.connection.read(&mut buffer[kept..])? {
             None => return Ok(Rest::Empty),
             Some(0) => return Err(End::Closed),
             Some(count) => count,
         };
-        let rest = if count == QUANTUM { Rest::More } else { Rest::Empty };
+        let rest = if count == quantum { Rest::More } else { Rest::Empty };
         scratch.plain.clear();
         scratch.plain.append(&mut self.partial);
         let phase = self.connection.decrypt(
@@ -243,7 +252,8 @@ impl Session {
         };
         let handled = quantum.handle_frames(&mut scratch.plain);
         let answered = quantum.answered;
-        scratch.deliver(worker);
+        let receivers = scratch.deliver(worker);
+        self.quantum = next_quantum(self.quantum, receivers);
         if answered {
             self.connection.flush(&mut scratch.write, worker.counters());
         }
@@ -456,12 +466,15 @@ impl Quantum<'_> {
 }
 
 impl Scratch {
-    /// Writes every run of the quantum to its destination: each destination once, its runs in order.
-    fn deliver(&mut self, worker: &Worker) {
+    /// Writes every run of the quantum to its destination: each destination once, its runs in order. Returns how many
+    /// destinations there were.
+    fn deliver(&mut self, worker: &Worker) -> usize {
         let Self { plain, runs, ranges, forwarded, write, .. } = self;
         runs.sort_by_key(|run| run.receiver.id);
+        let mut receivers = 0;
         for group in runs.chunk_by(|a, b| a.receiver.id == b.receiver.id) {
             let Some(Run { receiver, .. }) = group.first() else { continue };
+            receivers += 1;
             let depth = worker.settings().queue_depth;
             ranges.clear();
             if let Some(tally) = receiver.forwards() {
@@ -474,6 +487,18 @@ impl Scratch {
             }
         }
         runs.clear();
+        receivers
+    }
+}
+
+/// How much to read at once after `quantum` bytes that went to so many receivers.
+fn next_quantum(quantum: usize, receivers: usize) -> usize {
+    if receivers > MOST_RECEIVERS {
+        (quantum / 2).max(LEAST_QUANTUM)
+    } else if receivers < MOST_RECEIVERS / 4 {
+        (quantum * 2).min(QUANTUM)
+    } else {
+        quantum
     }
 }
 
@@ -496,4 +521,23 @@ fn forward(
     }
     counters.packets_forwarded_out.add(packets);
     tally.handed_over(packets, bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quanta_shrink_while_there_are_many_receivers() {
+        let mut quantum = QUANTUM;
+        for expected in [QUANTUM / 2, QUANTUM / 4, QUANTUM / 8, LEAST_QUANTUM, LEAST_QUANTUM] {
+            quantum = next_quantum(quantum, MOST_RECEIVERS + 1);
+            assert_eq!(quantum, expected);
+        }
+        assert_eq!(next_quantum(quantum, MOST_RECEIVERS), quantum, "as it should be");
+        for expected in [QUANTUM / 4, QUANTUM / 2, QUANTUM, QUANTUM] {
+            quantum = next_quantum(quantum, 1);
+            assert_eq!(quantum, expected);
+        }
+    }
 }
