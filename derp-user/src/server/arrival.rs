@@ -119,7 +119,7 @@ async fn arrive(
         }
         None => Link::plain(stream),
     };
-    if let Err(error) = timeout(HANDSHAKE_TIMEOUT, shake_hands(worker, &mut link))
+    if let Err(error) = timeout(HANDSHAKE_TIMEOUT, shake_hands(&mut link))
         .await
         .map_err(|_| ArrivalError::TimedOut("complete TLS handshake"))
         .and_then(|result| result.map_err(ArrivalError::from))
@@ -165,11 +165,11 @@ async fn arrive(
 }
 
 /// Completes the TLS handshake.
-async fn shake_hands(worker: &Worker, link: &mut Link) -> io::Result<()> {
+async fn shake_hands(link: &mut Link) -> io::Result<()> {
     while link.is_handshaking() {
         link.readable().await?;
         let Some(received) = link.read()? else { continue };
-        if let Err(error) = worker.in_turn(|| link.take(received)).await {
+        if let Err(error) = link.take(received) {
             // The reason matters more than whether the socket takes the farewell.
             let _ = timeout(FAREWELL_TIMEOUT, link.flush()).await;
             return Err(error);
@@ -242,8 +242,7 @@ async fn log_in(
     let early = bytes.split_off(frame_length);
     let payload = bytes.get(HEADER_LENGTH..).unwrap_or_default();
     let settings = worker.settings();
-    let open = || login::open_client_info(&settings.private_key, payload);
-    let logged_in = worker.in_turn(open).await?;
+    let logged_in = login::open_client_info(&settings.private_key, payload)?;
     let trusted = settings.mesh_secret.is_shown_by(logged_in.info.mesh_key.as_ref());
     let applicant = Applicant { key: logged_in.key, address: remote.ip(), trusted };
     match settings.admission.decide(&applicant).await {

@@ -3,6 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell, RefMut},
+    convert::Infallible,
     io,
     net::SocketAddr,
     ops::Range,
@@ -14,11 +15,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_executor::LocalExecutor;
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
-    task::{LocalSet, spawn_local, yield_now},
+    sync::{mpsc, watch},
+    task::{LocalSet, coop, spawn_local, yield_now},
     time::MissedTickBehavior,
 };
 
@@ -41,12 +43,12 @@ use crate::{
 /// How long accepting rests when the system has no descriptor or memory for another connection.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// How many connections that log in may compute before sessions have a turn again: 0.2 ms or so of work. With eight, half of
-/// the packets of others took 0.6 ms in a flood of handshakes instead of 0.2 to 0.4, and no more logins were done.
-const TURNS: usize = 1;
-
 /// How many connections are accepted before sessions have a turn again.
-const ACCEPTED_AT_ONCE: u64 = 16;
+const ACCEPTED_AT_ONCE: u64 = 4;
+
+/// How long all connections that arrive may compute together before the sockets of sessions are looked at again: a little more
+/// than the longest step of a login.
+const ARRIVALS_TURN: Duration = Duration::from_micros(200);
 
 /// How often the load and the number of connections are looked at.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_millis(250);
@@ -94,8 +96,10 @@ pub(super) struct Worker {
     index: usize,
     scratch: RefCell<Scratch>,
     random: Cell<u64>,
-    turns: Semaphore,
 }
+
+/// The connections of a worker that are not sessions yet, one task each. They run in turn with the sessions, not among them.
+type Arrivals = LocalExecutor<'static>;
 
 /// Memory that every quantum of the worker uses anew.
 #[derive(Default)]
@@ -174,18 +178,6 @@ impl Worker {
         self.shared.desks[place].inbox.send(message).is_ok()
     }
 
-    /// Does a part of a login that takes long to compute, when it is its turn. However many log in, those who
-    /// have done so wait for no more than [`TURNS`] such parts until their sockets are looked at.
-    pub(super) async fn in_turn<T>(&self, work: impl FnOnce() -> T) -> T {
-        // Never closed.
-        let turn = self.turns.acquire().await;
-        let result = work();
-        // Comes back when the sockets have been looked at.
-        yield_now().await;
-        drop(turn);
-        result
-    }
-
     /// A number in [0, 1) to spread timers with (xorshift64).
     pub(super) fn random_fraction(&self) -> f64 {
         let mut x = self.random.get();
@@ -221,19 +213,23 @@ pub(super) fn run(
         index,
         scratch: RefCell::default(),
         random: Cell::new(u64::from_ne_bytes(seed) | 1),
-        turns: Semaphore::new(TURNS),
     });
     let tasks = LocalSet::new();
     let result = tasks.block_on(&runtime, async {
         let listener = listener.map(TcpListener::from_std).transpose()?;
+        let arrivals = Arrivals::new();
         let first = async {
             if let Some(listener) = listener {
-                tokio::join!(accept_until_drained(&worker, listener), keep_house(&worker));
+                tokio::join!(
+                    accept_until_drained(&worker, &arrivals, listener),
+                    keep_house(&worker)
+                );
             }
         };
         tokio::select! {
             _ = phase.wait_for(|&phase| phase == Phase::Stopping) => {}
-            _ = async { tokio::join!(take_in(&worker, &mut inbox), first) } => {}
+            _ = async { tokio::join!(take_in(&worker, &arrivals, &mut inbox), first) } => {}
+            never = attend(&arrivals) => match never {},
         }
         Ok(())
     });
@@ -248,16 +244,30 @@ pub(super) fn run(
     result
 }
 
+/// Runs what arrives. However many do, sessions wait for no more than [`ARRIVALS_TURN`], and the one step that is then
+/// being done, until their sockets are looked at.
+async fn attend(arrivals: &Arrivals) -> Infallible {
+    loop {
+        arrivals.tick().await;
+        let begun = Instant::now();
+        while begun.elapsed() < ARRIVALS_TURN && coop::has_budget_remaining() && arrivals.try_tick()
+        {
+        }
+        // Comes back when the sockets have been looked at.
+        yield_now().await;
+    }
+}
+
 /// Accepts connections for as long as the server does, and closes the listener then.
-async fn accept_until_drained(worker: &Rc<Worker>, listener: TcpListener) {
+async fn accept_until_drained(worker: &Rc<Worker>, arrivals: &Arrivals, listener: TcpListener) {
     let mut phase = worker.shared.phase.clone();
     tokio::select! {
-        () = accept_all(worker, &listener) => {}
+        () = accept_all(worker, arrivals, &listener) => {}
         _ = phase.wait_for(|&phase| phase >= Phase::Draining) => {}
     }
 }
 
-async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
+async fn accept_all(worker: &Rc<Worker>, arrivals: &Arrivals, listener: &TcpListener) {
     for count in 1_u64.. {
         if count.is_multiple_of(ACCEPTED_AT_ONCE) {
             // Sessions have a turn, also when more come without pause.
@@ -267,7 +277,7 @@ async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
             Ok((stream, remote)) => {
                 // A listener for both families shows IPv4 addresses as IPv6 ones.
                 let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-                accept(worker, stream, remote);
+                accept(worker, arrivals, stream, remote);
             }
             // The client gave up while it waited to be accepted.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -282,7 +292,7 @@ async fn accept_all(worker: &Rc<Worker>, listener: &TcpListener) {
     }
 }
 
-fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+fn accept(worker: &Rc<Worker>, arrivals: &Arrivals, stream: TcpStream, remote: SocketAddr) {
     let allowed = worker
         .shared
         .accept_bucket
@@ -299,7 +309,7 @@ fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
     let _ = stream.set_nodelay(true);
     let Some(place) = worker.other_home(id) else {
         let stranger = Stranger { id, remote, stream, ticket };
-        spawn_local(arrival::serve(Rc::clone(worker), stranger));
+        arrivals.spawn(arrival::serve(Rc::clone(worker), stranger)).detach();
         return;
     };
     match stream.into_std() {
@@ -312,7 +322,11 @@ fn accept(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
 }
 
 /// Serves the connections that other workers hand over, and does what they ask for.
-async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Message>) {
+async fn take_in(
+    worker: &Rc<Worker>,
+    arrivals: &Arrivals,
+    inbox: &mut mpsc::UnboundedReceiver<Message>,
+) {
     while let Some(message) = inbox.recv().await {
         match message {
             Message::EmptyCache => reclaim::empty_cache(),
@@ -323,7 +337,7 @@ async fn take_in(worker: &Rc<Worker>, inbox: &mut mpsc::UnboundedReceiver<Messag
                 match TcpStream::from_std(stream) {
                     Ok(stream) => {
                         let stranger = Stranger { id, remote, stream, ticket };
-                        spawn_local(arrival::serve(Rc::clone(worker), stranger));
+                        arrivals.spawn(arrival::serve(Rc::clone(worker), stranger)).detach();
                     }
                     Err(error) => tracing::debug!("derp: {remote}: {error}"),
                 }
@@ -359,6 +373,41 @@ async fn keep_house(worker: &Worker) {
                 }
             }
             None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn regression_arrivals_do_not_come_before_all_sessions() {
+        const ARRIVALS: usize = 50;
+        let (done, arrivals) = (Rc::new(Cell::new(0)), Arrivals::new());
+        for _ in 0..ARRIVALS {
+            let done = Rc::clone(&done);
+            let arrival = async move {
+                let begun = Instant::now();
+                while begun.elapsed() <= ARRIVALS_TURN {}
+                done.set(done.get() + 1);
+            };
+            arrivals.spawn(arrival).detach();
+        }
+        let session = async {
+            let mut seen = 0;
+            while seen < ARRIVALS {
+                yield_now().await;
+                let more = done.get() - seen;
+                assert!(more <= 2, "{more} arrivals had a turn before the session");
+                seen += more;
+            }
+        };
+        tokio::select! {
+            // One and then the other, as the runtime does with tasks of their own.
+            biased;
+            () = session => {}
+            never = attend(&arrivals) => match never {},
         }
     }
 }
