@@ -43,21 +43,25 @@ pub(crate) fn command(options: &Options) -> Result<()> {
         fs::remove_dir_all(&top).with_context(|| format!("removing {}", top.display()))?;
     }
     let toolchain = ebpf::Toolchain::find_or_install()?;
+    // Both before the first build: in the minutes that it takes, somebody may change a file or commit.
+    let roots = PLACES.map(|place| top.join(place).join("derpd"));
+    for root in &roots {
+        copy_sources(root)?;
+    }
+    let time = commit_time()?;
     let mut programs: Vec<Vec<PathBuf>> = Vec::new();
-    for place in PLACES {
-        let root = top.join(place).join("derpd");
-        copy_sources(&root)?;
+    for root in &roots {
         let target = root.join("target");
-        let mut built = vec![ebpf::build_in(&toolchain, &root, &target)?];
+        let mut built = vec![ebpf::build_in(&toolchain, root, &target)?];
         if !options.kernel_program {
             let mut build = process::cargo();
             build
-                .current_dir(&root)
+                .current_dir(root)
                 .args(["build", "--locked", "--package", "derp-user", "--bin", "derpd"])
                 .args(["--profile", &options.profile, "--target-dir"])
                 .arg(&target);
-            apply(&mut build, &root, &target)?;
-            build.run()?;
+            apply(&mut build, root, &target)?;
+            build.env("SOURCE_DATE_EPOCH", &time).run()?;
             let directory = if options.profile == "dev" { "debug" } else { &options.profile };
             built.push(target.join(directory).join("derpd"));
         }
