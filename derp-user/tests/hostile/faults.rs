@@ -191,7 +191,7 @@ fn a_mesh_peer_that_lies_and_then_hangs() {
         attack.wait();
     });
     assert!(scene.server.metric("derp_clients_remote") > 1000.0, "it was not heard");
-    scene.judge(&outcome, 160 * MEGABYTE);
+    scene.judge(&outcome, 64 * MEGABYTE);
 }
 
 /// Certificates are on a file system that nothing can be written to, and then on one that is full.
